@@ -1,0 +1,5 @@
+"""The one exception type for what a user can mend."""
+
+
+class InputError(ValueError):
+    """Bad input: one line that tells what was given, what is expected, and what to do."""

@@ -1,0 +1,112 @@
+"""AlexNet, twice: the network of the 2012 paper, and the one-tower network that everybody trains today.
+
+Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", 2012.
+Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014 (arXiv 1404.5997): torchvision's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from jaxnets.models.layers import (
+    Activation,
+    Conv,
+    Dense,
+    Initializer,
+    check_image_size,
+    torch_kernel_init,
+)
+from jaxnets.ops import adaptive_avg_pool, local_response_norm, max_pool
+
+Normalise = Callable[[jax.Array], jax.Array]
+
+
+class AlexNet(nn.Module):
+    """torchvision's AlexNet: [N, H, W, 3] -> logits [N, num_classes], images of at least 63 px.
+
+    One tower, no response normalisation (give one as `lrn` to add it), dropout before the first two dense layers.
+    Initialisation: torch's default, for all layers.
+    """
+
+    num_classes: int = 1000
+    dropout_rate: float = 0.5
+    lrn: Normalise | None = None
+    activation: Activation = nn.relu
+    kernel_init: Initializer = torch_kernel_init
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+    smallest_image: ClassVar[int] = 63
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        check_image_size(images, self.smallest_image, type(self).__name__)
+        lrn = self.lrn or _identity
+        conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, bias_init=None, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        x = lrn(self.activation(conv(64, 11, stride=4, padding=2, name="conv1")(images)))
+        x = max_pool(x, 3, stride=2)
+        x = lrn(self.activation(conv(192, 5, padding=2, name="conv2")(x)))
+        x = max_pool(x, 3, stride=2)
+        x = self.activation(conv(384, 3, padding=1, name="conv3")(x))
+        x = self.activation(conv(256, 3, padding=1, name="conv4")(x))
+        x = self.activation(conv(256, 3, padding=1, name="conv5")(x))
+        x = max_pool(x, 3, stride=2)
+        x = adaptive_avg_pool(x, 6).reshape(x.shape[0], -1)
+        x = self.activation(dense(4096, name="fc1")(dropout()(x)))
+        x = self.activation(dense(4096, name="fc2")(dropout()(x)))
+        return dense(self.num_classes, name="fc3")(x)
+
+
+class AlexNet2012(nn.Module):
+    """The paper's AlexNet: [N, H, W, 3] -> logits [N, num_classes], images of at least 63 px; the paper's are 224.
+
+    Two groups, one for each of its two GPUs, in conv2, conv4 and conv5 (figure 2); response normalisation after the
+    ReLU of conv1 and conv2 (section 3.3); overlapping pooling (3.4); dropout on the outputs of the first two dense
+    layers (4.2). Initialisation (section 5): weights N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden dense
+    layers, 0 elsewhere. Away from 224 px the last map is averaged to the 6x6 that the dense layers expect.
+    """
+
+    num_classes: int = 1000
+    dropout_rate: float = 0.5
+    groups: int = 2
+    lrn: Normalise | None = local_response_norm
+    activation: Activation = nn.relu
+    kernel_init: Initializer = initializers.normal(0.01)
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+    smallest_image: ClassVar[int] = 63
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        check_image_size(images, self.smallest_image, type(self).__name__)
+        lrn = self.lrn or _identity
+        conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        ones, zeros = initializers.ones, initializers.zeros
+        x = lrn(self.activation(conv(96, 11, stride=4, padding=2, bias_init=zeros, name="conv1")(images)))
+        x = max_pool(x, 3, stride=2)
+        x = lrn(self.activation(conv(256, 5, padding=2, groups=self.groups, bias_init=ones, name="conv2")(x)))
+        x = max_pool(x, 3, stride=2)
+        x = self.activation(conv(384, 3, padding=1, bias_init=zeros, name="conv3")(x))
+        x = self.activation(conv(384, 3, padding=1, groups=self.groups, bias_init=ones, name="conv4")(x))
+        x = self.activation(conv(256, 3, padding=1, groups=self.groups, bias_init=ones, name="conv5")(x))
+        x = max_pool(x, 3, stride=2)
+        x = adaptive_avg_pool(x, 6).reshape(x.shape[0], -1)
+        x = dropout()(self.activation(dense(4096, bias_init=ones, name="fc1")(x)))
+        x = dropout()(self.activation(dense(4096, bias_init=ones, name="fc2")(x)))
+        return dense(self.num_classes, bias_init=zeros, name="fc3")(x)
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "alexnet_2012": AlexNet2012}

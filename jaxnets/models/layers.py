@@ -1,0 +1,169 @@
+"""The layers that the networks share: convolution, normalisation, their initialisers, and the check of the image size."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from jaxnets.errors import InputError
+from jaxnets.ops import conv2d
+
+Activation = Callable[[jax.Array], jax.Array]
+Initializer = initializers.Initializer
+
+# What torch gives nn.Conv2d and nn.Linear: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
+torch_kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He et al. 2015 (arXiv 1502.01852); torchvision's ResNet counts the fan out, the paper the fan in.
+he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
+he_fan_in = initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def torch_bias_init(fan_in: int) -> Initializer:
+    """torch's bias initialiser, which, unlike linen's, depends on the inputs of the layer: U(-1/sqrt(fan_in), ...)."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def param_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Parameters and statistics are float32, or float64 where the computation is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def check_image_size(images: jax.Array, smallest: int, network: str) -> None:
+    """Raises InputError unless `images` is [N, H, W, C] with H and W of at least `smallest`."""
+    if images.ndim != 4:
+        raise InputError(f"{network} got images of shape {images.shape}; expected [N, H, W, C]")
+    _, height, width, _ = images.shape
+    if min(height, width) < smallest:
+        raise InputError(
+            f"{network} got images of {height}x{width} px; the smallest that it can take is {smallest}x{smallest}"
+        )
+
+
+class Conv(nn.Module):
+    """Convolution with a square window and symmetric padding: [N, H, W, C] -> [N, H', W', features].
+
+    Parameters: `kernel` [window, window, C / groups, features] and, with `use_bias`, `bias` [features].
+    `bias_init=None` is torch's, which depends on the fan in. `op` computes it, with the arguments of `conv2d`.
+    """
+
+    features: int
+    window: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_kernel_init
+    bias_init: Initializer | None = initializers.zeros
+    op: Callable[..., jax.Array] = conv2d
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        if inputs.shape[-1] % self.groups or self.features % self.groups:
+            raise InputError(
+                f"groups={self.groups} must divide the {inputs.shape[-1]} input and {self.features} output channels"
+            )
+        shape = (self.window, self.window, inputs.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, param_dtype(self.dtype))
+        outputs = self.op(
+            inputs.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+        )
+        if self.use_bias:
+            bias_init = self.bias_init or torch_bias_init(self.window**2 * shape[2])
+            bias = self.param("bias", bias_init, (self.features,), param_dtype(self.dtype))
+            outputs += bias.astype(self.dtype)
+        return outputs
+
+
+class Dense(nn.Module):
+    """Fully connected layer, [N, C] -> [N, features], with `kernel` [C, features] and `bias` [features]."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_kernel_init
+    bias_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        dense = nn.Dense(
+            self.features,
+            dtype=self.dtype,
+            param_dtype=param_dtype(self.dtype),
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init or torch_bias_init(inputs.shape[-1]),
+        )
+        nn.share_scope(self, dense)
+        return dense(inputs)
+
+
+class NormFactory(Protocol):
+    """What a network's `norm` argument must accept: `BatchNorm`, a partial of it, or a class of the same form."""
+
+    def __call__(
+        self, *, train: bool, dtype: DTypeLike, axis_name: str | None, name: str, scale_init: Initializer = ...
+    ) -> nn.Module: ...
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), with torch's conventions.
+
+    `momentum` is the share of the old running statistics that is kept: 0.9 is what torch calls 0.1. Statistics are
+    taken over the replicas of `axis_name` as well, where one is given. Mean and variance are found in two passes, in
+    float32 at least: E[x^2] - E[x]^2 loses digits where the mean is large against the deviation.
+    `unbiased_variance` stores the running variance with torch's n / (n - 1); Flax's own BatchNorm does not.
+    Variables: params `scale`, `bias`; batch_stats `mean`, `var`; each [C].
+    """
+
+    train: bool
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased_variance: bool = True
+    dtype: DTypeLike = jnp.float32
+    scale_init: Initializer = initializers.ones
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        stats_dtype = param_dtype(self.dtype)
+        shape = (inputs.shape[-1],)
+        scale = self.param("scale", self.scale_init, shape, stats_dtype)
+        bias = self.param("bias", initializers.zeros, shape, stats_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
+        mean, var = running_mean.value, running_var.value
+        if self.train:
+            mean, var, count = batch_moments(inputs.astype(stats_dtype), self.axis_name)
+            if not self.is_initializing():
+                correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * correction * var
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return ((inputs.astype(stats_dtype) - mean) * factor + bias).astype(self.dtype)
+
+
+def batch_moments(inputs: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
+    """Mean [C] and biased variance [C] over all axes but the last and over `axis_name`, and the count behind them."""
+    axes = tuple(range(inputs.ndim - 1))
+    count = inputs.size // inputs.shape[-1]
+    mean = inputs.mean(axes)
+    if axis_name is not None:
+        mean = jax.lax.pmean(mean, axis_name)
+        count *= jax.lax.axis_size(axis_name)
+    var = jnp.square(inputs - mean).mean(axes)
+    if axis_name is not None:
+        var = jax.lax.pmean(var, axis_name)
+    return mean, var, count

@@ -1,0 +1,58 @@
+"""The networks by name."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxnets.errors import InputError
+from jaxnets.models import alexnet, googlenet, resnet, resnet_v2, resnext
+
+# A family is a paper, and what shares its training defaults.
+_FAMILIES: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    "alexnet": alexnet.MODELS,
+    "googlenet": googlenet.MODELS,
+    "resnet": resnet.MODELS,
+    "resnet_v2": resnet_v2.MODELS,
+    "resnext": resnext.MODELS,
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the networks that match a shell pattern such as "resnet*_cifar", in alphabetical order."""
+    names = [name for family in _FAMILIES.values() for name in family]
+    return sorted(fnmatch.filter(names, pattern))
+
+
+def family_of(name: str) -> str:
+    """The family ("alexnet", "googlenet", "resnet", "resnet_v2", "resnext") of a network; InputError if unknown."""
+    for family, models in _FAMILIES.items():
+        if name in models:
+            return family
+    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else "jaxnets.list_models() names them all"
+    raise InputError(f"unknown architecture {name!r}; {hint}")
+
+
+def create_model(
+    name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.float32, **options: Any
+) -> nn.Module:
+    """Builds a network, without weights: `model.init(key, images, train=False)` makes those.
+
+    `options` are arguments of the network's class, such as `aux_logits=False` or `zero_init_residual=True`.
+    `dtype` is what it computes in; parameters and statistics are float32, or float64 with float64.
+    Raises InputError for an unknown name (with the nearest ones), an option that the network lacks, or no classes.
+    """
+    build = _FAMILIES[family_of(name)][name]
+    if num_classes < 1:
+        raise InputError(f"num_classes={num_classes}; a network needs at least 1 class")
+    network = getattr(build, "func", build)
+    accepted = sorted(field for field in network.__dataclass_fields__ if field not in ("parent", "name"))
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise InputError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}")
+    return build(num_classes=num_classes, dtype=dtype, **options)

@@ -1,0 +1,218 @@
+"""ResNet: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015 (arXiv 1512.03385).
+
+The ImageNet networks are torchvision's, with the stride on the 3x3 convolution of a bottleneck ("v1.5"). The CIFAR
+networks are section 4.2's. The same class without shortcuts is the paper's plain network; with `groups` and
+`width_per_group` it is ResNeXt (resnext.py), and with wider bottlenecks Wide ResNet (arXiv 1605.07146).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+from jaxnets.errors import InputError
+from jaxnets.models.layers import (
+    Activation,
+    BatchNorm,
+    Conv,
+    Dense,
+    Initializer,
+    NormFactory,
+    check_image_size,
+    he_fan_in,
+    he_fan_out,
+)
+from jaxnets.ops import max_pool
+
+Shortcut = Literal["A", "B", "C", "none"]
+Stem = Literal["imagenet", "cifar"]
+ModuleFactory = Callable[..., Any]
+
+
+def add_shortcut(
+    residual: jax.Array, inputs: jax.Array, *, kind: Shortcut, stride: int, conv: ModuleFactory, norm: ModuleFactory
+) -> jax.Array:
+    """Adds `inputs` [N, H, W, C] to `residual` [N, H', W', F] by one of the paper's shortcuts (sections 3.3 and 4.1).
+
+    A: identity, subsampled, new channels zero, no parameters. B: a projection where the shape changes, identity
+    elsewhere. C: projections everywhere. none: no shortcut at all, which makes the network plain.
+    """
+    features = residual.shape[-1]
+    changes = stride != 1 or inputs.shape[-1] != features
+    match kind:
+        case "none":
+            return residual
+        case "C":
+            project = True
+        case "B":
+            project = changes
+        case "A":
+            project = False
+        case _:
+            raise InputError(f"shortcut={kind!r} is unknown; expected 'A', 'B', 'C' or 'none'")
+    if project:
+        return residual + norm(name="downsample_bn")(conv(features, 1, stride=stride, name="downsample_conv")(inputs))
+    if changes:
+        new_channels = features - inputs.shape[-1]
+        inputs = jnp.pad(inputs[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, new_channels)))
+    return residual + inputs
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (figure 5, left)."""
+
+    filters: int
+    stride: int
+    groups: int
+    width_per_group: int
+    shortcut: Shortcut
+    zero_init_residual: bool
+    activation: Activation
+    conv: ModuleFactory
+    norm: ModuleFactory
+    expansion: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        if self.groups != 1 or self.width_per_group != 64:
+            raise InputError(
+                f"a basic block got groups={self.groups} and width_per_group={self.width_per_group}; "
+                "it only takes 1 and 64: use a network of bottlenecks"
+            )
+        x = self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")(inputs)
+        x = self.activation(self.norm(name="bn1")(x))
+        x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
+        x = self.norm(name="bn2", scale_init=_last_scale_init(self.zero_init_residual))(x)
+        x = add_shortcut(x, inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
+        return self.activation(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1 to the inner width, 3x3 in `groups`, 1x1 to four times `filters`, and a shortcut (figure 5, right)."""
+
+    filters: int
+    stride: int
+    groups: int
+    width_per_group: int
+    shortcut: Shortcut
+    zero_init_residual: bool
+    activation: Activation
+    conv: ModuleFactory
+    norm: ModuleFactory
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        reduce, transform, expand = self.convolutions()
+        x = self.activation(self.norm(name="bn1")(reduce(inputs)))
+        x = self.activation(self.norm(name="bn2")(transform(x)))
+        x = self.norm(name="bn3", scale_init=_last_scale_init(self.zero_init_residual))(expand(x))
+        x = add_shortcut(x, inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
+        return self.activation(x)
+
+    @property
+    def width(self) -> int:
+        """Channels of the 3x3 convolution, over all groups."""
+        return int(self.filters * self.width_per_group / 64) * self.groups
+
+    def convolutions(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The block's three convolutions; ResNeXt's other forms override how they are computed."""
+        return (
+            self.conv(self.width, 1, name="conv1"),
+            self.conv(self.width, 3, stride=self.stride, padding=1, groups=self.groups, name="conv2"),
+            self.conv(self.filters * self.expansion, 1, name="conv3"),
+        )
+
+
+def _last_scale_init(zero_init_residual: bool) -> Initializer:
+    return initializers.zeros if zero_init_residual else initializers.ones
+
+
+class ResNet(nn.Module):
+    """A residual network: [N, H, W, 3] -> logits [N, num_classes]. Any image size works.
+
+    `stem`: "imagenet" is a 7x7 convolution with stride 2 and a 3x3 max-pooling with stride 2; "cifar" is one 3x3
+    convolution, for small images. `groups` is the cardinality. `norm=None` leaves normalisation out and gives the
+    convolutions biases. Initialisation: convolutions by `kernel_init` (He et al. 2015; fan out is torchvision's, fan
+    in the paper's), the last layer by torch's default.
+    """
+
+    stage_sizes: Sequence[int]
+    block: type[BasicBlock] | type[Bottleneck]
+    num_classes: int = 1000
+    num_filters: int = 64
+    groups: int = 1
+    width_per_group: int = 64
+    stem: Stem = "imagenet"
+    shortcut: Shortcut = "B"
+    zero_init_residual: bool = False
+    activation: Activation = nn.relu
+    norm: NormFactory | None = BatchNorm
+    axis_name: str | None = None
+    kernel_init: Initializer = he_fan_out
+    dtype: DTypeLike = jnp.float32
+    smallest_image: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        check_image_size(images, self.smallest_image, type(self).__name__)
+        conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
+        block = partial(
+            self.block,
+            groups=self.groups,
+            width_per_group=self.width_per_group,
+            shortcut=self.shortcut,
+            zero_init_residual=self.zero_init_residual,
+            activation=self.activation,
+            conv=conv,
+            norm=norm,
+        )
+        if self.stem == "imagenet":
+            x = conv(self.num_filters, 7, stride=2, padding=3, name="conv1")(images)
+            x = self.activation(norm(name="bn1")(x))
+            x = max_pool(x, 3, stride=2, padding=1)
+        elif self.stem == "cifar":
+            x = conv(self.num_filters, 3, padding=1, name="conv1")(images)
+            x = self.activation(norm(name="bn1")(x))
+        else:
+            raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet' or 'cifar'")
+        for stage, size in enumerate(self.stage_sizes):
+            for i in range(size):
+                stride = 2 if stage > 0 and i == 0 else 1
+                x = block(filters=self.num_filters * 2**stage, stride=stride, name=f"layer{stage + 1}_{i}")(x)
+        x = x.mean(axis=(1, 2))
+        return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
+
+
+def bind_layers(
+    norm: NormFactory | None, train: bool, axis_name: str | None, kernel_init: Initializer, dtype: DTypeLike
+) -> tuple[ModuleFactory, ModuleFactory]:
+    """Convolution and normalisation with a network's settings bound once, to hand to its blocks."""
+    conv = partial(Conv, kernel_init=kernel_init, dtype=dtype, use_bias=norm is None)
+    if norm is None:
+        return conv, lambda **_: lambda inputs: inputs
+    return conv, partial(norm, train=train, axis_name=axis_name, dtype=dtype)
+
+
+_cifar = partial(ResNet, block=BasicBlock, num_filters=16, stem="cifar", shortcut="A", kernel_init=he_fan_in)
+_wide = partial(ResNet, block=Bottleneck, width_per_group=128)
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
+    "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
+    "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck),
+    "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck),
+    "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), block=Bottleneck),
+    "wide_resnet50_2": partial(_wide, stage_sizes=(3, 4, 6, 3)),
+    "wide_resnet101_2": partial(_wide, stage_sizes=(3, 4, 23, 3)),
+    "plain18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock, shortcut="none"),
+    "plain34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock, shortcut="none"),
+    # Section 4.2: 6n + 2 layers.
+    **{f"resnet{6 * n + 2}_cifar": partial(_cifar, stage_sizes=(n, n, n)) for n in (3, 5, 7, 9, 18, 200)},
+    **{f"plain{6 * n + 2}_cifar": partial(_cifar, stage_sizes=(n, n, n), shortcut="none") for n in (3, 5, 7, 9)},
+}

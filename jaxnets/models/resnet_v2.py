@@ -1,0 +1,78 @@
+"""Pre-activation ResNet: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016 (arXiv 1603.05027).
+
+The CIFAR networks of 9n + 2 layers, as in the authors' code (resnet-1k-layers): normalisation and activation before
+each convolution, the stride on a bottleneck's first 1x1, and where the shape changes a bare 1x1 projection that
+starts from the activated input.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxnets.models.layers import Activation, BatchNorm, Dense, Initializer, NormFactory, check_image_size, he_fan_in
+from jaxnets.models.resnet import ModuleFactory, bind_layers
+
+
+class PreActivationBottleneck(nn.Module):
+    """Norm, activation, convolution three times (1x1, 3x3, 1x1), and a shortcut that nothing interrupts (figure 4e)."""
+
+    filters: int
+    stride: int
+    activation: Activation
+    conv: ModuleFactory
+    norm: ModuleFactory
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        features = self.filters * self.expansion
+        x = self.activation(self.norm(name="bn1")(inputs))
+        shortcut = inputs
+        if inputs.shape[-1] != features or self.stride != 1:
+            shortcut = self.conv(features, 1, stride=self.stride, name="downsample_conv")(x)
+        x = self.conv(self.filters, 1, stride=self.stride, name="conv1")(x)
+        x = self.activation(self.norm(name="bn2")(x))
+        x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
+        x = self.activation(self.norm(name="bn3")(x))
+        return shortcut + self.conv(features, 1, name="conv3")(x)
+
+
+class PreActivationResNet(nn.Module):
+    """A pre-activation network for small images: [N, H, W, 3] -> logits [N, num_classes]. Any image size works.
+
+    Initialisation: convolutions as He et al. 2015 (fan in), the last layer by torch's default.
+    """
+
+    stage_sizes: Sequence[int]
+    num_classes: int = 1000
+    num_filters: int = 16
+    activation: Activation = nn.relu
+    norm: NormFactory | None = BatchNorm
+    axis_name: str | None = None
+    kernel_init: Initializer = he_fan_in
+    dtype: DTypeLike = jnp.float32
+    smallest_image: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        check_image_size(images, self.smallest_image, type(self).__name__)
+        conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
+        block = partial(PreActivationBottleneck, activation=self.activation, conv=conv, norm=norm)
+        x = conv(self.num_filters, 3, padding=1, name="conv1")(images)
+        for stage, size in enumerate(self.stage_sizes):
+            for i in range(size):
+                stride = 2 if stage > 0 and i == 0 else 1
+                x = block(filters=self.num_filters * 2**stage, stride=stride, name=f"layer{stage + 1}_{i}")(x)
+        x = self.activation(norm(name="bn1")(x))
+        x = x.mean(axis=(1, 2))
+        return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    f"resnet{9 * n + 2}_v2_cifar": partial(PreActivationResNet, stage_sizes=(n, n, n)) for n in (18, 111)
+}

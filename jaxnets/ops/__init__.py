@@ -1,0 +1,14 @@
+"""Operations that XLA does badly on some platform, each beside the plain form that it equals."""
+
+from jaxnets.ops.conv import conv2d, plain_conv2d
+from jaxnets.ops.lrn import local_response_norm
+from jaxnets.ops.pool import adaptive_avg_pool, avg_pool, max_pool
+
+__all__ = [
+    "adaptive_avg_pool",
+    "avg_pool",
+    "conv2d",
+    "local_response_norm",
+    "max_pool",
+    "plain_conv2d",
+]

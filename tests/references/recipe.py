@@ -1,0 +1,68 @@
+"""What the torchvision references were made from, in numpy alone, so that torch and jaxnets start from the same numbers.
+
+The legacy RandomState is used because numpy guarantees that its streams never change.
+"""
+
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+
+TORCHVISION_MODELS = (
+    "alexnet",
+    "googlenet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
+TRAINED_MODELS = ("alexnet", "googlenet", "resnet50", "resnext50_32x4d")
+# (image pixels a side, images, classes)
+EVALUATION_CASES = ((224, 1, 1000), (97, 2, 13))
+TRAINING_CASE = (97, 4, 13)
+STEPS, LEARNING_RATE, MOMENTUM, AUX_WEIGHT = 5, 0.001, 0.9, 0.3
+
+
+def _stream(name: str) -> np.random.RandomState:
+    return np.random.RandomState(zlib.crc32(name.encode()))
+
+
+def random_state_dict(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    """Random float64 tensors, statistics included, by torch's names and shapes."""
+    state = {}
+    for name, shape in shapes:
+        stream, leaf = _stream(f"{name} {shape}"), name.rsplit(".", 1)[-1]
+        if leaf == "num_batches_tracked":
+            continue
+        if leaf == "running_var":
+            state[name] = stream.uniform(0.5, 1.5, shape)
+        elif len(shape) > 1:
+            state[name] = stream.standard_normal(shape) * (1.6 / np.prod(shape[1:])) ** 0.5
+        elif leaf == "weight":
+            state[name] = stream.uniform(0.3, 0.9, shape)
+        else:
+            state[name] = 0.1 * stream.standard_normal(shape)
+    return state
+
+
+def random_images(pixels: int, count: int) -> np.ndarray:
+    """[N, H, W, 3], float64."""
+    return _stream(f"images {pixels} {count}").standard_normal((count, pixels, pixels, 3))
+
+
+def labels(count: int, classes: int) -> np.ndarray:
+    return (np.arange(count) * 5 + 3) % classes
+
+
+def fingerprint(name: str, tensor: np.ndarray) -> np.ndarray:
+    """Seven numbers that a wrong sign, order or scale changes: the norm, two projections, four entries; torch layout."""
+    flat = np.asarray(tensor, np.float64).ravel()
+    indices = np.arange(flat.size)
+    picked = flat[_stream(name).randint(0, flat.size, 4)]
+    return np.array([np.linalg.norm(flat), flat @ np.cos(indices), flat @ np.cos(0.7 * indices), *picked])
