@@ -93,7 +93,8 @@ class AuxiliaryHead(nn.Module):
     """A classifier on an inner map (section 5): average to 4x4, 1x1 to 128, 1024, num_classes; [N, H, W, C] -> logits.
 
     `pool_window` 5 with stride 3 is the paper's pooling, which makes 4x4 of the 14x14 map of a 224 px image; other
-    maps, and all maps where it is None as in torchvision, are averaged adaptively.
+    maps, and all maps where it is None as in torchvision, are averaged adaptively. The logits are also sown into the
+    collection "aux_logits".
     """
 
     num_classes: int
@@ -111,7 +112,10 @@ class AuxiliaryHead(nn.Module):
         x = self.unit(128, 1, name="conv")(adaptive_avg_pool(x, 4))
         x = nn.relu(self.dense(1024, name="fc1")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout_rate, deterministic=not self.train)(x)
-        return self.dense(self.num_classes, name="fc2")(x)
+        logits: jax.Array = self.dense(self.num_classes, name="fc2")(x)
+        if not self.is_initializing():
+            self.sow("aux_logits", "logits", logits)
+        return logits
 
 
 class GoogLeNet(nn.Module):
@@ -156,6 +160,11 @@ class GoogLeNet(nn.Module):
         )
         dense = partial(Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype)
         inception = partial(Inception, unit=unit, branch3_window=self.branch3_window)
+        head = partial(
+            AuxiliaryHead, self.num_classes, unit, dense, self.aux_dropout_rate, self.aux_pool_window, train
+        )
+        # Without training they are not needed, but `init` must make their parameters in either mode.
+        heads = self.aux_logits and (train or self.is_initializing())
         lrn = self.lrn or (lambda x: x)
         pool = partial(max_pool, stride=2, ceil_mode=True)
 
@@ -169,11 +178,13 @@ class GoogLeNet(nn.Module):
         x = inception((128, 128, 192, 32, 96, 64), name="inception3b")(x)
         x = pool(x, 3)
         x = inception((192, 96, 208, 16, 48, 64), name="inception4a")(x)
-        self._auxiliary_head("aux1", x, train, unit, dense)
+        if heads:
+            head(name="aux1")(x)
         x = inception((160, 112, 224, 24, 64, 64), name="inception4b")(x)
         x = inception((128, 128, 256, 24, 64, 64), name="inception4c")(x)
         x = inception((112, 144, 288, 32, 64, 64), name="inception4d")(x)
-        self._auxiliary_head("aux2", x, train, unit, dense)
+        if heads:
+            head(name="aux2")(x)
         x = inception((256, 160, 320, 32, 128, 128), name="inception4e")(x)
         x = pool(x, self.last_pool_window)
         x = inception((256, 160, 320, 32, 128, 128), name="inception5a")(x)
@@ -181,18 +192,6 @@ class GoogLeNet(nn.Module):
         x = x.mean(axis=(1, 2))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return dense(self.num_classes, name="fc")(x)
-
-    def _auxiliary_head(
-        self, name: str, inputs: jax.Array, train: bool, unit: ModuleFactory, dense: ModuleFactory
-    ) -> None:
-        if not self.aux_logits or not (train or self.is_initializing()):
-            return
-        head = AuxiliaryHead(
-            self.num_classes, unit, dense, self.aux_dropout_rate, self.aux_pool_window, train, name=name
-        )
-        logits = head(inputs)
-        if not self.is_initializing():
-            self.sow("aux_logits", name, logits)
 
 
 def renormalise(images: jax.Array) -> jax.Array:

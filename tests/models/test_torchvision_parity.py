@@ -64,7 +64,7 @@ def test_training(arch: str) -> None:
         logits, updates = model.apply(
             {"params": params, **statistics}, images, train=True, mutable=["batch_stats", "aux_logits"]
         )
-        aux = {name: head[0] for name, head in updates.pop("aux_logits", {}).items()}
+        aux = {name: head["logits"][0] for name, head in updates.pop("aux_logits", {}).items()}
         loss = cross_entropy(logits, labels)
         for head in aux.values():
             loss += recipe.AUX_WEIGHT * cross_entropy(head, labels)
