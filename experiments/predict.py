@@ -1,0 +1,36 @@
+"""Classify images: python -m experiments.predict WORKDIR IMAGE..."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from experiments.command import run
+from jaxnets.data.preprocessing import read_image
+from jaxnets.data.sources import Split
+from jaxnets.training.checkpoint import load_classifier
+from jaxnets.training.evaluation import Evaluator
+
+_TOP = 5
+
+
+def main() -> None:
+    """Prints the five likeliest classes of each image, with their probabilities."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=main.__doc__)
+    parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")
+    parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image file of any size")
+    arguments = parser.parse_args()
+    images = [read_image(path) for path in arguments.images]
+    classifier = load_classifier(arguments.workdir)
+    pixels = np.stack([classifier.preprocessing(image) for image in images])
+    split = Split(pixels, np.zeros(len(pixels), np.int32))
+    evaluate = Evaluator(classifier.model, classifier.preprocessing, min(len(split), 32))
+    probabilities, _ = evaluate(classifier.variables, split)
+    for path, shares in zip(arguments.images, probabilities, strict=True):
+        print(path)
+        for index in np.argsort(-shares, kind="stable")[:_TOP]:
+            print(f"  {shares[index]:7.2%}  {classifier.class_names[index]}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,19 @@
+"""Write a run's page again: python -m experiments.report WORKDIR..."""
+
+import argparse
+from pathlib import Path
+
+from experiments.command import run
+from jaxnets.report import write_report
+
+
+def main() -> None:
+    """Writes report.html, one self-contained page, into each run's workdir."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=main.__doc__)
+    parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run of experiments.train")
+    for workdir in parser.parse_args().workdirs:
+        print(write_report(workdir))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Sources -> index plan -> uint8 batches; preprocessing; augmentation on the device."""

@@ -1,0 +1,143 @@
+"""A run's files -> one self-contained HTML page."""
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxnets.errors import InputError
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2433; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+.lead { color: #5b6478; margin: 0 0 1.4rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; }
+.facts div { background: #f4f6fa; border-radius: .5rem; padding: .7rem .9rem; }
+.facts b { display: block; font-size: 1.3rem; } .facts span { color: #5b6478; font-size: .85rem; }
+.plots svg, .plots img { max-width: 100%; height: auto; }
+figure { display: inline-block; margin: 0 .9rem .9rem 0; text-align: center; font-size: .85rem; color: #5b6478; }
+figure img { width: 84px; height: 84px; image-rendering: pixelated; border-radius: .3rem; display: block; margin: auto; }
+pre { background: #f4f6fa; border-radius: .5rem; padding: 1rem; overflow-x: auto; font-size: .85rem; }
+"""
+_MOST_CLASSES_SHOWN = 40
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes report.html beside the files that it shows, and returns its path. Raises InputError where they are missing."""
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+        result = json.loads((workdir / "result.json").read_text())
+        metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        with (workdir / "predictions.csv").open(newline="") as file:
+            predictions = list(csv.DictReader(file))
+    except FileNotFoundError as error:
+        raise InputError(f"{workdir} holds no finished run: {Path(error.filename).name} is missing") from None
+    sections = [
+        f'<h1>{html.escape(result["arch"])} on {html.escape(result["dataset"])}</h1>',
+        f'<p class="lead">{result["num_params"]:,} parameters, {result["epochs"]} epochs, seed {config["seed"]}, '
+        f'{html.escape(config["dtype"])}, {html.escape(result["device"])}, jax {html.escape(result["jax"])}</p>',
+        _facts(result),
+        "<h2>Learning</h2>",
+        f'<div class="plots">{_curves(metrics)}</div>',
+        _confusion_section(predictions),
+        _mistakes_section(workdir),
+        "<h2>Configuration</h2>",
+        f"<pre>{html.escape(json.dumps(config, indent=2))}</pre>",
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(result['arch'])}: {result['test_accuracy']:.2%}</title><style>{_STYLE}</style></head>"
+        f"<body>{''.join(sections)}</body></html>\n"
+    )
+    path = workdir / "report.html"
+    path.write_text(page)
+    return path
+
+
+def _facts(result: dict[str, Any]) -> str:
+    wrong = round(result["test_images"] * (1 - result["test_accuracy"]))
+    facts = {
+        "test accuracy": f"{result['test_accuracy']:.2%}",
+        f"wrong of {result['test_images']} test images": str(wrong),
+        "images/s in training": f"{result['train_images_per_second']:.0f}",
+        "s to compile": f"{result['compile_seconds']:.1f}",
+        "s in all": f"{result['seconds']:.0f}",
+    }
+    return '<div class="facts">' + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in facts.items()) + "</div>"
+
+
+def _figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
+    # Without pyplot: no display, and no figures kept alive.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _curves(metrics: Sequence[dict[str, Any]]) -> str:
+    figure, axes = _figure(3, 11, 3.1)
+    for axis, name in zip(axes, ("loss", "accuracy", "learning_rate"), strict=True):
+        for split, colour in (("train", "#8aa4d6"), ("test", "#d1495b")):
+            lines = [line for line in metrics if line["split"] == split and name in line]
+            if lines:
+                steps, values = [line["step"] for line in lines], [line[name] for line in lines]
+                axis.plot(steps, values, color=colour, label=split, marker="o" if split == "test" else None, markersize=3)
+        axis.set_title(name.replace("_", " "), fontsize=11)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if name != "learning_rate":
+            axis.legend(frameon=False)
+    return _svg(figure)
+
+
+def _confusion_section(predictions: Sequence[dict[str, str]]) -> str:
+    names = sorted({row["class"] for row in predictions} | {row["predicted"] for row in predictions})
+    if len(names) > _MOST_CLASSES_SHOWN:
+        return ""
+    counts = np.zeros((len(names), len(names)), int)
+    for row in predictions:
+        counts[names.index(row["class"]), names.index(row["predicted"])] += 1
+    side = max(3.5, 0.45 * len(names))
+    figure, (axis,) = _figure(1, side + 0.6, side)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[row, column] > 0.5 else "#1d2433"
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=9, color=colour)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("class")
+    return f'<h2>Which classes are taken for which</h2><div class="plots">{_svg(figure)}</div>'
+
+
+def _mistakes_section(workdir: Path) -> str:
+    files = sorted((workdir / "mistakes").glob("*.png"))
+    if not files:
+        return "<h2>Mistakes</h2><p>None: every test image was classified rightly.</p>"
+    figures = []
+    for file in files:
+        _, _, _, label, _, predicted = file.stem.split("-")
+        image = base64.b64encode(file.read_bytes()).decode()
+        caption = f"{label}, taken for {predicted}"
+        figures.append(
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
+        )
+    return f"<h2>Mistakes</h2><div>{''.join(figures)}</div>"

@@ -1,0 +1,1 @@
+"""Configuration, recipes, optimisers, losses, the step, the loop and checkpoints."""

@@ -1,0 +1,90 @@
+"""Checkpoints by orbax: what a run has learnt, with all that is needed to use it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.errors import InputError
+from jaxnets.models.registry import create_model
+from jaxnets.training.config import Config
+from jaxnets.training.step import TrainState
+
+_FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A network with its weights, the preprocessing that they were trained with, and the names of the classes."""
+
+    config: Config
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+
+class Checkpoints:
+    """Writes a run's checkpoints, in the background; only the latest is kept. Use as a context manager."""
+
+    def __init__(
+        self, workdir: Path, config: Config, preprocessing: Preprocessing, class_names: tuple[str, ...]
+    ) -> None:
+        self._metadata = {
+            "config": asdict(config),
+            "preprocessing": asdict(preprocessing),
+            "class_names": list(class_names),
+        }
+        self._manager = ocp.CheckpointManager(
+            epath.Path(workdir.resolve() / _FOLDER), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Starts to write `state`; returns as soon as it may change again."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(state.variables),
+                optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
+                metadata=ocp.args.JsonSave(self._metadata),
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def load_classifier(workdir: Path) -> TrainedClassifier:
+    """The latest checkpoint of a run, without what only training needs. Raises InputError where there is none."""
+    folder = workdir.resolve() / _FOLDER
+    if not folder.is_dir():
+        raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
+    with ocp.CheckpointManager(epath.Path(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise InputError(f"{workdir} holds no finished checkpoint; train it again in another workdir")
+        metadata = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        config = Config.from_dict(metadata["config"])
+        preprocessing = Preprocessing(
+            metadata["preprocessing"]["image_size"],
+            tuple(metadata["preprocessing"]["mean"]),
+            tuple(metadata["preprocessing"]["std"]),
+        )
+        class_names = tuple(metadata["class_names"])
+        model = create_model(config.arch, num_classes=len(class_names), dtype=jnp.dtype(config.dtype))
+        side = preprocessing.image_size
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
+        like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+        restored = manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
+    return TrainedClassifier(config, model, restored["variables"], preprocessing, class_names)

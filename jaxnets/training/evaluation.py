@@ -1,0 +1,42 @@
+"""Evaluation of a classifier on a whole split, every image exactly once."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxnets.data.batches import evaluation_batches
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.data.sources import Split
+from jaxnets.training.losses import Sums
+from jaxnets.training.step import evaluation_step
+
+
+class Evaluator:
+    """A classifier's evaluation, compiled once for one batch size."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, batch_size: int) -> None:
+        self._step: Callable[..., tuple[jax.Array, Sums]] = jax.jit(
+            partial(evaluation_step, model=model, preprocessing=preprocessing)
+        )
+        self._batch_size = batch_size
+
+    def __call__(self, variables: Any, split: Split) -> tuple[np.ndarray, dict[str, float]]:
+        """Probabilities [N, K] and metrics ("loss", "accuracy", "count") of a preprocessed split."""
+        logits, totals = [], {"loss": 0.0, "correct": 0.0, "count": 0.0}
+        for images, labels, mask in evaluation_batches(split, self._batch_size):
+            batch_logits, sums = self._step(variables, images, labels, mask)
+            logits.append(np.asarray(batch_logits, np.float32)[mask])
+            for name in totals:
+                totals[name] += float(sums[name])
+        probabilities = np.asarray(jax.nn.softmax(np.concatenate(logits), axis=-1))
+        return probabilities, means(totals)
+
+
+def means(totals: dict[str, float]) -> dict[str, float]:
+    """Metrics from their sums; the count stays."""
+    count = totals["count"]
+    return {"loss": totals["loss"] / count, "accuracy": totals["correct"] / count, "count": count}
