@@ -47,7 +47,7 @@ def write_report(workdir: Path) -> Path:
         "<h2>Learning</h2>",
         f'<div class="plots">{_curves(metrics)}</div>',
         _confusion_section(predictions),
-        _mistakes_section(workdir),
+        _mistakes_section(workdir, predictions),
         "<h2>Configuration</h2>",
         f"<pre>{html.escape(json.dumps(config, indent=2))}</pre>",
     ]
@@ -128,16 +128,17 @@ def _confusion_section(predictions: Sequence[dict[str, str]]) -> str:
     return f'<h2>Which classes are taken for which</h2><div class="plots">{_svg(figure)}</div>'
 
 
-def _mistakes_section(workdir: Path) -> str:
-    files = sorted((workdir / "mistakes").glob("*.png"))
+def _mistakes_section(workdir: Path, predictions: Sequence[dict[str, str]]) -> str:
+    files = {int(file.stem): file for file in (workdir / "mistakes").glob("*.png")}
     if not files:
         return "<h2>Mistakes</h2><p>None: every test image was classified rightly.</p>"
     figures = []
-    for file in files:
-        _, _, _, label, _, predicted = file.stem.split("-")
-        image = base64.b64encode(file.read_bytes()).decode()
-        caption = f"{label}, taken for {predicted}"
+    for index, row in sorted(
+        ((index, predictions[index]) for index in files), key=lambda item: -float(item[1]["probability"])
+    ):
+        image = base64.b64encode(files[index].read_bytes()).decode()
+        caption = html.escape(f"{row['class']}, taken for {row['predicted']} ({float(row['probability']):.0%})")
         figures.append(
             f'<figure><img alt="{caption}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
         )
-    return f"<h2>Mistakes</h2><div>{''.join(figures)}</div>"
+    return f"<h2>Mistakes, the surest first</h2><div>{''.join(figures)}</div>"

@@ -23,6 +23,7 @@ from jaxnets.models.layers import (
     torch_kernel_init,
 )
 from jaxnets.ops import adaptive_avg_pool, local_response_norm, max_pool
+from jaxnets.ops.windows import smallest_input
 
 Normalise = Callable[[jax.Array], jax.Array]
 
@@ -41,7 +42,7 @@ class AlexNet(nn.Module):
     kernel_init: Initializer = torch_kernel_init
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
-    smallest_image: ClassVar[int] = 63
+    smallest_image: ClassVar[int] = smallest_input([(11, 4, 2, False), *3 * [(3, 2, 0, False)]])
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -81,7 +82,7 @@ class AlexNet2012(nn.Module):
     kernel_init: Initializer = initializers.normal(0.01)
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
-    smallest_image: ClassVar[int] = 63
+    smallest_image: ClassVar[int] = smallest_input([(11, 4, 2, False), *3 * [(3, 2, 0, False)]])
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

@@ -6,7 +6,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ from jaxnets.models.layers import (
     check_image_size,
 )
 from jaxnets.ops import adaptive_avg_pool, avg_pool, local_response_norm, max_pool
+from jaxnets.ops.windows import smallest_input
 
 ModuleFactory = Callable[..., Any]
 
@@ -119,7 +120,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """GoogLeNet: [N, H, W, 3] -> logits [N, num_classes], images of at least 15 px.
+    """GoogLeNet: [N, H, W, 3] -> logits [N, num_classes], images of at least 15 px (the paper's: 31 px).
 
     In training, with `aux_logits`, the two auxiliary heads sow their logits into the collection "aux_logits".
     `transform_input` re-normalises images that were normalised by ImageNet's mean and deviation, as the published
@@ -143,7 +144,11 @@ class GoogLeNet(nn.Module):
     bias_init: Initializer | None = None
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
-    smallest_image: ClassVar[int] = 15
+
+    @property
+    def smallest_image(self) -> int:
+        """The smallest image side, in pixels, that leaves every pooling a pixel."""
+        return smallest_input([(7, 2, 3, False), *3 * [(3, 2, 0, True)], (self.last_pool_window, 2, 0, True)])
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

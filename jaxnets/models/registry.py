@@ -12,13 +12,13 @@ from jax.typing import DTypeLike
 from jaxnets.errors import InputError
 from jaxnets.models import alexnet, googlenet, resnet, resnet_v2, resnext
 
-# A family is a paper, and what shares its training defaults.
+# A family shares its training defaults; "cifar" holds the networks for small images of all papers.
 _FAMILIES: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "alexnet": alexnet.MODELS,
     "googlenet": googlenet.MODELS,
     "resnet": resnet.MODELS,
-    "resnet_v2": resnet_v2.MODELS,
     "resnext": resnext.MODELS,
+    "cifar": resnet.CIFAR_MODELS | resnet_v2.CIFAR_MODELS | resnext.CIFAR_MODELS,
 }
 
 
@@ -29,7 +29,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def family_of(name: str) -> str:
-    """The family ("alexnet", "googlenet", "resnet", "resnet_v2", "resnext") of a network; InputError if unknown."""
+    """The family ("alexnet", "googlenet", "resnet", "resnext", "cifar") of a network; InputError if unknown."""
     for family, models in _FAMILIES.items():
         if name in models:
             return family

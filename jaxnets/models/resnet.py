@@ -212,7 +212,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet101_2": partial(_wide, stage_sizes=(3, 4, 23, 3)),
     "plain18": partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock, shortcut="none"),
     "plain34": partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock, shortcut="none"),
-    # Section 4.2: 6n + 2 layers.
+}
+# Section 4.2: 6n + 2 layers.
+CIFAR_MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{6 * n + 2}_cifar": partial(_cifar, stage_sizes=(n, n, n)) for n in (3, 5, 7, 9, 18, 200)},
     **{f"plain{6 * n + 2}_cifar": partial(_cifar, stage_sizes=(n, n, n), shortcut="none") for n in (3, 5, 7, 9)},
 }

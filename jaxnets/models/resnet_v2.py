@@ -73,6 +73,6 @@ class PreActivationResNet(nn.Module):
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+CIFAR_MODELS: dict[str, Callable[..., nn.Module]] = {
     f"resnet{9 * n + 2}_v2_cifar": partial(PreActivationResNet, stage_sizes=(n, n, n)) for n in (18, 111)
 }

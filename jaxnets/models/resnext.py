@@ -79,6 +79,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     },
     "resnext101_32x8d": partial(_resnext101, groups=32, width_per_group=8),
     "resnext101_64x4d": partial(_resnext101, groups=64, width_per_group=4),
+}
+CIFAR_MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnext29_8x64d_cifar": partial(_resnext29, groups=8),
     "resnext29_16x64d_cifar": partial(_resnext29, groups=16),
 }

@@ -9,6 +9,8 @@ from jax import lax
 from jaxnets.errors import InputError
 
 Padding2D = Sequence[tuple[int, int]]
+# Window, stride, padding, ceil mode.
+Window = tuple[int, int, int, bool]
 
 
 def output_size(size: int, window: int, stride: int, padding: int, ceil_mode: bool = False) -> int:
@@ -32,6 +34,18 @@ def checked_output_size(size: int, window: int, stride: int, padding: int, ceil_
             "use larger images"
         )
     return count
+
+
+def smallest_input(windows: Sequence[Window]) -> int:
+    """The smallest size, in pixels, of which every window of a chain leaves at least one pixel."""
+    size = 1
+    while True:
+        left = size
+        for window in windows:
+            left = output_size(left, *window) if left > 0 else 0
+        if left > 0:
+            return size
+        size += 1
 
 
 def live_taps(size: int, window: int, stride: int, low: int, count: int) -> range:

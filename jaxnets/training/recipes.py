@@ -1,6 +1,6 @@
 """How a network is trained: the defaults of each family, and what a command line may change of them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from jaxnets.errors import InputError
 from jaxnets.models.registry import family_of
@@ -41,19 +41,16 @@ class Recipe:
 
 
 # Quick and good on the embedded data set on two CPU cores.
+_RESNET = Recipe(
+    image_size=48, epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, shift=0.1
+)
 _DEFAULTS: dict[str, Recipe] = {
-    "alexnet": Recipe(
-        image_size=64, epochs=12, batch_size=64, optimizer="adam", learning_rate=3e-4, weight_decay=0.0, shift=0.1
-    ),
-    "googlenet": Recipe(
-        image_size=64, epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, shift=0.1
-    ),
-    "resnet": Recipe(
-        image_size=32, epochs=12, batch_size=32, optimizer="momentum", learning_rate=0.05, weight_decay=5e-4, shift=0.1
-    ),
+    "alexnet": replace(_RESNET, image_size=64, epochs=12, batch_size=64, learning_rate=3e-4),
+    "googlenet": replace(_RESNET, image_size=64, epochs=8),
+    "resnet": _RESNET,
+    "resnext": _RESNET,
+    "cifar": replace(_RESNET, image_size=16, epochs=15),
 }
-_DEFAULTS["resnext"] = _DEFAULTS["resnet"]
-_DEFAULTS["resnet_v2"] = _DEFAULTS["resnet"]
 
 
 def default_recipe(arch: str) -> Recipe:

@@ -46,7 +46,8 @@ class Workdir:
     ) -> None:
         """Writes result.json, predictions.csv [one row a test image], and images to look at.
 
-        samples/ holds the first test image of each class, mistakes/ the wrong answers that were surest.
+        samples/ holds the first test image of each class as class-INDEX.png, mistakes/ the wrong answers that were
+        surest, by their index in the test.
         """
         (self.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         predicted = probabilities.argmax(axis=1)
@@ -62,7 +63,5 @@ class Workdir:
         for folder, indices in (("samples", firsts), ("mistakes", surest)):
             (self.path / folder).mkdir()
             for index in indices:
-                name = f"{folder[:-1]}-{index}-class-{test.labels[index]}"
-                if folder == "mistakes":
-                    name += f"-predicted-{predicted[index]}"
+                name = f"class-{test.labels[index]}" if folder == "samples" else str(index)
                 Image.fromarray(test.images[index]).save(self.path / folder / f"{name}.png")

@@ -12,8 +12,8 @@ import torchvision
 from tests.references import recipe
 
 
-def build(arch: str, classes: int) -> torch.nn.Module:
-    options = {"init_weights": False} if arch == "googlenet" else {}
+def build(arch: str, classes: int, transform_input: bool = False) -> torch.nn.Module:
+    options = {"init_weights": False, "transform_input": transform_input} if arch == "googlenet" else {}
     model = getattr(torchvision.models, arch)(weights=None, num_classes=classes, **options).double()
     state = recipe.random_state_dict((name, tuple(t.shape)) for name, t in model.state_dict().items())
     model.load_state_dict({name: torch.from_numpy(t) for name, t in state.items()}, strict=False)
@@ -30,7 +30,7 @@ def images_of(pixels: int, count: int) -> torch.Tensor:
 def evaluation_logits(arch: str) -> dict[str, np.ndarray]:
     results = {}
     for pixels, count, classes in recipe.EVALUATION_CASES:
-        model = build(arch, classes).eval()
+        model = build(arch, classes, transform_input=pixels == recipe.TRANSFORMED_PIXELS).eval()
         with torch.no_grad():
             results[f"{arch}/logits_{pixels}"] = model(images_of(pixels, count)).numpy()
     return results

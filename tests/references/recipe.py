@@ -25,6 +25,8 @@ TORCHVISION_MODELS = (
 TRAINED_MODELS = ("alexnet", "googlenet", "resnet50", "resnext50_32x4d")
 # (image pixels a side, images, classes)
 EVALUATION_CASES = ((224, 1, 1000), (97, 2, 13))
+# GoogLeNet re-normalises its input (transform_input) in the evaluation of this size.
+TRANSFORMED_PIXELS = 97
 TRAINING_CASE = (97, 4, 13)
 STEPS, LEARNING_RATE, MOMENTUM, AUX_WEIGHT = 5, 0.001, 0.9, 0.3
 

@@ -1,0 +1,220 @@
+"""The choices that the papers make, each as one argument, and what each does."""
+
+import functools
+import operator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import jaxnets
+from jaxnets.models.layers import BatchNorm, Conv
+from jaxnets.models.resnet import BasicBlock, add_shortcut
+from jaxnets.ops import local_response_norm
+
+KEY = jax.random.key(0)
+
+
+def init(name: str, size: int = 64, **options: Any) -> tuple[nn.Module, Any, jax.Array]:
+    model = jaxnets.create_model(name, num_classes=5, **options)
+    images = jax.random.normal(KEY, (2, size, size, 3))
+    return model, jax.jit(lambda key: model.init(key, images, train=False))(KEY), images
+
+
+def init_part(name: str, *path: str, **options: Any) -> Any:
+    """Freshly initialised parameters of a part of a network; XLA leaves out the work for the rest."""
+    model = jaxnets.create_model(name, num_classes=5, **options)
+
+    def part(key: jax.Array) -> Any:
+        params = model.init(key, jnp.zeros((1, 64, 64, 3)), train=False)["params"]
+        return functools.reduce(operator.getitem, path, params)
+
+    return jax.jit(part)(KEY)
+
+
+def trace(name: str, size: int, train: bool = False, **options: Any) -> Any:
+    """Shapes of logits and of all that a call changes, found without computing."""
+    model = jaxnets.create_model(name, num_classes=5, **options)
+
+    def call() -> Any:
+        images = jnp.zeros((2, size, size, 3))
+        variables = model.init(KEY, images, train=False)
+        return model.apply(
+            variables, images, train=train, rngs={"dropout": KEY}, mutable=["batch_stats", "aux_logits", "intermediates"],
+            capture_intermediates=True,
+        )  # fmt: skip
+
+    return jax.eval_shape(call)
+
+
+def block(inputs: jax.Array, **options: Any) -> tuple[BasicBlock, Any]:
+    module = BasicBlock(
+        filters=8, stride=2, groups=1, width_per_group=64, activation=nn.relu, conv=Conv,
+        norm=partial(BatchNorm, train=False), **{"shortcut": "A", "zero_init_residual": False, **options},
+    )  # fmt: skip
+    return module, module.init(KEY, inputs)
+
+
+def test_option_a_subsamples_and_pads_with_zeros() -> None:
+    inputs = jax.random.normal(KEY, (2, 6, 6, 4))
+    # With the residual's last scale at zero, only the shortcut is left.
+    module, variables = block(inputs, zero_init_residual=True)
+    expected = np.zeros((2, 3, 3, 8))
+    expected[..., :4] = inputs[:, ::2, ::2]
+    np.testing.assert_array_equal(module.apply(variables, inputs), np.maximum(expected, 0))
+
+
+@pytest.mark.parametrize(("kind", "projected"), [("A", (False, False)), ("B", (True, False)), ("C", (True, True))])
+def test_shortcuts_project_where_the_paper_says(kind: Any, projected: tuple[bool, bool]) -> None:
+    shapes = ((2, 6, 6, 4), (2, 6, 6, 8))
+    for shape, stride, expected in zip(shapes, (2, 1), projected, strict=True):
+        module, variables = block(jnp.ones(shape), shortcut=kind)
+        _, variables = module.clone(stride=stride).init_with_output(KEY, jnp.ones(shape))
+        assert ("downsample_conv" in variables["params"]) == expected
+
+
+def test_a_plain_block_has_no_shortcut() -> None:
+    inputs = jax.random.normal(KEY, (2, 6, 6, 4))
+    module, variables = block(inputs, zero_init_residual=True, shortcut="none")
+    np.testing.assert_array_equal(module.apply(variables, inputs), np.zeros((2, 3, 3, 8)))
+
+
+def test_an_unknown_shortcut_or_stem_is_refused() -> None:
+    with pytest.raises(jaxnets.InputError, match="shortcut='D'"):
+        add_shortcut(jnp.ones((1, 2, 2, 4)), jnp.ones((1, 2, 2, 4)), kind="D", stride=1, conv=Conv, norm=BatchNorm)  # type: ignore[arg-type]
+    with pytest.raises(jaxnets.InputError, match="stem='small'"):
+        trace("resnet18", 32, stem="small")
+    with pytest.raises(jaxnets.InputError, match="groups=2"):
+        trace("resnet18", 32, groups=2)
+
+
+def test_zero_init_residual_starts_every_block_as_its_shortcut() -> None:
+    for name, zeroed in (("layer1_0", True), ("layer2_1", True), ("layer1_0", False)):
+        block_params = init_part("resnet50", name, stage_sizes=(1, 2), zero_init_residual=zeroed)
+        assert block_params["bn3"]["scale"].any() != zeroed
+        assert block_params["bn2"]["scale"].all()
+
+
+def test_the_small_stem_keeps_the_resolution() -> None:
+    for stem, size in (("cifar", 32), ("imagenet", 8)):
+        _, state = trace("resnet18", 32, stem=stem)
+        assert state["intermediates"]["layer1_0"]["__call__"][0].shape == (2, size, size, 64)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "resnet164_v2_cifar"])
+def test_without_a_norm_the_convolutions_have_biases(name: str) -> None:
+    model = jaxnets.create_model(name, norm=None)
+    variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((2, 32, 32, 3)), train=False))
+    assert set(variables) == {"params"}
+    paths = flatten_dict(variables["params"])
+    assert {path[:-1] for path in paths if path[-1] == "kernel"} == {path[:-1] for path in paths if path[-1] == "bias"}
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    # Convolutions and hidden dense layers with an activation after them: the depth in the papers' count, less the last.
+    {"alexnet": 7, "alexnet_2012": 7, "googlenet": 57, "resnet18": 17, "resnet50": 49, "resnet20_cifar": 19,
+     "resnet164_v2_cifar": 163, "resnext50_32x4d": 49}.items(),
+)  # fmt: skip
+def test_the_activation_is_the_chosen_one_everywhere(name: str, calls: int) -> None:
+    seen = []
+
+    def activation(x: jax.Array) -> jax.Array:
+        seen.append(x.shape)
+        return jnp.tanh(x)
+
+    options = {"aux_logits": False} if name == "googlenet" else {}
+    model = jaxnets.create_model(name, activation=activation, **options)
+    jaxpr = jax.make_jaxpr(lambda: model.init_with_output(KEY, jnp.zeros((1, 64, 64, 3)), train=False)[0])()
+    assert len(seen) == calls
+    assert "relu" not in str(jaxpr)
+
+
+def test_auxiliary_heads_only_speak_in_training() -> None:
+    for train, heads, expected in ((True, True, [(2, 5), (2, 5)]), (False, True, []), (True, False, [])):
+        logits, updates = trace("googlenet", 64, train=train, aux_logits=heads)
+        assert logits.shape == (2, 5)
+        assert [head.shape for head in jax.tree.leaves(updates.get("aux_logits", {}))] == expected
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
+def test_dropout_acts_in_training_alone_and_can_be_turned_off(name: str) -> None:
+    model, variables, images = init(name)
+
+    def logits(module: nn.Module, seed: int) -> jax.Array:
+        return module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(seed)})
+
+    still = model.apply(variables, images, train=False)
+    assert not np.array_equal(logits(model, 1), logits(model, 2))
+    np.testing.assert_array_equal(logits(model.clone(dropout_rate=0.0), 1), still)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("googlenet", 0.2), ("googlenet_2014", 0.4)])
+def test_googlenet_drops_once_before_its_last_layer_and_once_a_head(name: str, rate: float) -> None:
+    model = jaxnets.create_model(name)
+    assert (model.dropout_rate, model.aux_dropout_rate) == (rate, 0.7)
+    _, state = trace(name, 64, train=True)
+    assert state["intermediates"]["Dropout_0"]["__call__"][0].shape == (2, 1024)
+    assert all("Dropout_0" in state["intermediates"][head] for head in ("aux1", "aux2"))
+
+
+def test_alexnet_2012_drops_the_outputs_of_its_hidden_dense_layers() -> None:
+    model, variables, images = init("alexnet_2012")
+    (logits, state) = model.clone(dropout_rate=1.0).apply(
+        variables, images, train=True, rngs={"dropout": KEY}, capture_intermediates=lambda m, _: m.name == "fc1"
+    )
+    # With all of them dropped only the last bias, zero, is left, while fc1 itself still reads its whole input.
+    np.testing.assert_array_equal(logits, np.zeros((2, 5)))
+    assert state["intermediates"]["fc1"]["__call__"][0].std() > 0
+
+
+def test_alexnet_2012_normalises_responses_after_the_first_two_layers() -> None:
+    calls = []
+
+    def lrn(x: jax.Array) -> jax.Array:
+        calls.append(x.shape)
+        return local_response_norm(x)
+
+    model = jaxnets.create_model("alexnet_2012", lrn=lrn)
+    jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 224, 224, 3)), train=False))
+    assert calls == [(1, 55, 55, 96), (1, 27, 27, 256)]
+
+
+def test_alexnet_2012_starts_as_the_paper_says() -> None:
+    _, variables, _ = init("alexnet_2012")
+    for name, layer in variables["params"].items():
+        expected = 1.0 if name in ("conv2", "conv4", "conv5", "fc1", "fc2") else 0.0
+        np.testing.assert_array_equal(layer["bias"], np.full_like(layer["bias"], expected))
+        assert 0.0095 < layer["kernel"].std() < 0.0105
+
+
+def test_initial_deviations_are_torchvisions() -> None:
+    conv3 = init_part("alexnet", "conv3")
+    bound = (192 * 3 * 3) ** -0.5
+    assert np.abs(conv3["kernel"]).max() == pytest.approx(bound, rel=1e-3)
+    assert np.abs(conv3["bias"]).max() == pytest.approx(bound, rel=0.05)
+    # He, fan out: sqrt(2 / (features * 3 * 3)), with groups too.
+    for name, features in (("resnet18", 128), ("resnext50_32x4d", 256)):
+        conv = "conv1" if name == "resnet18" else "conv2"
+        kernel = init_part(name, "layer2_0", conv, "kernel", stage_sizes=(1, 1))
+        assert kernel.std() == pytest.approx((2 / (features * 9)) ** 0.5, rel=0.02)
+    assert init_part("googlenet", "inception3a", "branch2_1", "conv", "kernel").std() == pytest.approx(0.01, rel=0.02)
+    assert np.abs(init_part("resnet18", "fc", "bias", stage_sizes=(1, 1))).max() <= 128**-0.5
+
+
+def test_googlenet_2014_has_true_5x5_and_lrn_where_the_paper_has_it() -> None:
+    calls = []
+
+    def lrn(x: jax.Array) -> jax.Array:
+        calls.append(x.shape)
+        return local_response_norm(x)
+
+    model = jaxnets.create_model("googlenet_2014", lrn=lrn)
+    variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 224, 224, 3)), train=False))
+    assert calls == [(1, 56, 56, 64), (1, 56, 56, 192)]
+    assert variables["params"]["inception3a"]["branch3_1"]["conv"]["kernel"].shape == (5, 5, 16, 32)
