@@ -1,0 +1,177 @@
+"""The commands as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxnets.data.sources import digits
+from jaxnets.training.checkpoint import load_classifier
+
+# Small and quick, but the whole way: a real network on the real data.
+QUICK = ("--arch", "resnet20_cifar", "--image-size", "8", "--epochs", "2", "--batch-size", "100")
+TIMES = ("seconds", "images_per_second")
+
+
+def command(name: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-m", f"experiments.{name}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run, made in an empty folder with no --workdir given."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = command("train", *QUICK, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert "epoch 2/2: train loss" in done.stderr
+    assert "images/s" in done.stderr
+    assert "left" in done.stderr
+    return folder / "runs" / "resnet20_cifar-digits"
+
+
+def metrics(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    assert config["arch"] == "resnet20_cifar"
+    assert config["recipe"]["batch_size"] == 100
+    result = json.loads((trained / "result.json").read_text())
+    assert result["num_params"] == 269_722
+    assert (result["epochs"], result["steps"], result["dataset"]) == (2, 29, "digits")
+    assert 0 < result["train_images_per_second"]
+    assert 0 < result["compile_seconds"] < result["seconds"]
+    assert result["device"]
+    tests = [line for line in metrics(trained) if line["split"] == "test"]
+    assert [line["count"] for line in tests] == [360, 360]
+    assert result["test_accuracy"] == tests[-1]["accuracy"]
+    assert sum(line["count"] for line in metrics(trained) if line["split"] == "train") == 2900
+    page = (trained / "report.html").read_text()
+    assert f"{result['test_accuracy']:.2%}" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert any((trained / "checkpoints").iterdir())
+
+
+def test_predictions_agree_with_the_accuracy(trained: Path) -> None:
+    rows = [line.split(",") for line in (trained / "predictions.csv").read_text().splitlines()[1:]]
+    result = json.loads((trained / "result.json").read_text())
+    assert len(rows) == 360
+    assert np.mean([row[1] == row[2] for row in rows]) == pytest.approx(result["test_accuracy"])
+    assert [row[1] for row in rows] == [str(label) for label in digits().test.labels]
+
+
+def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
+    done = command("evaluate", trained, folder=trained)
+    result = json.loads((trained / "result.json").read_text())
+    right = round(result["test_accuracy"] * 360)
+    assert done.returncode == 0, done.stderr
+    assert f"test accuracy {result['test_accuracy']:.2%} ({right} of 360 images)" in done.stdout
+    assert f"test loss {result['test_loss']:.4f}" in done.stdout
+    assert done.stderr == ""
+
+
+def test_predict_gives_the_top_five_of_each_image(trained: Path) -> None:
+    images = sorted((trained / "samples").glob("*.png"))[:3]
+    done = command("predict", trained, *images, folder=trained)
+    assert done.returncode == 0, done.stderr
+    blocks = done.stdout.split("/")
+    assert len(images) == 3
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [str(image) for image in images], blocks
+    classifier = load_classifier(trained)
+    expected = classifier.model.apply(
+        classifier.variables,
+        classifier.preprocessing.normalise(np.asarray(Image.open(images[0]))[None]),
+        train=False,
+    )[0]
+    shares = np.exp(expected - expected.max())
+    shares /= shares.sum()
+    best = np.argsort(-shares)[:5]
+    assert lines[1:6] == [f"  {shares[i]:7.2%}  {classifier.class_names[i]}" for i in best]
+
+
+def test_the_report_can_be_made_again(trained: Path) -> None:
+    page = trained / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert command("report", trained, folder=trained).returncode == 0
+    assert len(page.read_text()) == pytest.approx(len(before), rel=0.01)
+
+
+def test_the_same_seed_gives_the_same_metrics(trained: Path, tmp_path: Path) -> None:
+    def without_times(workdir: Path) -> list[dict[str, float]]:
+        return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(workdir)]
+
+    assert command("train", *QUICK, "--workdir", tmp_path / "again", folder=tmp_path).returncode == 0
+    assert without_times(tmp_path / "again") == without_times(trained)
+    other = command("train", *QUICK, "--workdir", tmp_path / "other", "--seed", 1, folder=tmp_path)
+    assert other.returncode == 0
+    assert without_times(tmp_path / "other") != without_times(trained)
+
+
+def test_a_default_workdir_is_never_taken_twice(trained: Path) -> None:
+    folder = trained.parents[1]
+    assert command("train", *QUICK, folder=folder).returncode == 0
+    assert (folder / "runs" / "resnet20_cifar-digits-2" / "result.json").exists()
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One clear line, or argparse's usage and one line; never a traceback."""
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert done.stderr.splitlines()[-1] == line
+    for word in words:
+        assert word in line, line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arch", "resnet5"], ["unknown architecture 'resnet5'", "resnet50"]),
+        (["--arch", "alexnet", "--image-size", "62"], ["62x62", "63x63"]),
+        (["--arch", "resnet50", "--batch-size", "0"], ["batch_size=0", "at least 1"]),
+        (["--arch", "resnet50", "--lr", "-0.1"], ["learning_rate=-0.1"]),
+        (["--arch", "resnet50", "--lr", "fast"], ["--lr", "fast"]),
+        (["--arch", "resnet50", "--epochs", "0"], ["epochs=0"]),
+        (["--arch", "resnet50", "--dataset", "mnist2"], ["unknown data set 'mnist2'"]),
+        (["--arch", "resnet50", "--dtype", "float8"], ["unknown dtype 'float8'"]),
+        (["--arch", "resnet50", "--optimizer", "adm"], ["unknown optimizer 'adm'"]),
+        (["--arch", "resnet50", "--seed", "-1"], ["seed=-1"]),
+        (["--arch", "resnet50", "--workdir", "/proc/nowhere/run"], ["/proc/nowhere/run", "can't be written"]),
+        ([], ["--arch"]),
+    ],
+)
+def test_train_refuses_bad_input(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    refused(command("train", *arguments, folder=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_refuses_a_workdir_that_holds_a_run(trained: Path) -> None:
+    before = sorted((path, path.stat().st_mtime) for path in trained.rglob("*"))
+    refused(command("train", *QUICK, "--workdir", trained, folder=trained), "already holds another run", "--workdir")
+    assert sorted((path, path.stat().st_mtime) for path in trained.rglob("*")) == before
+
+
+def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    refused(command("predict", trained, tmp_path / "none.png", folder=tmp_path), "none.png", "no such file")
+    refused(command("predict", trained, tmp_path / "text.png", folder=tmp_path), "text.png", "not an image")
+    refused(command("predict", trained, folder=tmp_path), "image")
+    refused(command("predict", tmp_path, tmp_path / "text.png", folder=tmp_path), "text.png")
+    refused(command("evaluate", tmp_path / "nowhere", folder=tmp_path), "nowhere", "holds no run")
+    refused(command("report", tmp_path, folder=tmp_path), "holds no finished run")

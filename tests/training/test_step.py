@@ -1,0 +1,165 @@
+"""The training step: its loss, its gradients over replicas, its optimisers."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxnets
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.errors import InputError
+from jaxnets.training.losses import cross_entropy, metric_sums, training_loss
+from jaxnets.training.optimizers import OPTIMIZERS, make_optimizer, warmup_cosine
+from jaxnets.training.recipes import Recipe, default_recipe
+from jaxnets.training.step import create_state, train_step
+
+PREPROCESSING = Preprocessing(8, (0.3, 0.3, 0.3), (0.4, 0.4, 0.4))
+RECIPE = Recipe(image_size=8, epochs=1, batch_size=8, optimizer="momentum", learning_rate=0.1, weight_decay=1e-3)
+
+
+def batch(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    stream = np.random.RandomState(0)
+    return stream.randint(0, 256, (count, 8, 8, 3)).astype(np.uint8), np.arange(count, dtype=np.int32) % 3
+
+
+def make_step(recipe: Recipe = RECIPE, axis_name: str | None = None, **options: Any) -> tuple[Any, Any]:
+    model = jaxnets.create_model(
+        "resnet20_cifar", num_classes=3, stage_sizes=(1, 1), axis_name=axis_name, **options
+    )
+    optimizer = make_optimizer(recipe.optimizer, optax.constant_schedule(recipe.learning_rate), recipe.weight_decay)
+    step = partial(
+        train_step, model=model, optimizer=optimizer, preprocessing=PREPROCESSING, recipe=recipe, seed=0, axis_name=axis_name
+    )
+    return step, create_state(model.clone(axis_name=None), optimizer, 0, 8)
+
+
+def test_cross_entropy_is_the_formula() -> None:
+    logits = np.random.RandomState(0).standard_normal((4, 5))
+    labels = np.array([0, 4, 2, 2])
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    targets = 0.9 * np.eye(5)[labels] + 0.1 / 5
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), labels), -np.log(shares[range(4), labels]), rtol=1e-5)
+    np.testing.assert_allclose(
+        cross_entropy(jnp.asarray(logits), labels, 0.1), -(targets * np.log(shares)).sum(axis=1), rtol=1e-5
+    )
+
+
+def test_auxiliary_heads_count_with_their_weight() -> None:
+    logits, first, second = np.random.RandomState(0).standard_normal((3, 4, 5)).astype(np.float32)
+    labels = np.array([0, 4, 2, 2])
+    expected = sum(w * cross_entropy(jnp.asarray(x), labels).mean() for w, x in ((1, logits), (0.3, first), (0.3, second)))
+    actual = training_loss(jnp.asarray(logits), [first, second], labels, label_smoothing=0.0, aux_weight=0.3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_masked_images_count_for_nothing() -> None:
+    logits = jnp.asarray(np.random.RandomState(0).standard_normal((5, 4)), jnp.float32)
+    labels, mask = jnp.array([0, 1, 2, 3, 0]), jnp.array([True, True, False, True, False])
+    actual, expected = metric_sums(logits, labels, mask), metric_sums(logits[mask], labels[mask])
+    assert expected["count"] == 3
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-6)
+
+
+def test_replicas_together_take_the_step_of_one_device() -> None:
+    images, labels = batch()
+    single, state = make_step()
+    several, _ = make_step(axis_name="replicas")
+    expected, expected_sums = jax.jit(single)(state, images, labels)
+
+    def shard(array: np.ndarray) -> np.ndarray:
+        return array.reshape(4, 2, *array.shape[1:])
+
+    actual, sums = jax.jit(jax.vmap(several, in_axes=(None, 0, 0), axis_name="replicas"))(state, shard(images), shard(labels))
+    for replica in range(4):
+        jax.tree.map(
+            lambda a, e, r=replica: np.testing.assert_allclose(a[r], e, atol=2e-5),
+            (actual.params, actual.batch_stats, sums),
+            (expected.params, expected.batch_stats, expected_sums),
+        )
+
+
+def test_the_step_is_gradient_descent_with_decay_on_kernels_alone() -> None:
+    recipe = Recipe(
+        image_size=8, epochs=1, batch_size=8, optimizer="sgd", learning_rate=0.5, weight_decay=0.01, label_smoothing=0.2
+    )
+    step, state = make_step(recipe)
+    images, labels = batch()
+    after, _ = jax.jit(step)(state, images, labels)
+    model = step.keywords["model"]
+
+    def loss(params: Any) -> Any:
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": state.batch_stats}, PREPROCESSING.normalise(images), train=True,
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        targets = 0.8 * jax.nn.one_hot(labels, 3) + 0.2 / 3
+        return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+
+    gradients = jax.jit(jax.grad(loss))(state.params)
+    expected = jax.tree.map(lambda p, g: p - 0.5 * (g + 0.01 * p * (p.ndim > 1)), state.params, gradients)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), after.params, expected)
+    assert after.step == 1
+
+
+def test_chance_follows_from_the_seed_and_the_step_alone() -> None:
+    recipe = Recipe(
+        image_size=8, epochs=1, batch_size=8, optimizer="sgd", learning_rate=0.1, weight_decay=0.0, shift=0.25
+    )
+    step, state = make_step(recipe)
+    images, labels = batch()
+    jitted = jax.jit(step)
+    first, again = (jitted(state, images, labels)[1] for _ in range(2))
+    later = jitted(state.replace(step=state.step + 1), images, labels)[1]
+    assert first["loss"] == again["loss"] != later["loss"]
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    schedule = warmup_cosine(0.4, 100, 10)
+    values = [float(schedule(step)) for step in range(101)]
+    np.testing.assert_allclose(values[:11], np.linspace(0, 0.4, 11), atol=1e-7)
+    np.testing.assert_allclose(values[10:], 0.2 * (1 + np.cos(np.pi * np.arange(91) / 90)), atol=1e-6)
+    assert float(warmup_cosine(0.4, 1, 5)(0)) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_a_batch_by_heart(name: str) -> None:
+    rate = {"sgd": 0.1, "momentum": 0.05, "adagrad": 0.05, "rmsprop": 0.003, "adam": 0.01}[name]
+    recipe = Recipe(
+        image_size=8, epochs=1, batch_size=8, optimizer=name, learning_rate=rate, weight_decay=0.0, label_smoothing=0.0
+    )
+    step, state = make_step(recipe)
+    images, labels = batch()
+    jitted = jax.jit(step)
+    losses = []
+    for _ in range(60):
+        state, sums = jitted(state, images, labels)
+        losses.append(float(sums["loss"] / sums["count"]))
+    assert losses[-1] < 0.1 < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"image_size": -8}, "image_size=-8"),
+        ({"learning_rate": -0.1}, "learning_rate=-0.1"),
+        ({"learning_rate": 0.0}, "learning_rate=0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"optimizer": "adm"}, "unknown optimizer 'adm'.*adam"),
+    ],
+)
+def test_recipes_refuse_what_cannot_train(change: dict[str, Any], message: str) -> None:
+    values = {"image_size": 8, "epochs": 1, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
+    with pytest.raises(InputError, match=message):
+        Recipe(**(values | change))
+
+
+def test_every_network_has_a_recipe() -> None:
+    for name in jaxnets.list_models():
+        assert default_recipe(name).epochs > 0
