@@ -10,7 +10,9 @@ from jaxnets.report import write_report
 def main() -> None:
     """Writes report.html, one self-contained page, into each run's workdir."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=main.__doc__)
-    parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run of experiments.train")
+    parser.add_argument(
+        "workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run of experiments.train"
+    )
     for workdir in parser.parse_args().workdirs:
         print(write_report(workdir))
 

@@ -19,7 +19,9 @@ def parse() -> tuple[Config, Path]:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--arch", required=True, help="network, such as resnet50; jaxnets.list_models() names them all")
-    parser.add_argument("--dataset", default="digits", help="data set to train on (default: digits, which needs no download)")
+    parser.add_argument(
+        "--dataset", default="digits", help="data set to train on (default: digits, which needs no download)"
+    )
     parser.add_argument("--workdir", type=Path, help="folder for the run's files (default: a new one under runs/)")
     parser.add_argument("--epochs", type=int, help="passes through the training images")
     parser.add_argument("--batch-size", type=int, help="images a step")

@@ -15,7 +15,8 @@ from jaxnets.errors import InputError
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2433; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2433; max-width: 62rem; margin: 2.5rem auto;
+  padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .lead { color: #5b6478; margin: 0 0 1.4rem; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; }
@@ -23,14 +24,15 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.
 .facts b { display: block; font-size: 1.3rem; } .facts span { color: #5b6478; font-size: .85rem; }
 .plots svg, .plots img { max-width: 100%; height: auto; }
 figure { display: inline-block; margin: 0 .9rem .9rem 0; text-align: center; font-size: .85rem; color: #5b6478; }
-figure img { width: 84px; height: 84px; image-rendering: pixelated; border-radius: .3rem; display: block; margin: auto; }
+figure img { width: 84px; height: 84px; image-rendering: pixelated; border-radius: .3rem; display: block;
+  margin: auto; }
 pre { background: #f4f6fa; border-radius: .5rem; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 """
 _MOST_CLASSES_SHOWN = 40
 
 
 def write_report(workdir: Path) -> Path:
-    """Writes report.html beside the files that it shows, and returns its path. Raises InputError where they are missing."""
+    """Writes report.html beside the files that it shows; returns its path. Raises InputError where one is missing."""
     try:
         config = json.loads((workdir / "config.json").read_text())
         result = json.loads((workdir / "result.json").read_text())
@@ -40,9 +42,9 @@ def write_report(workdir: Path) -> Path:
     except FileNotFoundError as error:
         raise InputError(f"{workdir} holds no finished run: {Path(error.filename).name} is missing") from None
     sections = [
-        f'<h1>{html.escape(result["arch"])} on {html.escape(result["dataset"])}</h1>',
+        f"<h1>{html.escape(result['arch'])} on {html.escape(result['dataset'])}</h1>",
         f'<p class="lead">{result["num_params"]:,} parameters, {result["epochs"]} epochs, seed {config["seed"]}, '
-        f'{html.escape(config["dtype"])}, {html.escape(result["device"])}, jax {html.escape(result["jax"])}</p>',
+        f"{html.escape(config['dtype'])}, {html.escape(result['device'])}, jax {html.escape(result['jax'])}</p>",
         _facts(result),
         "<h2>Learning</h2>",
         f'<div class="plots">{_curves(metrics)}</div>',
@@ -71,7 +73,9 @@ def _facts(result: dict[str, Any]) -> str:
         "s to compile": f"{result['compile_seconds']:.1f}",
         "s in all": f"{result['seconds']:.0f}",
     }
-    return '<div class="facts">' + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in facts.items()) + "</div>"
+    return (
+        '<div class="facts">' + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in facts.items()) + "</div>"
+    )
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -96,7 +100,9 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> str:
             lines = [line for line in metrics if line["split"] == split and name in line]
             if lines:
                 steps, values = [line["step"] for line in lines], [line[name] for line in lines]
-                axis.plot(steps, values, color=colour, label=split, marker="o" if split == "test" else None, markersize=3)
+                axis.plot(
+                    steps, values, color=colour, label=split, marker="o" if split == "test" else None, markersize=3
+                )
         axis.set_title(name.replace("_", " "), fontsize=11)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
@@ -139,6 +145,7 @@ def _mistakes_section(workdir: Path, predictions: Sequence[dict[str, str]]) -> s
         image = base64.b64encode(files[index].read_bytes()).decode()
         caption = html.escape(f"{row['class']}, taken for {row['predicted']} ({float(row['probability']):.0%})")
         figures.append(
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{image}">'
+            f"<figcaption>{caption}</figcaption></figure>"
         )
     return f"<h2>Mistakes, the surest first</h2><div>{''.join(figures)}</div>"

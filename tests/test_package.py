@@ -6,7 +6,8 @@ import sys
 
 def test_main_paths_import_neither_tensorflow_nor_torch() -> None:
     code = (
-        "import sys, jaxnets, experiments.train, experiments.evaluate, experiments.predict, jaxnets.report, jaxnets.weights;"
+        "import sys, jaxnets, jaxnets.report, jaxnets.weights;"
+        "import experiments.train, experiments.evaluate, experiments.predict;"
         "print([name for name in ('tensorflow', 'torch', 'torchvision', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""From an image of any size to what a network reads: on the host to uint8 squares, on the device to normalised floats."""
+"""From an image of any size to what a network reads: uint8 squares on the host, normalised floats on the device."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -165,9 +165,7 @@ class GoogLeNet(nn.Module):
         )
         dense = partial(Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype)
         inception = partial(Inception, unit=unit, branch3_window=self.branch3_window)
-        head = partial(
-            AuxiliaryHead, self.num_classes, unit, dense, self.aux_dropout_rate, self.aux_pool_window, train
-        )
+        head = partial(AuxiliaryHead, self.num_classes, unit, dense, self.aux_dropout_rate, self.aux_pool_window, train)
         # Without training they are not needed, but `init` must make their parameters in either mode.
         heads = self.aux_logits and (train or self.is_initializing())
         lrn = self.lrn or (lambda x: x)

@@ -1,4 +1,4 @@
-"""The layers that the networks share: convolution, normalisation, their initialisers, and the check of the image size."""
+"""What the networks share: convolution, dense layer, normalisation, initialisers, the check of the image size."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

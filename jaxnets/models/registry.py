@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
@@ -38,9 +39,7 @@ def family_of(name: str) -> str:
     raise InputError(f"unknown architecture {name!r}; {hint}")
 
 
-def create_model(
-    name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.float32, **options: Any
-) -> nn.Module:
+def create_model(name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.float32, **options: Any) -> nn.Module:
     """Builds a network, without weights: `model.init(key, images, train=False)` makes those.
 
     `options` are arguments of the network's class, such as `aux_logits=False` or `zero_init_residual=True`.
@@ -50,8 +49,8 @@ def create_model(
     build = _FAMILIES[family_of(name)][name]
     if num_classes < 1:
         raise InputError(f"num_classes={num_classes}; a network needs at least 1 class")
-    network = getattr(build, "func", build)
-    accepted = sorted(field for field in network.__dataclass_fields__ if field not in ("parent", "name"))
+    network: Any = getattr(build, "func", build)
+    accepted = sorted({field.name for field in fields(network)} - {"parent", "name"})
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise InputError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}")

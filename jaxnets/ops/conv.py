@@ -23,7 +23,7 @@ from jaxnets.ops.windows import checked_output_size, live_taps, shifted_views
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
-# On the CPU, maps up to this many pixels a side are multiplied as patches: larger ones cost more to copy than to convolve.
+# On the CPU, maps up to this many pixels a side are multiplied as patches; larger ones cost more to copy.
 _PATCH_PIXELS = 4
 _GROUPED_PATCH_PIXELS = 8
 # Groups are merged, as blocks on the diagonal of a dense kernel, until a convolution sees this many channels.
@@ -81,9 +81,7 @@ def _cpu_conv2d(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int,
     return plain_conv2d(inputs, kernel, stride=stride, padding=padding)
 
 
-def _patches(
-    inputs: jax.Array, kernel: jax.Array, stride: int, padding: int
-) -> tuple[list[jax.Array], jax.Array]:
+def _patches(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> tuple[list[jax.Array], jax.Array]:
     """Views of the input under each kernel tap that meets a pixel, and the kernel [taps, C / groups, F] cut to them."""
     counts = [
         checked_output_size(size, window, stride, padding)
@@ -99,9 +97,7 @@ def _patches(
     return views, live.reshape(len(taps), *kernel.shape[2:])
 
 
-def _grouped_patches_dot(
-    inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
-) -> jax.Array:
+def _grouped_patches_dot(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> jax.Array:
     """One matrix product a group, batched: [groups, N H' W', taps C/groups] @ [groups, taps C/groups, F/groups]."""
     n, height, width, channels = inputs.shape
     by_group = jnp.moveaxis(inputs.reshape(n, height, width, groups, channels // groups), 3, 0)
@@ -116,7 +112,9 @@ def _grouped_patches_dot(
 def _merged_groups(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> jax.Array:
     """A few dense convolutions, each over several neighbouring groups with a block-diagonal kernel."""
     height, width, group_inputs, features = kernel.shape
-    merged = next(m for m in range(1, groups + 1) if groups % m == 0 and (m == groups or m * group_inputs >= _MERGED_CHANNELS))
+    merged = next(
+        m for m in range(1, groups + 1) if groups % m == 0 and (m == groups or m * group_inputs >= _MERGED_CHANNELS)
+    )
     count = groups // merged
     blocks = kernel.reshape(height, width, group_inputs, count, merged, features // groups)
     diagonal = jnp.einsum("hwicmo,nm->chwnimo", blocks, jnp.eye(merged, dtype=kernel.dtype))

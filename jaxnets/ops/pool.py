@@ -49,22 +49,20 @@ def _max_pool_jvp(window, stride, pads, counts, primals, tangents):  # type: ign
 
 
 def avg_pool(inputs: jax.Array, window: int, *, stride: int) -> jax.Array:
-    """Mean of each square window, without padding: [N, H, W, C] -> [N, H', W', C]. Raises InputError where none fits."""
+    """Mean of each square window, unpadded: [N, H, W, C] -> [N, H', W', C]. Raises InputError where none fits."""
     counts = [checked_output_size(size, window, stride, 0) for size in inputs.shape[1:3]]
     bounds = [[(o * stride, o * stride + window) for o in range(count)] for count in counts]
     return _average(inputs, bounds[0], bounds[1])
 
 
 def adaptive_avg_pool(inputs: jax.Array, size: int) -> jax.Array:
-    """Averages any map to `size` x `size`: output i covers pixels floor(i H / size) to ceil((i + 1) H / size), as torch.
+    """Averages any map to `size` x `size`, as torch: output i covers floor(i H / size) to ceil((i + 1) H / size).
 
     A map smaller than `size` is repeated. Shapes [N, H, W, C] -> [N, size, size, C].
     """
     if size < 1:
         raise InputError(f"an adaptive pooling to {size} px was asked for; the size must be at least 1")
-    bounds = [
-        [(o * pixels // size, -(-(o + 1) * pixels // size)) for o in range(size)] for pixels in inputs.shape[1:3]
-    ]
+    bounds = [[(o * pixels // size, -(-(o + 1) * pixels // size)) for o in range(size)] for pixels in inputs.shape[1:3]]
     return _average(inputs, bounds[0], bounds[1])
 
 

@@ -55,7 +55,12 @@ def live_taps(size: int, window: int, stride: int, low: int, count: int) -> rang
 
 
 def shifted_views(
-    images: jax.Array, taps: Sequence[tuple[int, int]], stride: int, padding: Padding2D, count: tuple[int, int], fill: float
+    images: jax.Array,
+    taps: Sequence[tuple[int, int]],
+    stride: int,
+    padding: Padding2D,
+    count: tuple[int, int],
+    fill: float,
 ) -> list[jax.Array]:
     """What each window offset (row, column) sees: one [N, H', W', C] view of [N, H, W, C] a tap."""
     n, _, _, channels = images.shape

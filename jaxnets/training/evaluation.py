@@ -11,7 +11,7 @@ import numpy as np
 from jaxnets.data.batches import evaluation_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Split
-from jaxnets.training.losses import Sums
+from jaxnets.training.metrics import Sums, Totals
 from jaxnets.training.step import evaluation_step
 
 
@@ -26,17 +26,10 @@ class Evaluator:
 
     def __call__(self, variables: Any, split: Split) -> tuple[np.ndarray, dict[str, float]]:
         """Probabilities [N, K] and metrics ("loss", "accuracy", "count") of a preprocessed split."""
-        logits, totals = [], {"loss": 0.0, "correct": 0.0, "count": 0.0}
+        logits, totals = [], Totals()
         for images, labels, mask in evaluation_batches(split, self._batch_size):
             batch_logits, sums = self._step(variables, images, labels, mask)
             logits.append(np.asarray(batch_logits, np.float32)[mask])
-            for name in totals:
-                totals[name] += float(sums[name])
+            totals.add(sums)
         probabilities = np.asarray(jax.nn.softmax(np.concatenate(logits), axis=-1))
-        return probabilities, means(totals)
-
-
-def means(totals: dict[str, float]) -> dict[str, float]:
-    """Metrics from their sums; the count stays."""
-    count = totals["count"]
-    return {"loss": totals["loss"] / count, "accuracy": totals["correct"] / count, "count": count}
+        return probabilities, totals.means()

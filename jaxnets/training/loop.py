@@ -1,16 +1,13 @@
 """A run from its configuration to its result."""
 
-import json
 import math
 import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnets.data.batches import step_indices, steps_through
 from jaxnets.data.preprocessing import Preprocessing
@@ -20,13 +17,15 @@ from jaxnets.models.registry import create_model
 from jaxnets.report import write_report
 from jaxnets.training.checkpoint import Checkpoints
 from jaxnets.training.config import Config
-from jaxnets.training.evaluation import Evaluator, means
+from jaxnets.training.evaluation import Evaluator
+from jaxnets.training.metrics import Totals
 from jaxnets.training.optimizers import make_optimizer, warmup_cosine
 from jaxnets.training.progress import Progress
 from jaxnets.training.step import create_state, train_step
 from jaxnets.training.workdir import Workdir
 
-# Between the ends of epochs, a line of metrics is written for so many steps, and a checkpoint after so many seconds.
+# A line of metrics is written after so many steps and at the end of an epoch; a checkpoint at the end of an epoch, if
+# the last is older than so many seconds, and at the end of the run.
 _STEPS_A_LINE = 10
 _SECONDS_A_CHECKPOINT = 60
 
@@ -34,7 +33,8 @@ _SECONDS_A_CHECKPOINT = 60
 def train(config: Config, workdir: Path) -> dict[str, Any]:
     """Trains as `config` says, leaves the run's files in `workdir`, and returns what stands in its result.json.
 
-    Raises InputError, before anything is written, for a network, an image size or a workdir that will not do.
+    Raises InputError, before anything is written, for a network, an image size or a workdir that will not do, and
+    later if the loss is no longer finite.
     """
     started = time.perf_counter()
     recipe = config.recipe
@@ -42,8 +42,8 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     preprocessing = Preprocessing(recipe.image_size, dataset.mean, dataset.std)
     model = create_model(config.arch, num_classes=len(dataset.class_names), dtype=jnp.dtype(config.dtype))
     steps = steps_through(recipe.epochs, recipe.batch_size, len(dataset.train))
-    steps_an_epoch = len(dataset.train) / recipe.batch_size
-    schedule = warmup_cosine(recipe.learning_rate, steps, round(recipe.warmup_epochs * steps_an_epoch))
+    warmup_steps = round(recipe.warmup_epochs * len(dataset.train) / recipe.batch_size)
+    schedule = warmup_cosine(recipe.learning_rate, steps, warmup_steps)
     optimizer = make_optimizer(recipe.optimizer, schedule, recipe.weight_decay)
     create = partial(create_state, model, optimizer, config.seed, recipe.image_size)
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(create).params))
@@ -52,55 +52,56 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     train_split = dataset.train.preprocessed(preprocessing)
     test_split = dataset.test.preprocessed(preprocessing)
     evaluate = Evaluator(model, preprocessing, recipe.batch_size)
+    step = jax.jit(
+        partial(
+            train_step,
+            model=model,
+            optimizer=optimizer,
+            preprocessing=preprocessing,
+            recipe=recipe,
+            seed=config.seed,
+        ),
+        donate_argnums=0,
+    )
+
+    def batch(index: int) -> tuple[Any, Any]:
+        indices = step_indices(config.seed, index, recipe.batch_size, len(train_split))
+        return train_split.images[indices], train_split.labels[indices]
+
     with Progress(steps) as progress, Checkpoints(workdir, config, preprocessing, dataset.class_names) as checkpoints:
         progress.say(f"{config.arch}: {num_params:,} parameters, {steps} steps of {recipe.batch_size}; compiling ...")
         compile_started = time.perf_counter()
         state = create()
-        indices = step_indices(config.seed, 0, recipe.batch_size, len(train_split))
-        step = (
-            jax.jit(
-                partial(
-                    train_step,
-                    model=model,
-                    optimizer=optimizer,
-                    preprocessing=preprocessing,
-                    recipe=recipe,
-                    seed=config.seed,
-                ),
-                donate_argnums=0,
-            )
-            .lower(state, train_split.images[indices], train_split.labels[indices])
-            .compile()
-        )
+        compiled_step = step.lower(state, *batch(0)).compile()
         compile_seconds = time.perf_counter() - compile_started
         progress.say(f"compiled in {compile_seconds:.1f} s")
 
-        training_seconds, saved = 0.0, time.perf_counter()
+        training_seconds, loop_started, saved = 0.0, time.perf_counter(), time.perf_counter()
         for epoch in range(1, recipe.epochs + 1):
             epoch_started = time.perf_counter()
-            epoch_totals, line_totals = Counter[str](), Counter[str]()
+            epoch_totals, line_totals = Totals(), Totals()
             first, last = (steps_through(e, recipe.batch_size, len(train_split)) for e in (epoch - 1, epoch))
             for index in range(first, last):
-                indices = step_indices(config.seed, index, recipe.batch_size, len(train_split))
-                state, sums = step(state, train_split.images[indices], train_split.labels[indices])
-                totals = {name: float(value) for name, value in sums.items()}
-                epoch_totals.update(totals)
-                line_totals.update(totals)
-                speed = epoch_totals["count"] / (time.perf_counter() - epoch_started)
-                progress.advance(epoch, recipe.epochs, means(epoch_totals), speed)
+                state, sums = compiled_step(state, *batch(index))
+                epoch_totals.add(sums)
+                line_totals.add(sums)
+                if not math.isfinite(line_totals.loss):
+                    raise InputError(
+                        f"the loss is no longer finite after step {index + 1}; try a smaller --lr than "
+                        f"{recipe.learning_rate}"
+                    )
+                speed = epoch_totals.count / (time.perf_counter() - epoch_started)
+                progress.advance(epoch, recipe.epochs, epoch_totals.means(), speed)
                 if (index + 1) % _STEPS_A_LINE == 0 or index + 1 == last:
-                    rate = float(schedule(index))
-                    files.log("train", index + 1, epoch, means(line_totals), learning_rate=rate, images_per_second=speed)
-                    if not math.isfinite(line_totals["loss"]):
-                        raise InputError(
-                            f"the loss is no longer finite after step {index + 1}; try a smaller --lr than {recipe.learning_rate}"
-                        )
-                    line_totals.clear()
+                    metrics = line_totals.means() | {"learning_rate": float(schedule(index))}
+                    files.log("train", index + 1, epoch, metrics, images_per_second=speed)
+                    line_totals = Totals()
             training_seconds += time.perf_counter() - epoch_started
+
             probabilities, test = evaluate(state.variables, test_split)
             files.log("test", last, epoch, test, seconds=time.perf_counter() - started)
-            left = (time.perf_counter() - compile_started - compile_seconds) / epoch * (recipe.epochs - epoch)
-            progress.end_epoch(epoch, recipe.epochs, means(epoch_totals), test, speed, left)
+            left = (time.perf_counter() - loop_started) / epoch * (recipe.epochs - epoch)
+            progress.end_epoch(epoch, recipe.epochs, epoch_totals.means(), test, speed, left)
             if epoch == recipe.epochs or time.perf_counter() - saved > _SECONDS_A_CHECKPOINT:
                 checkpoints.save(state)
                 saved = time.perf_counter()

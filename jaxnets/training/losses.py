@@ -1,12 +1,10 @@
-"""Losses and the sums from which metrics are made."""
+"""Losses."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
-
-Sums = dict[str, jax.Array]
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -29,13 +27,3 @@ def training_loss(
     for head in auxiliary_logits:
         loss += aux_weight * cross_entropy(head, labels, label_smoothing).mean()
     return loss
-
-
-def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
-    """Sums over a batch, never means, so that batches of any size add up: loss, correct answers, images counted."""
-    weights = jnp.ones(labels.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
-    return {
-        "loss": jnp.sum(weights * cross_entropy(logits, labels)),
-        "correct": jnp.sum(weights * (logits.argmax(-1) == labels)),
-        "count": weights.sum(),
-    }

@@ -17,7 +17,7 @@ class Progress:
             unit="step",
             disable=not self._live,
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}, {postfix}, {remaining} left",
+            bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining} left",
         )
 
     def say(self, line: str) -> None:
@@ -34,7 +34,13 @@ class Progress:
         self._bar.update()
 
     def end_epoch(
-        self, epoch: int, epochs: int, train: Mapping[str, float], test: Mapping[str, float], images_per_second: float, seconds_left: float
+        self,
+        epoch: int,
+        epochs: int,
+        train: Mapping[str, float],
+        test: Mapping[str, float],
+        images_per_second: float,
+        seconds_left: float,
     ) -> None:
         """Prints what an epoch brought."""
         self.say(
@@ -45,7 +51,9 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
 
 

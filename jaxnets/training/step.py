@@ -9,7 +9,8 @@ import optax
 
 from jaxnets.data.augmentation import random_shift
 from jaxnets.data.preprocessing import Preprocessing
-from jaxnets.training.losses import Sums, metric_sums, training_loss
+from jaxnets.training.losses import training_loss
+from jaxnets.training.metrics import Sums, metric_sums
 from jaxnets.training.recipes import Recipe
 
 
@@ -108,5 +109,5 @@ def evaluation_step(
     preprocessing: Preprocessing,
 ) -> tuple[jax.Array, Sums]:
     """Logits [N, K] and metric sums of uint8 images [N, H, W, 3]; masked images count for nothing."""
-    logits = model.apply(variables, preprocessing.normalise(images), train=False)
+    logits: Any = model.apply(variables, preprocessing.normalise(images), train=False)
     return logits, metric_sums(logits, labels, mask)

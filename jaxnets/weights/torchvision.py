@@ -35,7 +35,10 @@ _NAMES: dict[str, dict[str, str]] = {
 _NAMES["resnext"] = _NAMES["resnet"]
 
 # Dense layers that read a flattened map, and that map's pixels a side: torch flattens it as [C, H, W], we as [H, W, C].
-_FLATTENED: dict[str, dict[Path, int]] = {"alexnet": {("fc1",): 6}, "googlenet": {("aux1", "fc1"): 4, ("aux2", "fc1"): 4}}
+_FLATTENED: dict[str, dict[Path, int]] = {
+    "alexnet": {("fc1",): 6},
+    "googlenet": {("aux1", "fc1"): 4, ("aux2", "fc1"): 4},
+}
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -57,7 +60,9 @@ def from_torchvision(arch: str, state_dict: Mapping[str, np.ndarray], like: Vari
         left.discard(key)
         array = _to_linen(arch, path, np.asarray(state_dict[key]))
         if array.shape != leaf.shape:
-            raise InputError(f"{key} has shape {state_dict[key].shape}, which does not fit {'/'.join(path)} {leaf.shape}")
+            raise InputError(
+                f"{key} has shape {state_dict[key].shape}, which does not fit {'/'.join(path)} {leaf.shape}"
+            )
         variables[path] = array
     if missing or left:
         raise InputError(f"the state dict does not fit {arch}: missing {sorted(missing)}, left over {sorted(left)}")

@@ -45,8 +45,8 @@ def trace(name: str, size: int, train: bool = False, **options: Any) -> Any:
         images = jnp.zeros((2, size, size, 3))
         variables = model.init(KEY, images, train=False)
         return model.apply(
-            variables, images, train=train, rngs={"dropout": KEY}, mutable=["batch_stats", "aux_logits", "intermediates"],
-            capture_intermediates=True,
+            variables, images, train=train, rngs={"dropout": KEY},
+            mutable=["batch_stats", "aux_logits", "intermediates"], capture_intermediates=True,
         )  # fmt: skip
 
     return jax.eval_shape(call)

@@ -68,7 +68,7 @@ def test_a_large_mean_costs_no_precision() -> None:
     outputs, _ = norm.init_with_output(jax.random.key(0), inputs)
     exact = inputs.astype(np.float64)
     expected = (exact - exact.mean(axis=(0, 1, 2))) / exact.std(axis=(0, 1, 2))
-    # float32 holds numbers near 1e4 to 1e-3, and their mean to a little more; E[x^2] - E[x]^2 would be off by more than 1.
+    # float32 holds numbers near 1e4 to 1e-3, and their mean to a little more; E[x^2] - E[x]^2 would be off by over 1.
     assert np.abs(outputs - expected).max() < 2e-2
 
 

@@ -32,14 +32,19 @@ def looped(inputs: np.ndarray, kernel: np.ndarray, stride: int, padding: int, gr
     for row, column, feature in itertools.product(range(rows), range(columns), range(features)):
         first = feature // (features // groups) * group_inputs
         seen = padded[
-            :, row * stride : row * stride + window, column * stride : column * stride + window, first : first + group_inputs
+            :,
+            row * stride : row * stride + window,
+            column * stride : column * stride + window,
+            first : first + group_inputs,
         ]
         outputs[:, row, column, feature] = np.einsum("nijc,ijc->n", seen, kernel[..., feature])
     return outputs
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 9])
-@pytest.mark.parametrize(("window", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 2, 3)])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (7, 2, 3)]
+)
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_equals_its_definition(size: int, window: int, stride: int, padding: int, groups: int) -> None:
     inputs, kernel = arrays(size, size + 1, 6, 12, window, groups)

@@ -24,6 +24,4 @@ def test_equals_the_papers_formula(channels: int, size: int) -> None:
 
 
 def test_gradient_is_that_of_finite_differences() -> None:
-    check_grads(
-        lambda x: local_response_norm(x, alpha=0.1), (jnp.linspace(-3, 3, 24).reshape(1, 2, 2, 6),), order=1
-    )
+    check_grads(lambda x: local_response_norm(x, alpha=0.1), (jnp.linspace(-3, 3, 24).reshape(1, 2, 2, 6),), order=1)

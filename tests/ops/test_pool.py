@@ -67,13 +67,17 @@ def test_adaptive_avg_pool(size: tuple[int, int], target: int) -> None:
         for pixels in size
     ]
     expected = [[inputs[:, row, column].mean(axis=(1, 2)) for column in spans[1]] for row in spans[0]]
-    np.testing.assert_allclose(adaptive_avg_pool(jnp.asarray(inputs), target), np.transpose(expected, (2, 0, 1, 3)), atol=1e-12)
+    np.testing.assert_allclose(
+        adaptive_avg_pool(jnp.asarray(inputs), target), np.transpose(expected, (2, 0, 1, 3)), atol=1e-12
+    )
 
 
 def test_avg_pool() -> None:
     inputs = np.random.RandomState(0).standard_normal((2, 14, 11, 3))
     expected = [[inputs[:, i : i + 5, j : j + 5].mean(axis=(1, 2)) for j in (0, 3, 6)] for i in (0, 3, 6, 9)]
-    np.testing.assert_allclose(avg_pool(jnp.asarray(inputs), 5, stride=3), np.transpose(expected, (2, 0, 1, 3)), atol=1e-12)
+    np.testing.assert_allclose(
+        avg_pool(jnp.asarray(inputs), 5, stride=3), np.transpose(expected, (2, 0, 1, 3)), atol=1e-12
+    )
 
 
 def test_windows_that_do_not_fit_are_refused() -> None:

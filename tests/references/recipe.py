@@ -1,4 +1,4 @@
-"""What the torchvision references were made from, in numpy alone, so that torch and jaxnets start from the same numbers.
+"""What the torchvision references were made from, in numpy alone: torch and jaxnets start from the same numbers.
 
 The legacy RandomState is used because numpy guarantees that its streams never change.
 """
@@ -63,7 +63,7 @@ def labels(count: int, classes: int) -> np.ndarray:
 
 
 def fingerprint(name: str, tensor: np.ndarray) -> np.ndarray:
-    """Seven numbers that a wrong sign, order or scale changes: the norm, two projections, four entries; torch layout."""
+    """Seven numbers that a wrong sign, order or scale changes: norm, two projections, four entries; torch layout."""
     flat = np.asarray(tensor, np.float64).ravel()
     indices = np.arange(flat.size)
     picked = flat[_stream(name).randint(0, flat.size, 4)]

@@ -12,7 +12,8 @@ import pytest
 import jaxnets
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.training.losses import cross_entropy, metric_sums, training_loss
+from jaxnets.training.losses import cross_entropy, training_loss
+from jaxnets.training.metrics import metric_sums
 from jaxnets.training.optimizers import OPTIMIZERS, make_optimizer, warmup_cosine
 from jaxnets.training.recipes import Recipe, default_recipe
 from jaxnets.training.step import create_state, train_step
@@ -27,12 +28,16 @@ def batch(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_step(recipe: Recipe = RECIPE, axis_name: str | None = None, **options: Any) -> tuple[Any, Any]:
-    model = jaxnets.create_model(
-        "resnet20_cifar", num_classes=3, stage_sizes=(1, 1), axis_name=axis_name, **options
-    )
+    model = jaxnets.create_model("resnet20_cifar", num_classes=3, stage_sizes=(1, 1), axis_name=axis_name, **options)
     optimizer = make_optimizer(recipe.optimizer, optax.constant_schedule(recipe.learning_rate), recipe.weight_decay)
     step = partial(
-        train_step, model=model, optimizer=optimizer, preprocessing=PREPROCESSING, recipe=recipe, seed=0, axis_name=axis_name
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        preprocessing=PREPROCESSING,
+        recipe=recipe,
+        seed=0,
+        axis_name=axis_name,
     )
     return step, create_state(model.clone(axis_name=None), optimizer, 0, 8)
 
@@ -51,7 +56,9 @@ def test_cross_entropy_is_the_formula() -> None:
 def test_auxiliary_heads_count_with_their_weight() -> None:
     logits, first, second = np.random.RandomState(0).standard_normal((3, 4, 5)).astype(np.float32)
     labels = np.array([0, 4, 2, 2])
-    expected = sum(w * cross_entropy(jnp.asarray(x), labels).mean() for w, x in ((1, logits), (0.3, first), (0.3, second)))
+    expected = sum(
+        w * cross_entropy(jnp.asarray(x), labels).mean() for w, x in ((1, logits), (0.3, first), (0.3, second))
+    )
     actual = training_loss(jnp.asarray(logits), [first, second], labels, label_smoothing=0.0, aux_weight=0.3)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
@@ -74,7 +81,9 @@ def test_replicas_together_take_the_step_of_one_device() -> None:
     def shard(array: np.ndarray) -> np.ndarray:
         return array.reshape(4, 2, *array.shape[1:])
 
-    actual, sums = jax.jit(jax.vmap(several, in_axes=(None, 0, 0), axis_name="replicas"))(state, shard(images), shard(labels))
+    actual, sums = jax.jit(jax.vmap(several, in_axes=(None, 0, 0), axis_name="replicas"))(
+        state, shard(images), shard(labels)
+    )
     for replica in range(4):
         jax.tree.map(
             lambda a, e, r=replica: np.testing.assert_allclose(a[r], e, atol=2e-5),
@@ -155,7 +164,14 @@ def test_every_optimizer_learns_a_batch_by_heart(name: str) -> None:
     ],
 )
 def test_recipes_refuse_what_cannot_train(change: dict[str, Any], message: str) -> None:
-    values = {"image_size": 8, "epochs": 1, "batch_size": 8, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
+    values = {
+        "image_size": 8,
+        "epochs": 1,
+        "batch_size": 8,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "weight_decay": 0.0,
+    }
     with pytest.raises(InputError, match=message):
         Recipe(**(values | change))
 

@@ -1,0 +1,38 @@
+"""Metrics as sums over images, so that batches of any size add up; means are taken last, never of means."""
+
+from collections.abc import Mapping
+from typing import SupportsFloat
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.training.losses import cross_entropy
+
+Sums = dict[str, jax.Array]
+
+
+def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
+    """Sums over a batch of logits [N, K] and labels [N]: loss, correct answers, images counted (those in the mask)."""
+    weights = jnp.ones(labels.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    return {
+        "loss": jnp.sum(weights * cross_entropy(logits, labels)),
+        "correct": jnp.sum(weights * (logits.argmax(-1) == labels)),
+        "count": weights.sum(),
+    }
+
+
+class Totals:
+    """Running totals of metric sums, on the host."""
+
+    def __init__(self) -> None:
+        self.loss = self.correct = self.count = 0.0
+
+    def add(self, sums: Mapping[str, SupportsFloat]) -> None:
+        """Adds a batch's sums, waiting for them where they are still being computed."""
+        self.loss += float(sums["loss"])
+        self.correct += float(sums["correct"])
+        self.count += float(sums["count"])
+
+    def means(self) -> dict[str, float]:
+        """Loss and accuracy an image, and the count of images behind them."""
+        return {"loss": self.loss / self.count, "accuracy": self.correct / self.count, "count": self.count}
