@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
@@ -43,7 +42,7 @@ class Checkpoints:
             "class_names": list(class_names),
         }
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir.resolve() / _FOLDER), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+            workdir.resolve() / _FOLDER, options=ocp.CheckpointManagerOptions(max_to_keep=1)
         )
 
     def save(self, state: TrainState) -> None:
@@ -72,7 +71,7 @@ def load_classifier(workdir: Path) -> TrainedClassifier:
     folder = workdir.resolve() / _FOLDER
     if not folder.is_dir():
         raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
-    with ocp.CheckpointManager(epath.Path(folder), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step()
         if step is None:
             raise InputError(f"{workdir} holds no finished checkpoint; train it again in another workdir")
