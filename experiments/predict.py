@@ -20,9 +20,8 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")
     parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image file of any size")
     arguments = parser.parse_args()
-    images = [read_image(path) for path in arguments.images]
     classifier = load_classifier(arguments.workdir)
-    pixels = np.stack([classifier.preprocessing(image) for image in images])
+    pixels = np.stack([classifier.preprocessing(read_image(path)) for path in arguments.images])
     split = Split(pixels, np.zeros(len(pixels), np.int32))
     evaluate = Evaluator(classifier.model, classifier.preprocessing, min(len(split), 32))
     probabilities, _ = evaluate(classifier.variables, split)

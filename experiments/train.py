@@ -34,7 +34,9 @@ def parse() -> tuple[Config, Path]:
     changes = {field.name: given.pop(field.name) for field in fields(Recipe) if field.name in given}
     workdir = given.pop("workdir", None)
     config = Config(recipe=replace(default_recipe(given["arch"]), **changes), **given)
-    return config, workdir or unused_workdir(Path("runs"), f"{config.arch}-{config.dataset}")
+    if workdir is not None:
+        return config, workdir.expanduser()
+    return config, unused_workdir(Path("runs"), f"{config.arch}-{config.dataset}")
 
 
 def unused_workdir(parent: Path, name: str) -> Path:

@@ -34,13 +34,16 @@ _MOST_CLASSES_SHOWN = 40
 def write_report(workdir: Path) -> Path:
     """Writes report.html beside the files that it shows; returns its path. Raises InputError where one is missing."""
     try:
-        config = json.loads((workdir / "config.json").read_text())
-        result = json.loads((workdir / "result.json").read_text())
-        metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        with (workdir / "predictions.csv").open(newline="") as file:
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+        lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        metrics = [json.loads(line) for line in lines]
+        with (workdir / "predictions.csv").open(newline="", encoding="utf-8") as file:
             predictions = list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise InputError(f"{workdir} holds no finished run: {Path(error.filename).name} is missing") from None
+    except OSError as error:
+        raise InputError(f"{workdir} holds no finished run: {error.filename} ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{workdir} holds a damaged run ({error}); train it again in another workdir") from None
     sections = [
         f"<h1>{html.escape(result['arch'])} on {html.escape(result['dataset'])}</h1>",
         f'<p class="lead">{result["num_params"]:,} parameters, {result["epochs"]} epochs, seed {config["seed"]}, '
@@ -48,7 +51,7 @@ def write_report(workdir: Path) -> Path:
         _facts(result),
         "<h2>Learning</h2>",
         f'<div class="plots">{_curves(metrics)}</div>',
-        _confusion_section(predictions),
+        _confusion_section(predictions, result["class_names"]),
         _mistakes_section(workdir, predictions),
         "<h2>Configuration</h2>",
         f"<pre>{html.escape(json.dumps(config, indent=2))}</pre>",
@@ -60,7 +63,7 @@ def write_report(workdir: Path) -> Path:
         f"<body>{''.join(sections)}</body></html>\n"
     )
     path = workdir / "report.html"
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -112,8 +115,7 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> str:
     return _svg(figure)
 
 
-def _confusion_section(predictions: Sequence[dict[str, str]]) -> str:
-    names = sorted({row["class"] for row in predictions} | {row["predicted"] for row in predictions})
+def _confusion_section(predictions: Sequence[dict[str, str]], names: Sequence[str]) -> str:
     if len(names) > _MOST_CLASSES_SHOWN:
         return ""
     counts = np.zeros((len(names), len(names)), int)
@@ -135,14 +137,15 @@ def _confusion_section(predictions: Sequence[dict[str, str]]) -> str:
 
 
 def _mistakes_section(workdir: Path, predictions: Sequence[dict[str, str]]) -> str:
-    files = {int(file.stem): file for file in (workdir / "mistakes").glob("*.png")}
-    if not files:
+    wrong = [row for row in predictions if row["class"] != row["predicted"]]
+    if not wrong:
         return "<h2>Mistakes</h2><p>None: every test image was classified rightly.</p>"
     figures = []
-    for index, row in sorted(
-        ((index, predictions[index]) for index in files), key=lambda item: -float(item[1]["probability"])
-    ):
-        image = base64.b64encode(files[index].read_bytes()).decode()
+    for row in sorted(wrong, key=lambda row: -float(row["probability"])):
+        file = workdir / "mistakes" / f"{row['index']}.png"
+        if not file.exists():
+            continue
+        image = base64.b64encode(file.read_bytes()).decode()
         caption = html.escape(f"{row['class']}, taken for {row['predicted']} ({float(row['probability']):.0%})")
         figures.append(
             f'<figure><img alt="{caption}" src="data:image/png;base64,{image}">'

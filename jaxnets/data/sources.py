@@ -9,6 +9,9 @@ from sklearn.model_selection import train_test_split
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 
+# Whole data sets are held in memory, preprocessed.
+_MOST_GIGABYTES = 8
+
 
 @dataclass(frozen=True)
 class Split:
@@ -21,7 +24,16 @@ class Split:
         return len(self.labels)
 
     def preprocessed(self, preprocessing: Preprocessing) -> "Split":
-        """The same split with every image as the network reads it, [N, image_size, image_size, 3]."""
+        """The same split with every image as the network reads it, [N, image_size, image_size, 3].
+
+        Raises InputError where that would not fit in memory.
+        """
+        gigabytes = len(self) * preprocessing.image_size**2 * 3 / 1e9
+        if gigabytes > _MOST_GIGABYTES:
+            raise InputError(
+                f"{len(self)} images of {preprocessing.image_size} px would take {gigabytes:.0f} GB of memory; "
+                f"at most {_MOST_GIGABYTES} are allowed: choose a smaller --image-size"
+            )
         return Split(np.stack([preprocessing(image) for image in self.images]), self.labels)
 
 

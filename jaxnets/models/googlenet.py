@@ -24,7 +24,7 @@ from jaxnets.models.layers import (
     check_image_size,
 )
 from jaxnets.ops import adaptive_avg_pool, avg_pool, local_response_norm, max_pool
-from jaxnets.ops.windows import smallest_input
+from jaxnets.ops.windows import output_size, smallest_input
 
 ModuleFactory = Callable[..., Any]
 
@@ -93,25 +93,29 @@ class Inception(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A classifier on an inner map (section 5): average to 4x4, 1x1 to 128, 1024, num_classes; [N, H, W, C] -> logits.
 
-    `pool_window` 5 with stride 3 is the paper's pooling, which makes 4x4 of the 14x14 map of a 224 px image; other
-    maps, and all maps where it is None as in torchvision, are averaged adaptively. The logits are also sown into the
-    collection "aux_logits".
+    `pool_window` 5 with stride 3 is the paper's pooling. It is used where it makes 4x4, as it does of the 14x14 map of
+    a 224 px image; other maps, and all maps where it is None as in torchvision, are averaged adaptively. The logits are
+    also sown into the collection "aux_logits".
     """
 
     num_classes: int
     unit: ModuleFactory
     dense: ModuleFactory
+    activation: Activation
+    bias_init: Initializer | None
     dropout_rate: float
     pool_window: int | None
     train: bool
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        x = inputs
-        if self.pool_window is not None:
-            x = avg_pool(x, min(self.pool_window, *x.shape[1:3]), stride=3)
-        x = self.unit(128, 1, name="conv")(adaptive_avg_pool(x, 4))
-        x = nn.relu(self.dense(1024, name="fc1")(x.reshape(x.shape[0], -1)))
+        window = self.pool_window
+        if window is not None and all(output_size(side, window, 3, 0) == 4 for side in inputs.shape[1:3]):
+            x = avg_pool(inputs, window, stride=3)
+        else:
+            x = adaptive_avg_pool(inputs, 4)
+        x = self.unit(128, 1, name="conv")(x)
+        x = self.activation(self.dense(1024, bias_init=self.bias_init, name="fc1")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout_rate, deterministic=not self.train)(x)
         logits: jax.Array = self.dense(self.num_classes, name="fc2")(x)
         if not self.is_initializing():
@@ -125,8 +129,9 @@ class GoogLeNet(nn.Module):
     In training, with `aux_logits`, the two auxiliary heads sow their logits into the collection "aux_logits".
     `transform_input` re-normalises images that were normalised by ImageNet's mean and deviation, as the published
     weights need. `branch3_window` is the window of the "5x5" branch; `last_pool_window` that of the pooling before
-    stage 5; `lrn` stands after the first and before the second pooling. Initialisation: torchvision's, weights
-    N(0, 0.01), dense biases torch's default.
+    stage 5; `lrn` stands after the first and before the second pooling. Initialisation: by default torchvision's,
+    weights N(0, 0.01) and dense biases torch's default; `bias_init` gives that of the convolutions (where `norm` is
+    None) and hidden dense layers, `classifier_bias_init` that of the classifiers.
     """
 
     num_classes: int = 1000
@@ -142,6 +147,7 @@ class GoogLeNet(nn.Module):
     activation: Activation = nn.relu
     kernel_init: Initializer = initializers.normal(0.01)
     bias_init: Initializer | None = None
+    classifier_bias_init: Initializer | None = None
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
 
@@ -163,9 +169,19 @@ class GoogLeNet(nn.Module):
             bias_init=self.bias_init or initializers.zeros,
             dtype=self.dtype,
         )
-        dense = partial(Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=self.kernel_init, bias_init=self.classifier_bias_init, dtype=self.dtype)
         inception = partial(Inception, unit=unit, branch3_window=self.branch3_window)
-        head = partial(AuxiliaryHead, self.num_classes, unit, dense, self.aux_dropout_rate, self.aux_pool_window, train)
+        head = partial(
+            AuxiliaryHead,
+            self.num_classes,
+            unit=unit,
+            dense=dense,
+            activation=self.activation,
+            bias_init=self.bias_init,
+            dropout_rate=self.aux_dropout_rate,
+            pool_window=self.aux_pool_window,
+            train=train,
+        )
         # Without training they are not needed, but `init` must make their parameters in either mode.
         heads = self.aux_logits and (train or self.is_initializing())
         lrn = self.lrn or (lambda x: x)
@@ -206,7 +222,8 @@ def renormalise(images: jax.Array) -> jax.Array:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "googlenet": GoogLeNet,
     # The paper's choices. It does not give LRN's constants, for which AlexNet's are taken, nor the initialisation,
-    # for which that of the BVLC reference model is taken: Xavier's, with biases of 0.2.
+    # for which that of the BVLC reference model is taken: Caffe's "xavier" (uniform, variance 1 / fan in), biases 0.2,
+    # and 0 in the classifiers.
     "googlenet_2014": partial(
         GoogLeNet,
         norm=None,
@@ -215,7 +232,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         last_pool_window=3,
         aux_pool_window=5,
         dropout_rate=0.4,
-        kernel_init=initializers.xavier_uniform(),
+        kernel_init=initializers.variance_scaling(1.0, "fan_in", "uniform"),
         bias_init=initializers.constant(0.2),
+        classifier_bias_init=initializers.zeros,
     ),
 }

@@ -38,7 +38,9 @@ def param_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 
 def check_image_size(images: jax.Array, smallest: int, network: str) -> None:
-    """Raises InputError unless `images` is [N, H, W, C] with H and W of at least `smallest`."""
+    """Raises InputError unless `images` is floating-point [N, H, W, C] with H and W of at least `smallest`."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(f"{network} got images of type {images.dtype}; expected floating-point, normalised images")
     if images.ndim != 4:
         raise InputError(f"{network} got images of shape {images.shape}; expected [N, H, W, C]")
     _, height, width, _ = images.shape
@@ -89,7 +91,10 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Fully connected layer, [N, C] -> [N, features], with `kernel` [C, features] and `bias` [features]."""
+    """Fully connected layer, [N, C] -> [N, features], with `kernel` [C, features] and `bias` [features].
+
+    `bias_init=None` is torch's, which depends on the fan in.
+    """
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -98,15 +103,10 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        dense = nn.Dense(
-            self.features,
-            dtype=self.dtype,
-            param_dtype=param_dtype(self.dtype),
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init or torch_bias_init(inputs.shape[-1]),
-        )
-        nn.share_scope(self, dense)
-        return dense(inputs)
+        channels, stored = inputs.shape[-1], param_dtype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (channels, self.features), stored)
+        bias = self.param("bias", self.bias_init or torch_bias_init(channels), (self.features,), stored)
+        return inputs.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
 class NormFactory(Protocol):
@@ -145,7 +145,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         mean, var = running_mean.value, running_var.value
         if self.train:
-            mean, var, count = batch_moments(inputs.astype(stats_dtype), self.axis_name)
+            # `init` runs outside of any replicated axis.
+            axis_name = None if self.is_initializing() else self.axis_name
+            mean, var, count = batch_moments(inputs.astype(stats_dtype), axis_name)
             if not self.is_initializing():
                 correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
                 keep = self.momentum

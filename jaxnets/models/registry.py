@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -47,6 +48,10 @@ def create_model(name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.f
     Raises InputError for an unknown name (with the nearest ones), an option that the network lacks, or no classes.
     """
     build = _FAMILIES[family_of(name)][name]
+    if not jnp.issubdtype(dtype, jnp.floating) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise InputError(
+            f"dtype={jnp.dtype(dtype).name}; expected float32, bfloat16, float16, or float64 with jax_enable_x64 set"
+        )
     if num_classes < 1:
         raise InputError(f"num_classes={num_classes}; a network needs at least 1 class")
     network: Any = getattr(build, "func", build)

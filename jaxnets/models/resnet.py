@@ -161,6 +161,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         check_image_size(images, self.smallest_image, type(self).__name__)
+        if self.norm is None and self.zero_init_residual:
+            raise InputError("zero_init_residual needs a norm, whose last scale it sets to zero; norm is None")
         conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
         block = partial(
             self.block,

@@ -1,8 +1,8 @@
 """Pre-activation ResNet: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016 (arXiv 1603.05027).
 
 The CIFAR networks of 9n + 2 layers, as in the authors' code (resnet-1k-layers): normalisation and activation before
-each convolution, the stride on a bottleneck's first 1x1, and where the shape changes a bare 1x1 projection that
-starts from the activated input.
+each convolution, the stride on a bottleneck's first 1x1, where the shape changes a bare 1x1 projection that starts
+from the activated input, and initial weights scaled by the fan out.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxnets.models.layers import Activation, BatchNorm, Dense, Initializer, NormFactory, check_image_size, he_fan_in
+from jaxnets.models.layers import Activation, BatchNorm, Dense, Initializer, NormFactory, check_image_size, he_fan_out
 from jaxnets.models.resnet import ModuleFactory, bind_layers
 
 
@@ -45,7 +45,7 @@ class PreActivationBottleneck(nn.Module):
 class PreActivationResNet(nn.Module):
     """A pre-activation network for small images: [N, H, W, 3] -> logits [N, num_classes]. Any image size works.
 
-    Initialisation: convolutions as He et al. 2015 (fan in), the last layer by torch's default.
+    Initialisation: convolutions as He et al. 2015 (fan out), the last layer by torch's default.
     """
 
     stage_sizes: Sequence[int]
@@ -54,7 +54,7 @@ class PreActivationResNet(nn.Module):
     activation: Activation = nn.relu
     norm: NormFactory | None = BatchNorm
     axis_name: str | None = None
-    kernel_init: Initializer = he_fan_in
+    kernel_init: Initializer = he_fan_out
     dtype: DTypeLike = jnp.float32
     smallest_image: ClassVar[int] = 1
 

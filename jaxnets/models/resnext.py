@@ -68,7 +68,7 @@ class SplitTransformAddBlock(EarlyConcatenationBlock):
 
 _resnext50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=GroupedBlock)
 _resnext101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=GroupedBlock)
-# Section 5.2: 3 stages of 3 bottlenecks after a 3x3 convolution of 64 filters.
+# Section 5.3: 3 stages of 3 bottlenecks after a 3x3 convolution of 64 filters.
 _resnext29 = partial(ResNet, stage_sizes=(3, 3, 3), block=GroupedBlock, stem="cifar", width_per_group=64)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -1,4 +1,4 @@
-"""Operations that XLA does badly on some platform, each beside the plain form that it equals."""
+"""Convolution, pooling and response normalisation, in forms that suit the platform."""
 
 from jaxnets.ops.conv import conv2d, plain_conv2d
 from jaxnets.ops.lrn import local_response_norm

@@ -1,5 +1,6 @@
 """Checkpoints by orbax: what a run has learnt, with all that is needed to use it."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -41,20 +42,22 @@ class Checkpoints:
             "preprocessing": asdict(preprocessing),
             "class_names": list(class_names),
         }
-        self._manager = ocp.CheckpointManager(
-            workdir.resolve() / _FOLDER, options=ocp.CheckpointManagerOptions(max_to_keep=1)
-        )
+        self._folder = workdir.resolve() / _FOLDER
+        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=1))
 
     def save(self, state: TrainState) -> None:
-        """Starts to write `state`; returns as soon as it may change again."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
-                metadata=ocp.args.JsonSave(self._metadata),
-            ),
-        )
+        """Starts to write `state`; returns as soon as it may change again. Raises InputError if it can't be written."""
+        try:
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(state.variables),
+                    optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
+                    metadata=ocp.args.JsonSave(self._metadata),
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -62,19 +65,40 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as failure:
+            if error is None:
+                raise self._failure(failure) from None
+        finally:
+            self._manager.close()
+
+    def _failure(self, error: Exception) -> InputError:
+        return InputError(f"a checkpoint can't be written to {self._folder} ({_first_line(error)}); is the disk full?")
 
 
 def load_classifier(workdir: Path) -> TrainedClassifier:
-    """The latest checkpoint of a run, without what only training needs. Raises InputError where there is none."""
-    folder = workdir.resolve() / _FOLDER
-    if not folder.is_dir():
+    """The latest checkpoint of a run, without what only training needs. Raises InputError where none can be read."""
+    folder = Path(os.path.abspath(workdir)) / _FOLDER
+    if not os.path.isdir(folder):
         raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
+    try:
+        return _read_classifier(folder)
+    except InputError as error:
+        raise InputError(f"{workdir}: {error}") from None
+    except Exception as error:
+        # orbax and tensorstore raise many types for a file that is missing, cut short or of another form.
+        raise InputError(
+            f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
+            f"{_first_line(error)}); train again in another workdir"
+        ) from None
+
+
+def _read_classifier(folder: Path) -> TrainedClassifier:
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step()
         if step is None:
-            raise InputError(f"{workdir} holds no finished checkpoint; train it again in another workdir")
+            raise InputError("no checkpoint was finished; train again in another workdir")
         metadata = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
         config = Config.from_dict(metadata["config"])
         preprocessing = Preprocessing(
@@ -89,3 +113,7 @@ def load_classifier(workdir: Path) -> TrainedClassifier:
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         restored = manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
     return TrainedClassifier(config, model, restored["variables"], preprocessing, class_names)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]

@@ -23,8 +23,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"unknown dtype {self.dtype!r}; expected {' or '.join(DTYPES)}")
-        if self.seed < 0:
-            raise InputError(f"seed={self.seed}; expected a whole number of at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed={self.seed}; expected a whole number from 0 to {2**32 - 1}")
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""

@@ -39,6 +39,11 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     started = time.perf_counter()
     recipe = config.recipe
     dataset = load_dataset(config.dataset)
+    if recipe.batch_size > len(dataset.train):
+        raise InputError(
+            f"batch_size={recipe.batch_size}, but {config.dataset} has {len(dataset.train)} training images; "
+            "choose a smaller --batch-size"
+        )
     preprocessing = Preprocessing(recipe.image_size, dataset.mean, dataset.std)
     model = create_model(config.arch, num_classes=len(dataset.class_names), dtype=jnp.dtype(config.dtype))
     steps = steps_through(recipe.epochs, recipe.batch_size, len(dataset.train))
@@ -48,9 +53,9 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     create = partial(create_state, model, optimizer, config.seed, recipe.image_size)
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(create).params))
 
-    files = Workdir.create(workdir, config)
     train_split = dataset.train.preprocessed(preprocessing)
     test_split = dataset.test.preprocessed(preprocessing)
+    files = Workdir.create(workdir, config)
     evaluate = Evaluator(model, preprocessing, recipe.batch_size)
     step = jax.jit(
         partial(

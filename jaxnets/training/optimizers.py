@@ -31,6 +31,6 @@ def is_kernel(params: Any) -> Any:
 
 
 def warmup_cosine(peak: float, steps: int, warmup_steps: int) -> Schedule:
-    """Linear from 0 to `peak` over `warmup_steps`, then a half cosine to 0 at `steps`."""
-    warmup_steps = min(warmup_steps, steps - 1)
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup_steps else peak, peak, warmup_steps, steps)
+    """Linear up to `peak`, reached after `warmup_steps` or a fifth of all if that is less, then a half cosine to 0."""
+    warmup_steps = min(warmup_steps, steps // 5)
+    return optax.warmup_cosine_decay_schedule(peak / (warmup_steps + 1), peak, warmup_steps, steps)

@@ -32,7 +32,7 @@ class Recipe:
                 raise InputError(f"{name}={getattr(self, name)}; expected a whole number of at least {smallest}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not 0 <= value < float("inf"):
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
                 raise InputError(f"{field.name}={value}; expected a finite number of at least 0")
         if self.learning_rate == 0:
             raise InputError("learning_rate=0 trains nothing; expected a number above 0")

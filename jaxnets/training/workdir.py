@@ -25,12 +25,15 @@ class Workdir:
 
     @classmethod
     def create(cls, path: Path, config: Config) -> "Workdir":
-        """Makes the folder and writes config.json. Raises InputError where it can't, or where a run lies already."""
-        if (path / "config.json").exists() or (path / "checkpoints").exists():
-            raise InputError(f"{path} already holds another run; give another --workdir, or remove it first")
+        """Makes the folder and writes config.json. Raises InputError where it can't, or where anything lies already."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "config.json").write_text(config.to_json())
+            if (path / "config.json").exists():
+                raise InputError(f"{path} already holds another run; give another --workdir, or remove it first")
+            if any(path.iterdir()):
+                raise InputError(f"{path} is not empty; give a --workdir that is, or that does not exist yet")
+            with (path / "config.json").open("x", encoding="utf-8") as file:
+                file.write(config.to_json())
         except OSError as error:
             raise InputError(f"{path} can't be written ({error.strerror}); give another --workdir") from None
         return cls(path)
@@ -38,21 +41,20 @@ class Workdir:
     def log(self, split: str, step: int, epoch: int, metrics: Mapping[str, float], **more: float) -> None:
         """Adds a line to metrics.jsonl."""
         line = {"split": split, "step": step, "epoch": epoch, **metrics, **more}
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def finish(
         self, result: Mapping[str, Any], test: Split, probabilities: np.ndarray, class_names: Sequence[str]
     ) -> None:
-        """Writes result.json, predictions.csv [one row a test image], and images to look at.
+        """Writes predictions.csv [one row a test image], images to look at, and, when all is done, result.json.
 
         samples/ holds the first test image of each class as class-INDEX.png, mistakes/ the wrong answers that were
         surest, by their index in the test.
         """
-        (self.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
         predicted = probabilities.argmax(axis=1)
         surety = probabilities.max(axis=1)
-        with (self.path / "predictions.csv").open("w", newline="") as file:
+        with (self.path / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(("index", "class", "predicted", "probability"))
             for index, (label, guess, share) in enumerate(zip(test.labels, predicted, surety, strict=True)):
@@ -65,3 +67,5 @@ class Workdir:
             for index in indices:
                 name = f"class-{test.labels[index]}" if folder == "samples" else str(index)
                 Image.fromarray(test.images[index]).save(self.path / folder / f"{name}.png")
+        text = json.dumps({**result, "class_names": list(class_names)}, indent=2)
+        (self.path / "result.json").write_text(text + "\n", encoding="utf-8")

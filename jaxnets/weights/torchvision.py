@@ -40,6 +40,18 @@ _FLATTENED: dict[str, dict[Path, int]] = {
     "googlenet": {("aux1", "fc1"): 4, ("aux2", "fc1"): 4},
 }
 
+# The names that torchvision shares; the papers' own variants of the same families are not among them.
+NETWORKS = (
+    "alexnet",
+    "googlenet",
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
+
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -58,12 +70,10 @@ def from_torchvision(arch: str, state_dict: Mapping[str, np.ndarray], like: Vari
             missing.append(key)
             continue
         left.discard(key)
-        array = _to_linen(arch, path, np.asarray(state_dict[key]))
-        if array.shape != leaf.shape:
-            raise InputError(
-                f"{key} has shape {state_dict[key].shape}, which does not fit {'/'.join(path)} {leaf.shape}"
-            )
-        variables[path] = array
+        array, expected = np.asarray(state_dict[key]), _torch_shape(path, leaf.shape)
+        if array.shape != expected:
+            raise InputError(f"{key} has shape {array.shape}; {arch} expects {expected}")
+        variables[path] = _to_linen(arch, path, array)
     if missing or left:
         raise InputError(f"the state dict does not fit {arch}: missing {sorted(missing)}, left over {sorted(left)}")
     return unflatten_dict(variables)
@@ -76,12 +86,17 @@ def to_torchvision(arch: str, variables: Variables) -> dict[str, np.ndarray]:
 
 
 def _key(arch: str, path: Path) -> str:
-    family = family_of(arch)
-    if family not in _NAMES:
-        raise InputError(f"torchvision has no network like {arch}")
+    if arch not in NETWORKS:
+        raise InputError(f"torchvision has no network like {arch}; it has {', '.join(NETWORKS)}")
     _, *modules, leaf = path
-    names = [_NAMES[family].get(module, re.sub(r"_(\d+)$", r".\1", module)) for module in modules]
+    names = [_NAMES[family_of(arch)].get(module, re.sub(r"_(\d+)$", r".\1", module)) for module in modules]
     return ".".join([*names, _LEAVES[leaf]])
+
+
+def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path[-1] != "kernel":
+        return shape
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
 def _to_linen(arch: str, path: Path, array: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """From files and arrays to what a network reads."""
 
+import warnings
 from pathlib import Path
 
 import jax
@@ -40,7 +41,36 @@ def test_read_image_turns_as_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     image.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "turned.png")), np.rot90(np.asarray(image), -1))
+    turned = np.asarray(read_image(tmp_path / "turned.png"))[..., 0]
+    np.testing.assert_array_equal(turned, np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_read_image_understands_every_common_mode(mode: str, tmp_path: Path) -> None:
+    # A half black, half white image says the same in every mode.
+    black = np.zeros((4, 8), np.uint8)
+    black[:, 4:] = 255
+    if mode == "I;16":
+        image = Image.fromarray(black.astype(np.uint16) * 257)
+    elif mode in ("LA", "RGBA"):
+        # The white half is transparent black.
+        layers = [np.zeros_like(black)] * (len(mode) - 1)
+        image = Image.fromarray(np.stack([*layers, 255 - black], axis=-1))
+    else:
+        image = Image.fromarray(black).convert(mode)
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    image.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actual = read_image(path)
+    assert actual.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(actual), np.repeat(black[..., None], 3, axis=-1), atol=2)
+
+
+def test_read_image_refuses_pixels_without_a_range(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(InputError, match="floating-point"):
+        read_image(tmp_path / "float.tiff")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n broken"])

@@ -13,8 +13,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import jaxnets
-from jaxnets.models.layers import BatchNorm, Conv
+from jaxnets.models.googlenet import AuxiliaryHead
+from jaxnets.models.layers import BatchNorm, Conv, Dense
 from jaxnets.models.resnet import BasicBlock, add_shortcut
+from jaxnets.models.resnet_v2 import PreActivationBottleneck
 from jaxnets.ops import local_response_norm
 
 KEY = jax.random.key(0)
@@ -91,6 +93,8 @@ def test_an_unknown_shortcut_or_stem_is_refused() -> None:
         trace("resnet18", 32, stem="small")
     with pytest.raises(jaxnets.InputError, match="groups=2"):
         trace("resnet18", 32, groups=2)
+    with pytest.raises(jaxnets.InputError, match="zero_init_residual needs a norm"):
+        trace("resnet18", 32, norm=None, zero_init_residual=True)
 
 
 def test_zero_init_residual_starts_every_block_as_its_shortcut() -> None:
@@ -117,8 +121,9 @@ def test_without_a_norm_the_convolutions_have_biases(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "calls"),
-    # Convolutions and hidden dense layers with an activation after them: the depth in the papers' count, less the last.
-    {"alexnet": 7, "alexnet_2012": 7, "googlenet": 57, "resnet18": 17, "resnet50": 49, "resnet20_cifar": 19,
+    # Convolutions and hidden dense layers with an activation after them: the depth in the papers' count, less the last,
+    # and two more in each auxiliary head.
+    {"alexnet": 7, "alexnet_2012": 7, "googlenet": 57 + 2 * 2, "resnet18": 17, "resnet50": 49, "resnet20_cifar": 19,
      "resnet164_v2_cifar": 163, "resnext50_32x4d": 49}.items(),
 )  # fmt: skip
 def test_the_activation_is_the_chosen_one_everywhere(name: str, calls: int) -> None:
@@ -128,8 +133,7 @@ def test_the_activation_is_the_chosen_one_everywhere(name: str, calls: int) -> N
         seen.append(x.shape)
         return jnp.tanh(x)
 
-    options = {"aux_logits": False} if name == "googlenet" else {}
-    model = jaxnets.create_model(name, activation=activation, **options)
+    model = jaxnets.create_model(name, activation=activation)
     jaxpr = jax.make_jaxpr(lambda: model.init_with_output(KEY, jnp.zeros((1, 64, 64, 3)), train=False)[0])()
     assert len(seen) == calls
     assert "relu" not in str(jaxpr)
@@ -163,14 +167,23 @@ def test_googlenet_drops_once_before_its_last_layer_and_once_a_head(name: str, r
     assert all("Dropout_0" in state["intermediates"][head] for head in ("aux1", "aux2"))
 
 
-def test_alexnet_2012_drops_the_outputs_of_its_hidden_dense_layers() -> None:
-    model, variables, images = init("alexnet_2012")
-    (logits, state) = model.clone(dropout_rate=1.0).apply(
-        variables, images, train=True, rngs={"dropout": KEY}, capture_intermediates=lambda m, _: m.name == "fc1"
-    )
-    # With all of them dropped only the last bias, zero, is left, while fc1 itself still reads its whole input.
-    np.testing.assert_array_equal(logits, np.zeros((2, 5)))
-    assert state["intermediates"]["fc1"]["__call__"][0].std() > 0
+@pytest.mark.parametrize(
+    ("name", "dropped"),
+    # torchvision drops the inputs of the first two dense layers, the paper (section 4.2) their outputs.
+    [("alexnet", {"fc1": True, "fc2": True, "fc3": False}), ("alexnet_2012", {"fc1": False, "fc2": True, "fc3": True})],
+)
+def test_alexnet_drops_before_or_after_its_hidden_dense_layers(name: str, dropped: dict[str, bool]) -> None:
+    model, variables, images = init(name)
+    inputs = {}
+
+    def record(call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, Dense) and context.method_name == "__call__":
+            inputs[context.module.name] = arguments[0]
+        return call(*arguments, **keywords)
+
+    with nn.intercept_methods(record):
+        model.clone(dropout_rate=1.0).apply(variables, images, train=True, rngs={"dropout": KEY})
+    assert {layer: not value.any() for layer, value in inputs.items()} == dropped
 
 
 def test_alexnet_2012_normalises_responses_after_the_first_two_layers() -> None:
@@ -204,7 +217,11 @@ def test_initial_deviations_are_torchvisions() -> None:
         kernel = init_part(name, "layer2_0", conv, "kernel", stage_sizes=(1, 1))
         assert kernel.std() == pytest.approx((2 / (features * 9)) ** 0.5, rel=0.02)
     assert init_part("googlenet", "inception3a", "branch2_1", "conv", "kernel").std() == pytest.approx(0.01, rel=0.02)
-    assert np.abs(init_part("resnet18", "fc", "bias", stage_sizes=(1, 1))).max() <= 128**-0.5
+    fc = init_part("resnet18", "fc", stage_sizes=(1, 1, 1, 1))
+    assert 0.5 * 512**-0.5 < np.abs(fc["bias"]).max() <= np.abs(fc["kernel"]).max() <= 512**-0.5
+    # He, fan in, for the paper's CIFAR networks.
+    kernel = init_part("resnet20_cifar", "layer3_0", "conv1", "kernel")
+    assert kernel.std() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.02)
 
 
 def test_googlenet_2014_has_true_5x5_and_lrn_where_the_paper_has_it() -> None:
@@ -218,3 +235,60 @@ def test_googlenet_2014_has_true_5x5_and_lrn_where_the_paper_has_it() -> None:
     variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 224, 224, 3)), train=False))
     assert calls == [(1, 56, 56, 64), (1, 56, 56, 192)]
     assert variables["params"]["inception3a"]["branch3_1"]["conv"]["kernel"].shape == (5, 5, 16, 32)
+
+
+def test_googlenet_2014_pools_for_its_heads_as_the_paper_does() -> None:
+    def first_pooled(size: int) -> tuple[float, ...]:
+        head = AuxiliaryHead(
+            5, unit=lambda *_, **__: lambda x: x, dense=lambda *_, **__: lambda x: x, activation=lambda x: x,
+            bias_init=None, dropout_rate=0.0, pool_window=5, train=False,
+        )  # fmt: skip
+        ramp = jnp.broadcast_to(jnp.arange(float(size))[None, :, None, None], (1, size, size, 1))
+        return tuple(np.asarray(head.init_with_output(KEY, ramp)[0]).reshape(4, 4)[:, 0])
+
+    # 14 px: windows of 5 with stride 3; elsewhere the adaptive windows.
+    assert first_pooled(14) == (2.0, 5.0, 8.0, 11.0)
+    assert first_pooled(8) == (0.5, 2.5, 4.5, 6.5)
+    assert first_pooled(4) == (0.0, 1.0, 2.0, 3.0)
+
+
+def test_googlenet_2014_starts_as_the_reference_model() -> None:
+    conv = init_part("googlenet_2014", "inception4a", "branch3_0", "conv")
+    assert np.abs(conv["kernel"]).max() == pytest.approx((3 / 480) ** 0.5, rel=0.02)
+    np.testing.assert_array_equal(conv["bias"], np.full(16, 0.2, np.float32))
+    np.testing.assert_array_equal(init_part("googlenet_2014", "aux1", "fc1", "bias"), np.full(1024, 0.2, np.float32))
+    for path in (("fc",), ("aux2", "fc2")):
+        assert not init_part("googlenet_2014", *path, "bias").any()
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_pre_activation_blocks_carry_their_input_uninterrupted(changes: bool) -> None:
+    inputs = jax.random.normal(KEY, (2, 6, 6, 16))
+    module = PreActivationBottleneck(
+        filters=8 if changes else 4, stride=2 if changes else 1, activation=nn.relu, conv=Conv,
+        norm=partial(BatchNorm, train=False),
+    )  # fmt: skip
+    variables = module.init(KEY, inputs)
+    params = variables["params"]
+    params["bn1"]["bias"] += 0.3
+    params["conv3"]["kernel"] *= 0
+    expected = inputs
+    if changes:
+        # The projection starts from the activated input (the statistics are those of a fresh network).
+        activated = np.maximum(inputs / np.sqrt(1 + 1e-5) + 0.3, 0)
+        expected = activated[:, ::2, ::2] @ params["downsample_conv"]["kernel"][0, 0]
+        assert params["conv1"]["kernel"].shape == (1, 1, 16, 8)
+    np.testing.assert_allclose(module.apply(variables, inputs), expected, atol=1e-5)
+
+
+def test_pre_activation_networks_end_with_a_norm_and_subsample_first() -> None:
+    _, state = trace("resnet164_v2_cifar", 32, stage_sizes=(1, 1))
+    seen = state["intermediates"]
+    assert seen["bn1"]["__call__"][0].shape == (2, 16, 16, 128)
+    # The stride is on the first 1x1.
+    assert seen["layer2_0"]["conv1"]["__call__"][0].shape == (2, 16, 16, 32)
+
+
+def test_batch_norm_over_replicas_initialises_outside_of_them() -> None:
+    model = jaxnets.create_model("resnet20_cifar", axis_name="replicas", stage_sizes=(1,))
+    jax.eval_shape(lambda: model.init(KEY, jnp.zeros((2, 8, 8, 3)), train=True))

@@ -42,6 +42,8 @@ PAPERS_MILLIONS = {
     "resnext29_8x64d_cifar": 34.4,
     "resnext29_16x64d_cifar": 68.1,
 }
+# With normalisation, summed by hand from the pre-activation paper's section 5.
+PRE_ACTIVATION = {"resnet164_v2_cifar": 1_703_258, "resnet1001_v2_cifar": 10_327_706}
 CARDINALITIES = ("1x64d", "2x40d", "4x24d", "8x14d", "32x4d")
 
 
@@ -78,14 +80,16 @@ def test_parameters_of_the_cifar_networks(name: str, count: int) -> None:
 
 @pytest.mark.parametrize(("name", "millions"), PAPERS_MILLIONS.items())
 def test_parameters_as_printed_in_the_papers(name: str, millions: float) -> None:
-    without_norms = sum(count for (*modules, _), count in parameters(name, 10).items() if "bn" not in modules[-1])
+    counts = parameters(name, 10)
+    without_norms = sum(count for (*modules, _), count in counts.items() if "bn" not in modules[-1])
     assert round(without_norms / 1e6, 1) == millions
+    assert sum(counts.values()) == PRE_ACTIVATION.get(name, sum(counts.values()))
 
 
 def test_cardinality_is_bought_at_equal_complexity() -> None:
     counts = [sum(parameters(f"resnext50_{form}", 1000).values()) for form in CARDINALITIES]
     assert counts[0] == TORCHVISION["resnet50"]
-    # The paper's table 3: about 25 M each.
+    # Table 1 gives 25.5 M and 25.0 M for the two ends.
     assert all(24.9e6 < count < 25.7e6 for count in counts)
 
 
@@ -118,6 +122,9 @@ def test_an_unknown_name_raises_with_the_nearest() -> None:
 def test_an_unknown_option_raises_with_the_known() -> None:
     with pytest.raises(jaxnets.InputError, match=r"alexnet has no option aux_logits; it takes .*dropout_rate"):
         jaxnets.create_model("alexnet", aux_logits=True)
+    for dtype in ("int32", "float64"):
+        with pytest.raises(jaxnets.InputError, match=f"dtype={dtype}; expected float32.*jax_enable_x64"):
+            jaxnets.create_model("alexnet", dtype=dtype)
     with pytest.raises(jaxnets.InputError, match="num_classes=0"):
         jaxnets.create_model("alexnet", num_classes=0)
 
@@ -143,6 +150,11 @@ def test_the_smallest_image(name: str, smallest: int, monkeypatch: pytest.Monkey
         monkeypatch.setattr(f"{type(model).__module__}.check_image_size", lambda *_: None)
         with pytest.raises(jaxnets.InputError, match="does not fit a map"):
             apply(smallest, smallest - 1)
+
+
+def test_images_must_be_normalised_floats() -> None:
+    with pytest.raises(jaxnets.InputError, match="images of type uint8"):
+        jaxnets.create_model("googlenet").init(jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.uint8), train=False)
 
 
 def test_images_must_have_four_axes() -> None:

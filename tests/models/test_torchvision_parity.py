@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxnets
+from jaxnets.errors import InputError
 from jaxnets.weights import from_torchvision, to_torchvision
 from tests.references import recipe
 
@@ -50,6 +51,21 @@ def test_logits(arch: str) -> None:
         logits = model.apply(variables, recipe.random_images(pixels, count), train=False)
         assert logits.dtype == jnp.float64
         assert_close(logits, references()[f"{arch}/logits_{pixels}"], 1e-9)
+
+
+def test_tensors_that_do_not_fit_are_named() -> None:
+    model = jaxnets.create_model("alexnet", num_classes=13)
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    state = to_torchvision("alexnet", jax.tree.map(_empty, like))
+    with pytest.raises(
+        InputError, match=r"classifier.1.weight has shape \(4096, 9210\); alexnet expects \(4096, 9216\)"
+    ):
+        from_torchvision("alexnet", state | {"classifier.1.weight": np.zeros((4096, 9210))}, like)
+    renamed = {("features.0.scale" if key == "features.0.bias" else key): value for key, value in state.items()}
+    with pytest.raises(InputError, match=r"missing \['features.0.bias'\], left over \['features.0.scale'\]"):
+        from_torchvision("alexnet", renamed, like)
+    with pytest.raises(InputError, match="torchvision has no network like alexnet_2012"):
+        to_torchvision("alexnet_2012", like)
 
 
 @pytest.mark.parametrize("arch", recipe.TRAINED_MODELS)

@@ -79,6 +79,32 @@ def test_equals_the_plain_form_with_its_gradients(
         np.testing.assert_allclose(actual, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize(("channels", "features", "groups"), [(64, 128, 32), (64, 96, 2), (128, 64, 32), (40, 80, 40)])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_merged_groups_equal_separate_ones(channels: int, features: int, groups: int, dtype: str) -> None:
+    # Maps this large are convolved by several groups at a time.
+    arguments = [jnp.asarray(array, dtype) for array in arrays(10, 11, channels, features, 3, groups)]
+    exact = [jnp.asarray(array, jnp.float64) for array in arguments]
+    weights = jnp.cos(jnp.arange(2 * 10 * 11 * features)).reshape(2, 10, 11, features)
+
+    def gradients(conv, arguments):  # type: ignore[no-untyped-def]
+        outputs, pull = jax.vjp(lambda x, k: conv(x, k, padding=1, groups=groups), *arguments)
+        return outputs, *pull(weights.astype(outputs.dtype))
+
+    rounding = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 3e-2}[dtype]
+    for actual, expected in zip(gradients(conv2d, arguments), gradients(plain_conv2d, exact), strict=True):
+        assert actual.dtype == dtype
+        error = np.abs(np.asarray(actual, np.float64) - expected).max()
+        assert error < rounding * np.abs(expected).max()
+
+
+def test_the_backward_pass_keeps_only_the_arguments() -> None:
+    for size, groups in ((3, 1), (7, 16), (12, 16)):
+        inputs, kernel = arrays(size, size, 32, 32, 3, groups)
+        saved = jax.tree.leaves(jax.vjp(lambda x, k, g=groups: conv2d(x, k, padding=1, groups=g), inputs, kernel)[1])
+        assert sum(leaf.size for leaf in saved) <= inputs.size + kernel.size
+
+
 def test_differentiates_forward_and_twice() -> None:
     inputs, kernel = arrays(3, 3, 4, 4, 3, 2)
 

@@ -72,6 +72,13 @@ def test_adaptive_avg_pool(size: tuple[int, int], target: int) -> None:
     )
 
 
+def test_adaptive_avg_pool_to_the_same_size_changes_nothing() -> None:
+    inputs = jnp.asarray(np.random.RandomState(0).standard_normal((2, 6, 6, 3)), jnp.bfloat16)
+    inputs = inputs.at[0, 0, 0, 0].set(jnp.inf)
+    np.testing.assert_array_equal(adaptive_avg_pool(inputs, 6), inputs)
+    assert adaptive_avg_pool(inputs[:, :5], 4).dtype == jnp.bfloat16
+
+
 def test_avg_pool() -> None:
     inputs = np.random.RandomState(0).standard_normal((2, 14, 11, 3))
     expected = [[inputs[:, i : i + 5, j : j + 5].mean(axis=(1, 2)) for j in (0, 3, 6)] for i in (0, 3, 6, 9)]

@@ -47,7 +47,9 @@ def random_state_dict(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str
         elif len(shape) > 1:
             state[name] = stream.standard_normal(shape) * (1.6 / np.prod(shape[1:])) ** 0.5
         elif leaf == "weight":
-            state[name] = stream.uniform(0.3, 0.9, shape)
+            # GoogLeNet ("conv1.bn.weight") has no residuals that carry the image on: a larger gain does.
+            low, high = (1.0, 1.8) if name.endswith("bn.weight") else (0.3, 0.9)
+            state[name] = stream.uniform(low, high, shape)
         else:
             state[name] = 0.1 * stream.standard_normal(shape)
     return state

@@ -130,9 +130,11 @@ def test_chance_follows_from_the_seed_and_the_step_alone() -> None:
 def test_schedule_warms_up_and_ends_at_zero() -> None:
     schedule = warmup_cosine(0.4, 100, 10)
     values = [float(schedule(step)) for step in range(101)]
-    np.testing.assert_allclose(values[:11], np.linspace(0, 0.4, 11), atol=1e-7)
+    np.testing.assert_allclose(values[:11], np.linspace(0.4 / 11, 0.4, 11), atol=1e-7)
     np.testing.assert_allclose(values[10:], 0.2 * (1 + np.cos(np.pi * np.arange(91) / 90)), atol=1e-6)
+    # A short run is not all warm-up.
     assert float(warmup_cosine(0.4, 1, 5)(0)) == pytest.approx(0.4)
+    assert float(warmup_cosine(0.4, 50, 50)(10)) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -159,6 +161,8 @@ def test_every_optimizer_learns_a_batch_by_heart(name: str) -> None:
         ({"image_size": -8}, "image_size=-8"),
         ({"learning_rate": -0.1}, "learning_rate=-0.1"),
         ({"learning_rate": 0.0}, "learning_rate=0"),
+        ({"learning_rate": -1}, "learning_rate=-1"),
+        ({"weight_decay": -1}, "weight_decay=-1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"optimizer": "adm"}, "unknown optimizer 'adm'.*adam"),
     ],
@@ -176,6 +180,7 @@ def test_recipes_refuse_what_cannot_train(change: dict[str, Any], message: str) 
         Recipe(**(values | change))
 
 
-def test_every_network_has_a_recipe() -> None:
+def test_every_network_takes_the_images_of_its_recipe() -> None:
     for name in jaxnets.list_models():
-        assert default_recipe(name).epochs > 0
+        model = jaxnets.create_model(name, num_classes=10)
+        assert default_recipe(name).image_size >= model.smallest_image
