@@ -16,6 +16,8 @@ from jaxnets.training.checkpoint import load_classifier
 
 # Small and quick, but the whole way: a real network on the real data.
 QUICK = ("--arch", "resnet20_cifar", "--image-size", "8", "--epochs", "2", "--batch-size", "100")
+# One run serves them all.
+pytestmark = pytest.mark.xdist_group("trained")
 TIMES = ("seconds", "images_per_second")
 
 
@@ -182,7 +184,7 @@ def test_train_leaves_a_folder_with_other_files_alone(tmp_path: Path) -> None:
 
 
 def test_train_stops_when_the_loss_is_no_longer_finite(tmp_path: Path) -> None:
-    done = command("train", *QUICK, "--optimizer", "sgd", "--lr", "1e30", "--workdir", "run", folder=tmp_path)
+    done = command("train", *QUICK, "--optimizer", "sgd", "--lr", "1e38", "--workdir", "run", folder=tmp_path)
     refused(done, "no longer finite", "--lr")
     assert not (tmp_path / "run" / "result.json").exists()
 
