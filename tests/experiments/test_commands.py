@@ -16,8 +16,6 @@ from jaxnets.training.checkpoint import load_classifier
 
 # Small and quick, but the whole way: a real network on the real data.
 QUICK = ("--arch", "resnet20_cifar", "--image-size", "8", "--epochs", "2", "--batch-size", "100")
-# One run serves them all.
-pytestmark = pytest.mark.xdist_group("trained")
 TIMES = ("seconds", "images_per_second")
 
 

@@ -17,7 +17,6 @@ from jaxnets.training.config import Config
 from jaxnets.training.recipes import default_recipe
 from jaxnets.training.step import TrainState, create_state
 
-pytestmark = pytest.mark.xdist_group("saved")
 PREPROCESSING = Preprocessing(8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 CONFIG = Config("resnet20_cifar", default_recipe("resnet20_cifar"))
 # A string sort would put "10" before "2".
