@@ -6,12 +6,12 @@ form is chosen when the program is lowered for its platform, not when it is trac
 XLA's CPU convolutions leave their fast path for groups and for maps smaller than the kernel. Measured on two Zen 4
 cores, float32, batch 16, jax 0.10.2, forward / input gradient / weight gradient:
 
-| case                       | plain lax        | the form used here                                    |
-|----------------------------|------------------|-------------------------------------------------------|
-| 3x3, 2 px, C=512           | 139 / 139 / 2 ms | one dot over patches: 2.4 / 4.0 / 3.8 ms              |
-| 3x3, 4 to 2 px, C=512      | 4 / 150 / 4 ms   | one dot over patches: 1.9 / 3.8 / 3.8 ms              |
-| 3x3, 4 px, C=512, groups 32| seconds          | batched dot over patches: 1.6 / 1.1 / 1.6 ms          |
-| 3x3, 16 px, C=128, groups 32| seconds         | 4 dense convolutions of 8 groups: 3.5 / 3.2 / 4.5 ms  |
+| case                         | plain lax          | the form used here                                  |
+|------------------------------|--------------------|-----------------------------------------------------|
+| 3x3, 2 px, C=512             | 139 / 139 / 2 ms   | one dot over patches: 2.4 / 4.0 / 3.8 ms            |
+| 3x3, 4 to 2 px, C=512        | 4 / 150 / 4 ms     | one dot over patches: 1.9 / 3.8 / 3.8 ms            |
+| 3x3, 4 px, C=512, 32 groups  | 2 / 3 / 329 ms     | batched dot over patches: 1.6 / 1.1 / 1.6 ms        |
+| 3x3, 16 px, C=128, 32 groups | 12 / 12 / 1,312 ms | 4 dense convolutions of 8 groups: 3.5 / 3.2 / 4.5 ms |
 """
 
 from functools import partial
