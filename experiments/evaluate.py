@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 
 from experiments.command import run
-from jaxnets.data.sources import load_dataset
+from jaxnets.data.datasets import load_dataset
+from jaxnets.data.verification import judge, usable
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.evaluation import Evaluator
+from jaxnets.training.progress import counting
 
 
 def main() -> None:
@@ -15,9 +17,14 @@ def main() -> None:
     parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")
     classifier = load_classifier(parser.parse_args().workdir)
     config = classifier.config
-    split = load_dataset(config.dataset).test.preprocessed(classifier.preprocessing)
+    dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)
+    classifier.check_classes(dataset.class_names)
+    with counting("checking images", len(dataset.test)) as (done, say):
+        test, bad, _ = usable(dataset.test, len(dataset.class_names), done)
+        judge(bad, len(dataset.train) + len(dataset.test), config.on_bad_image, say)
     evaluate = Evaluator(classifier.model, classifier.preprocessing, config.recipe.batch_size)
-    _, metrics = evaluate(classifier.variables, split)
+    with counting("evaluating", len(test)) as (done, _):
+        metrics = evaluate(classifier.variables, test, done).metrics
     count = round(metrics["count"])
     right = round(metrics["accuracy"] * count)
     print(f"test accuracy {metrics['accuracy']:.2%} ({right} of {count} images), test loss {metrics['loss']:.4f}")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.command import run
+from jaxnets.data.pipeline import Preprocessed
 from jaxnets.data.preprocessing import read_image
-from jaxnets.data.sources import Split
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.evaluation import Evaluator
 
@@ -22,9 +22,9 @@ def main() -> None:
     arguments = parser.parse_args()
     classifier = load_classifier(arguments.workdir)
     pixels = np.stack([classifier.preprocessing(read_image(path)) for path in arguments.images])
-    split = Split(pixels, np.zeros(len(pixels), np.int32))
-    evaluate = Evaluator(classifier.model, classifier.preprocessing, min(len(split), 32))
-    probabilities, _ = evaluate(classifier.variables, split)
+    images = Preprocessed(pixels, np.zeros(len(pixels), np.int32))
+    evaluate = Evaluator(classifier.model, classifier.preprocessing, min(len(images), 32))
+    probabilities = evaluate(classifier.variables, images).probabilities
     for path, shares in zip(arguments.images, probabilities, strict=True):
         print(path)
         for index in np.argsort(-shares, kind="stable")[:_TOP]:

@@ -45,7 +45,7 @@ def write_report(workdir: Path) -> Path:
     except ValueError as error:
         raise InputError(f"{workdir} holds a damaged run ({error}); train it again in another workdir") from None
     sections = [
-        f"<h1>{html.escape(result['arch'])} on {html.escape(result['dataset'])}</h1>",
+        f"<h1>{html.escape(result['arch'])} on {html.escape(Path(result['dataset']).name)}</h1>",
         f'<p class="lead">{result["num_params"]:,} parameters, {result["epochs"]} epochs, seed {config["seed"]}, '
         f"{html.escape(config['dtype'])}, {html.escape(result['device'])}, jax {html.escape(result['jax'])}</p>",
         _facts(result),
@@ -76,6 +76,8 @@ def _facts(result: dict[str, Any]) -> str:
         "s to compile": f"{result['compile_seconds']:.1f}",
         "s in all": f"{result['seconds']:.0f}",
     }
+    if result["bad_images"]:
+        facts["bad images left out, see bad-images.csv"] = str(result["bad_images"])
     return (
         '<div class="facts">' + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in facts.items()) + "</div>"
     )

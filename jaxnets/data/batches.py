@@ -1,28 +1,46 @@
-"""Which images make up a batch. The order depends on the seed and the epoch alone, not on the batch size."""
+"""Which images make up a batch. The order depends on the seed and the epoch alone, not on how it is cut."""
 
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxnets.data.sources import Split
+from jaxnets.errors import InputError
 
 
+class Slots(NamedTuple):
+    """The images of a batch, or of one process's share of it; arrays [N]. Where `mask` is False a slot stays empty."""
+
+    indices: np.ndarray
+    epochs: np.ndarray
+    mask: np.ndarray
+
+
+@lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order [count] in which an epoch (from 0) visits the images: a permutation of range(count)."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
+    """The order [count] in which an epoch (from 0) visits the images: a permutation of range(count); read-only."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order.flags.writeable = False
+    return order
 
 
-def step_indices(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """The images [batch_size] of a training step (from 0).
+def training_slots(
+    seed: int, step: int, batch_size: int, count: int, process_index: int = 0, process_count: int = 1
+) -> Slots:
+    """The images of a training step (from 0): a process's share of `batch_size`, one after the other.
 
     The epochs' orders are laid end to end and cut into full batches, so that every image is seen exactly once in each
     epoch though the batch size need not divide their number; a batch may hold the end of one epoch and the start of
     the next.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    positions = step * batch_size + _share(batch_size, process_index, process_count)
     epochs = positions // count
-    orders = {epoch: epoch_order(seed, int(epoch), count) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][position % count] for epoch, position in zip(epochs, positions, strict=True)])
+    indices = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        indices[here] = epoch_order(seed, int(epoch), count)[positions[here] - epoch * count]
+    return Slots(indices, epochs, np.ones(len(positions), bool))
 
 
 def steps_through(epochs: int, batch_size: int, count: int) -> int:
@@ -30,10 +48,18 @@ def steps_through(epochs: int, batch_size: int, count: int) -> int:
     return -(-epochs * count // batch_size)
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Images, labels and a mask of the whole split in order; the last batch is filled up with masked images."""
-    for start in range(0, len(split), batch_size):
-        indices = np.arange(start, start + batch_size)
-        mask = indices < len(split)
-        indices = np.minimum(indices, len(split) - 1)
-        yield split.images[indices], split.labels[indices], mask
+def evaluation_slots(batch_size: int, count: int, process_index: int = 0, process_count: int = 1) -> Iterator[Slots]:
+    """Every image once, in order; the last batch is filled up with empty slots. A process's share of each batch."""
+    share = _share(batch_size, process_index, process_count)
+    for start in range(0, count, batch_size):
+        mask = start + share < count
+        yield Slots(np.where(mask, start + share, 0), np.zeros(len(share), np.int64), mask)
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    if batch_size % process_count:
+        raise InputError(
+            f"batch_size={batch_size} can't be shared by {process_count} processes; choose a multiple of them"
+        )
+    size = batch_size // process_count
+    return np.arange(process_index * size, (process_index + 1) * size)

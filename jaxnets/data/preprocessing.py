@@ -1,6 +1,5 @@
 """From an image of any size to what a network reads: uint8 squares on the host, normalised floats on the device."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,62 +7,77 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from jaxnets.data.decoding import decode_with_pillow, open_image, pixels_of
+from jaxnets.data.sources import PHOTO_MEAN, PHOTO_STD, Channels
 from jaxnets.errors import InputError
 
-Channels = tuple[float, float, float]
+_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The square at the centre, resized to `image_size` (bilinear, antialiased), normalised by `mean` and `std`.
+    """The short side resized to `resize_size` (antialiased), the square of `crop_size` at the centre, normalised.
 
-    `mean` and `std` are in units of the full range (0 to 1). The same value serves training, evaluation and
-    prediction, and is stored with the weights that were trained with it.
+    `mean` and `std` are in units of the full range (0 to 1); interpolation is bilinear or bicubic. The pixels equal
+    those of torchvision's ImageClassification preset on PIL images. The same value serves evaluation and prediction,
+    and is stored with the weights that were trained for it. Raises InputError for sizes that no image can have.
     """
 
-    image_size: int
-    mean: Channels
-    std: Channels
+    crop_size: int
+    resize_size: int
+    mean: Channels = PHOTO_MEAN
+    std: Channels = PHOTO_STD
+    interpolation: str = "bilinear"
 
-    def __call__(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """uint8 [image_size, image_size, 3] from a PIL image or a uint8 array [H, W, 3]."""
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        (width, height), side = image.size, min(image.size)
-        left, top = (width - side) / 2, (height - side) / 2
-        square = (left, top, left + side, top + side)
-        shape = (self.image_size, self.image_size)
-        return np.asarray(image.convert("RGB").resize(shape, Image.Resampling.BILINEAR, box=square))
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop_size <= self.resize_size:
+            raise InputError(
+                f"crop_size={self.crop_size}, resize_size={self.resize_size}; "
+                "expected 1 <= crop_size <= resize_size, in pixels"
+            )
+        if self.interpolation not in _INTERPOLATIONS:
+            raise InputError(f"unknown interpolation {self.interpolation!r}; expected {' or '.join(_INTERPOLATIONS)}")
+
+    def __call__(self, image: Image.Image | np.ndarray | bytes) -> np.ndarray:
+        """uint8 [crop_size, crop_size, 3] of a PIL image, of uint8 pixels [H, W, 3], or of the bytes of an image file.
+
+        Raises InputError, giving the reason, for an image that can't be read.
+        """
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(pixels_of(open_image(image)))
+        elif image.mode != "RGB":
+            image = image.convert("RGB")
+        width, height = image.size
+        new_width, new_height = resized(width, height, self.resize_size)
+        # Only what the crop keeps is computed, with the coefficients that resizing the whole would use.
+        left, top = (round((side - self.crop_size) / 2.0) for side in (new_width, new_height))
+        across, down = width / new_width, height / new_height
+        box = (left * across, top * down, (left + self.crop_size) * across, (top + self.crop_size) * down)
+        shape = (self.crop_size, self.crop_size)
+        return np.asarray(image.resize(shape, _INTERPOLATIONS[self.interpolation], box=box))
 
     def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """Normalised floats from uint8 images; shapes [..., 3], on the device."""
+        """Normalised floats from uint8 images, or floats from 0 to 255; shapes [..., 3], on the device."""
         mean, std = (255 * jnp.asarray(channels, jnp.float32) for channels in (self.mean, self.std))
         return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
-def read_image(path: Path) -> Image.Image:
-    """The image in a file in RGB, turned as its EXIF tag says, transparency on white, 16 bits scaled to 8.
+def resized(width: int, height: int, short: int) -> tuple[int, int]:
+    """Width and height when the short side becomes `short` pixels, the long one rounded down as torchvision does."""
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
 
-    Raises InputError, naming the file, if it holds no such image.
-    """
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB pixels [H, W, 3] of an image file of any kind, upright. Raises InputError, naming the file."""
     try:
-        with warnings.catch_warnings():
-            # A large photo is no attack; Pillow refuses twice the size that it warns of.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F":
-            raise ValueError("floating-point pixels have no agreed range")
-        if upright.mode.startswith("I"):
-            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
-        return upright.convert("RGB")
+        return decode_with_pillow(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the path of an image") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: not an image that can be read ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror or error})") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,81 +1,94 @@
-"""Data sets by name, as arrays of uint8 images with labels and class names."""
+"""Labelled images in a fixed order: the one interface behind which every data set stands."""
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 
-# Whole data sets are held in memory, preprocessed.
-_MOST_GIGABYTES = 8
+Channels = tuple[float, float, float]
+
+# Of ImageNet's training images (He et al. 2015 and torchvision's presets); photos of any kind are close to it.
+PHOTO_MEAN: Channels = (0.485, 0.456, 0.406)
+PHOTO_STD: Channels = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images [N, H, W, 3], uint8, and labels [N], int32, in a fixed order."""
+class Record(NamedTuple):
+    """One labelled image: the bytes of an image file, or uint8 pixels [H, W], [H, W, 1] or [H, W, 3]."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    image: bytes | np.ndarray
+    label: int
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def preprocessed(self, preprocessing: Preprocessing) -> "Split":
-        """The same split with every image as the network reads it, [N, image_size, image_size, 3].
+class Source(Protocol):
+    """A fixed sequence of records. Reading one is safe from many threads, and raises InputError, naming it."""
 
-        Raises InputError where that would not fit in memory.
-        """
-        gigabytes = len(self) * preprocessing.image_size**2 * 3 / 1e9
-        if gigabytes > _MOST_GIGABYTES:
-            raise InputError(
-                f"{len(self)} images of {preprocessing.image_size} px would take {gigabytes:.0f} GB of memory; "
-                f"at most {_MOST_GIGABYTES} are allowed: choose a smaller --image-size"
-            )
-        return Split(np.stack([preprocessing(image) for image in self.images]), self.labels)
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def where(self, index: int) -> str:
+        """What a message calls the record, such as the path of its file."""
+        ...
 
 
 @dataclass(frozen=True)
 class Dataset:
     """What a classifier is trained on and tested on. A class's index is its place in `class_names`.
 
-    `mean` and `std` are those of the training images, a channel each, in units of the full range (0 to 1).
+    `mean` and `std` are a channel each, in units of the full range (0 to 1).
     """
 
     name: str
     class_names: tuple[str, ...]
-    train: Split
-    test: Split
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    train: Source
+    test: Source
+    mean: Channels = PHOTO_MEAN
+    std: Channels = PHOTO_STD
 
 
-def load_dataset(name: str) -> Dataset:
-    """The data set called `name`; raises InputError where there is none."""
-    if name == "digits":
-        return digits()
-    raise InputError(f"unknown data set {name!r}; expected digits")
+@dataclass(frozen=True)
+class ArraySource:
+    """Images in memory, uint8 [N, H, W] or [N, H, W, C] with one or three channels, and labels [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    name: str = "image"
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.images.shape, self.images.dtype
+        if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
+            raise InputError(
+                f"images are {dtype} {list(shape)}; expected uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
+            )
+        if self.labels.shape != shape[:1] or not np.issubdtype(self.labels.dtype, np.integer):
+            raise InputError(
+                f"labels are {self.labels.dtype} {list(self.labels.shape)}; expected whole numbers [{shape[0]}]"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.images[index], int(self.labels[index]))
+
+    def where(self, index: int) -> str:
+        return f"{self.name} {index}"
 
 
-def digits() -> Dataset:
-    """scikit-learn's 1,797 scanned digits (UCI, 8x8 px, 17 grey levels): 1,437 to train on, 360 held out.
+@dataclass(frozen=True)
+class Subset:
+    """The records of another source at `indices` [N], in their order."""
 
-    The split is fixed and stratified, so that every class is as frequent in the test as in the whole.
-    """
-    data = load_digits()
-    grey = np.round(data.images * (255 / 16)).astype(np.uint8)
-    images = np.repeat(grey[..., None], 3, axis=-1)
-    labels = data.target.astype(np.int32)
-    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
-    pixels = images[train] / 255.0
-    mean, std = (round(float(value), 4) for value in (pixels.mean(), pixels.std()))
-    return Dataset(
-        name="digits",
-        class_names=tuple(str(digit) for digit in data.target_names),
-        train=Split(images[train], labels[train]),
-        test=Split(images[test], labels[test]),
-        mean=(mean, mean, mean),
-        std=(std, std, std),
-    )
+    whole: Source
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.whole[int(self.indices[index])]
+
+    def where(self, index: int) -> str:
+        return self.whole.where(int(self.indices[index]))

@@ -1,7 +1,9 @@
 """Checkpoints by orbax: what a run has learnt, with all that is needed to use it."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +31,17 @@ class TrainedClassifier:
     variables: dict[str, Any]
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Raises InputError unless a data set's classes are those that this classifier was trained on."""
+        if tuple(class_names) == self.class_names:
+            return
+        pairs = zip_longest(self.class_names, class_names)
+        index, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise InputError(
+            f"the data set has other classes than the classifier ({len(class_names)} and {len(self.class_names)}): "
+            f"class {index} is {theirs!r}, and {ours!r} was trained; give the data set that it was trained on"
+        )
 
 
 class Checkpoints:
@@ -101,14 +114,11 @@ def _read_classifier(folder: Path) -> TrainedClassifier:
             raise InputError("no checkpoint was finished; train again in another workdir")
         metadata = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
         config = Config.from_dict(metadata["config"])
-        preprocessing = Preprocessing(
-            metadata["preprocessing"]["image_size"],
-            tuple(metadata["preprocessing"]["mean"]),
-            tuple(metadata["preprocessing"]["std"]),
-        )
+        values = metadata["preprocessing"]
+        preprocessing = Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         class_names = tuple(metadata["class_names"])
         model = create_model(config.arch, num_classes=len(class_names), dtype=jnp.dtype(config.dtype))
-        side = preprocessing.image_size
+        side = preprocessing.crop_size
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         restored = manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))

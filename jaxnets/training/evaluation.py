@@ -1,6 +1,7 @@
 """Evaluation of a classifier on a whole split, every image exactly once."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -8,11 +9,21 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxnets.data.batches import evaluation_batches
+from jaxnets.data.batches import evaluation_slots
+from jaxnets.data.pipeline import Preprocessed, on_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
-from jaxnets.data.sources import Split
+from jaxnets.data.sources import Source
 from jaxnets.training.metrics import Sums, Totals
 from jaxnets.training.step import evaluation_step
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Probabilities [N, K] and labels [N] in the source's order, and metrics ("loss", "accuracy", "count")."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    metrics: dict[str, float]
 
 
 class Evaluator:
@@ -22,14 +33,21 @@ class Evaluator:
         self._step: Callable[..., tuple[jax.Array, Sums]] = jax.jit(
             partial(evaluation_step, model=model, preprocessing=preprocessing)
         )
+        self._preprocessing = preprocessing
         self._batch_size = batch_size
 
-    def __call__(self, variables: Any, split: Split) -> tuple[np.ndarray, dict[str, float]]:
-        """Probabilities [N, K] and metrics ("loss", "accuracy", "count") of a preprocessed split."""
-        logits, totals = [], Totals()
-        for images, labels, mask in evaluation_batches(split, self._batch_size):
-            batch_logits, sums = self._step(variables, images, labels, mask)
+    def __call__(
+        self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = lambda count: None
+    ) -> Evaluation:
+        """What the classifier makes of a whole source; `done` is told how many images it has seen."""
+        logits, labels, totals = [], [], Totals()
+        plan = evaluation_slots(self._batch_size, len(source))
+        for batch in on_device(read_batches(source, self._preprocessing, plan)):
+            batch_logits, sums = self._step(variables, *batch)
+            mask = np.asarray(batch.mask)
             logits.append(np.asarray(batch_logits, np.float32)[mask])
+            labels.append(np.asarray(batch.labels)[mask])
             totals.add(sums)
+            done(round(totals.count))
         probabilities = np.asarray(jax.nn.softmax(np.concatenate(logits), axis=-1))
-        return probabilities, totals.means()
+        return Evaluation(probabilities, np.concatenate(labels), totals.means())

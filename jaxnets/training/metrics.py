@@ -6,7 +6,7 @@ from typing import SupportsFloat
 import jax
 import jax.numpy as jnp
 
-from jaxnets.training.losses import cross_entropy
+from jaxnets.training.losses import cross_entropy, smoothed_targets
 
 Sums = dict[str, jax.Array]
 
@@ -15,7 +15,7 @@ def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = N
     """Sums over a batch of logits [N, K] and labels [N]: loss, correct answers, images counted (those in the mask)."""
     weights = jnp.ones(labels.shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
     return {
-        "loss": jnp.sum(weights * cross_entropy(logits, labels)),
+        "loss": jnp.sum(weights * cross_entropy(logits, smoothed_targets(labels, logits.shape[-1]))),
         "correct": jnp.sum(weights * (logits.argmax(-1) == labels)),
         "count": weights.sum(),
     }

@@ -1,7 +1,8 @@
 """What a person sees while a run trains: a live bar on a terminal, one line an epoch elsewhere."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from tqdm import tqdm
@@ -55,6 +56,21 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+@contextmanager
+def counting(description: str, total: int) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """A bar on standard error for something counted up to `total`; gives `done(count)` and `say(line)`."""
+    bar = tqdm(
+        total=total,
+        desc=description,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left",
+    )
+    with bar:
+        yield lambda count: (bar.update(count - bar.n), None)[1], lambda line: bar.write(line, file=sys.stderr)
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields, replace
 
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.data.sources import Channels
 from jaxnets.errors import InputError
 from jaxnets.models.registry import family_of
 from jaxnets.training.optimizers import OPTIMIZERS
@@ -11,8 +13,10 @@ from jaxnets.training.optimizers import OPTIMIZERS
 class Recipe:
     """The choices of a training run. `learning_rate` is the peak of a linear warm-up and a cosine decay to zero.
 
-    `shift` is the largest random shift of a training image, as a share of its side; `aux_weight` counts each
-    auxiliary head's loss.
+    Evaluation crops `crop_pct` of the short side at the centre. Training shifts an image by up to `shift` of its side,
+    or takes a random crop of at least `min_crop_area` of it where that is above 0; it mirrors with probability `flip`,
+    erases with probability `random_erasing`, jitters colours by up to `color_jitter`, and mixes neighbours by
+    Beta(alpha, alpha) where `mixup_alpha` or `cutmix_alpha` is above 0. `aux_weight` counts each auxiliary head's loss.
     """
 
     image_size: int
@@ -23,7 +27,14 @@ class Recipe:
     weight_decay: float
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.1
+    crop_pct: float = 1.0
     shift: float = 0.0
+    min_crop_area: float = 0.0
+    flip: float = 0.0
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
     aux_weight: float = 0.3
 
     def __post_init__(self) -> None:
@@ -34,25 +45,44 @@ class Recipe:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not 0 <= value < float("inf"):
                 raise InputError(f"{field.name}={value}; expected a finite number of at least 0")
+        for name in ("label_smoothing", "crop_pct", "shift", "min_crop_area", "flip", "random_erasing"):
+            if getattr(self, name) > 1:
+                raise InputError(f"{name}={getattr(self, name)}; expected a share from 0 to 1")
+        if not self.crop_pct:
+            raise InputError("crop_pct=0; expected a share above 0, such as 0.875")
         if self.learning_rate == 0:
             raise InputError("learning_rate=0 trains nothing; expected a number above 0")
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"unknown optimizer {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
 
+    def preprocessing(self, mean: Channels, std: Channels) -> Preprocessing:
+        """What evaluation does with an image before the network sees it."""
+        return Preprocessing(self.image_size, round(self.image_size / self.crop_pct), mean, std)
+
 
 # Quick and good on the embedded data set on two CPU cores.
-_RESNET = Recipe(
+_DIGITS = Recipe(
     image_size=48, epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, shift=0.1
 )
-_DEFAULTS: dict[str, Recipe] = {
-    "alexnet": replace(_RESNET, image_size=64, epochs=12, batch_size=64, learning_rate=3e-4),
-    "googlenet": replace(_RESNET, image_size=64, epochs=8),
-    "resnet": _RESNET,
-    "resnext": _RESNET,
-    "cifar": replace(_RESNET, image_size=16, epochs=15),
+_ON_DIGITS: dict[str, Recipe] = {
+    "alexnet": replace(_DIGITS, image_size=64, epochs=12, batch_size=64, learning_rate=3e-4),
+    "googlenet": replace(_DIGITS, image_size=64, epochs=8),
+    "resnet": _DIGITS,
+    "resnext": _DIGITS,
+    "cifar": replace(_DIGITS, image_size=16, epochs=15),
+}
+# On photos: the crops, the mirroring and the test crop that the ImageNet results of these papers rest on.
+_PHOTOS = replace(_DIGITS, image_size=224, epochs=30, crop_pct=0.875, shift=0.0, min_crop_area=0.08, flip=0.5)
+_ON_PHOTOS: dict[str, Recipe] = {
+    "alexnet": replace(_PHOTOS, batch_size=64, learning_rate=3e-4),
+    "googlenet": _PHOTOS,
+    "resnet": _PHOTOS,
+    "resnext": _PHOTOS,
+    # He et al. 2015, section 4.2: 4 pixels of 32 either way.
+    "cifar": replace(_PHOTOS, image_size=32, crop_pct=1.0, shift=0.125, min_crop_area=0.0),
 }
 
 
-def default_recipe(arch: str) -> Recipe:
-    """The recipe that `experiments.train --arch ARCH` starts from; InputError for an unknown network."""
-    return _DEFAULTS[family_of(arch)]
+def default_recipe(arch: str, dataset: str = "digits") -> Recipe:
+    """What a run of `arch` on `dataset` starts from; raises InputError for an unknown network."""
+    return (_ON_DIGITS if dataset == "digits" else _ON_PHOTOS)[family_of(arch)]

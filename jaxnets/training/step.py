@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import optax
 
-from jaxnets.data.augmentation import random_shift
+from jaxnets.data.augmentation import color_jitter, image_keys, mix, random_erasing, random_flip, random_shift
 from jaxnets.data.preprocessing import Preprocessing
-from jaxnets.training.losses import training_loss
+from jaxnets.training.losses import smoothed_targets, training_loss
 from jaxnets.training.metrics import Sums, metric_sums
 from jaxnets.training.recipes import Recipe
 
@@ -52,7 +52,7 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     *,
-    model: nn.Module,
+    model: Any,
     optimizer: optax.GradientTransformation,
     preprocessing: Preprocessing,
     recipe: Recipe,
@@ -64,13 +64,23 @@ def train_step(
     All randomness follows from (seed, step). With `axis_name`, N is one replica's share; gradients and statistics are
     averaged over the replicas and the sums added up.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    step_key = key = jax.random.fold_in(jax.random.key(seed), state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     shift_key, dropout_key = jax.random.split(key)
     if recipe.shift:
         images = random_shift(shift_key, images, round(recipe.shift * images.shape[1]))
+    flip_key, color_key, erasing_key, mix_key = jax.random.split(step_key, 4)
+    if recipe.flip:
+        images = random_flip(image_keys(flip_key, len(images), axis_name), images, recipe.flip)
+    if recipe.color_jitter:
+        images = color_jitter(image_keys(color_key, len(images), axis_name), images, recipe.color_jitter)
     inputs = preprocessing.normalise(images)
+    if recipe.random_erasing:
+        inputs = random_erasing(image_keys(erasing_key, len(images), axis_name), inputs, recipe.random_erasing)
+    targets = smoothed_targets(labels, model.num_classes, recipe.label_smoothing)
+    if recipe.mixup_alpha or recipe.cutmix_alpha:
+        inputs, targets = mix(mix_key, inputs, targets, recipe.mixup_alpha, recipe.cutmix_alpha)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, updates = model.apply(
@@ -83,8 +93,7 @@ def train_step(
         loss = training_loss(
             logits,
             jax.tree.leaves(updates.get("aux_logits", {})),
-            labels,
-            label_smoothing=recipe.label_smoothing,
+            targets,
             aux_weight=recipe.aux_weight,
         )
         return loss, (logits, updates.get("batch_stats", {}))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxnets.data.sources import digits
+from jaxnets.data.datasets import digits
 from jaxnets.training.checkpoint import load_classifier
 
 # Small and quick, but the whole way: a real network on the real data.
@@ -76,8 +76,8 @@ def test_predictions_agree_with_the_accuracy(trained: Path) -> None:
     rows = [line.split(",") for line in (trained / "predictions.csv").read_text().splitlines()[1:]]
     result = json.loads((trained / "result.json").read_text())
     assert len(rows) == 360
-    assert np.mean([row[1] == row[2] for row in rows]) == pytest.approx(result["test_accuracy"])
-    assert [row[1] for row in rows] == [str(label) for label in digits().test.labels]
+    assert np.mean([row[2] == row[3] for row in rows]) == pytest.approx(result["test_accuracy"])
+    assert [row[2] for row in rows] == [str(label) for label in digits().test.labels]
 
 
 def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
@@ -152,13 +152,15 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         (["--arch", "resnet50", "--lr", "-0.1"], ["learning_rate=-0.1"]),
         (["--arch", "resnet50", "--lr", "fast"], ["--lr", "fast"]),
         (["--arch", "resnet50", "--epochs", "0"], ["epochs=0"]),
-        (["--arch", "resnet50", "--dataset", "mnist2"], ["unknown data set 'mnist2'"]),
+        (["--arch", "resnet50", "--dataset", "mnist2"], ["mnist2"]),
         (["--arch", "resnet50", "--dtype", "float8"], ["unknown dtype 'float8'"]),
         (["--arch", "resnet50", "--optimizer", "adm"], ["unknown optimizer 'adm'"]),
         (["--arch", "resnet50", "--seed", "-1"], ["seed=-1"]),
         (["--arch", "resnet50", "--seed", str(2**32)], ["seed=4294967296"]),
         (["--arch", "resnet50", "--batch-size", "1438"], ["batch_size=1438", "1437 training images"]),
-        (["--arch", "resnet20_cifar", "--image-size", "4096"], ["4096 px would take 72 GB"]),
+        (["--arch", "resnet50", "--flip", "2"], ["flip=2", "0 to 1"]),
+        (["--arch", "resnet50", "--test-share", "1"], ["test_share=1"]),
+        (["--arch", "resnet50", "--on-bad-image", "ignore"], ["--on-bad-image", "error", "skip"]),
         (["--arch", "resnet50", "--workdir", "x" * 300], ["can't be written"]),
         (["--arch", "resnet50", "--workdir", "/proc/nowhere/run"], ["/proc/nowhere/run", "can't be written"]),
         ([], ["--arch"]),

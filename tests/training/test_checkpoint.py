@@ -17,7 +17,7 @@ from jaxnets.training.config import Config
 from jaxnets.training.recipes import default_recipe
 from jaxnets.training.step import TrainState, create_state
 
-PREPROCESSING = Preprocessing(8, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+PREPROCESSING = Preprocessing(8, 10, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
 CONFIG = Config("resnet20_cifar", default_recipe("resnet20_cifar"))
 # A string sort would put "10" before "2".
 CLASSES = ("1", "2", "10", "naïve")
@@ -39,6 +39,18 @@ def test_a_classifier_comes_back_with_all_that_it_needs(saved: tuple[Path, Train
     classifier = load_classifier(workdir)
     assert (classifier.config, classifier.preprocessing, classifier.class_names) == (CONFIG, PREPROCESSING, CLASSES)
     jax.tree.map(np.testing.assert_array_equal, classifier.variables, state.variables)
+
+
+def test_a_classifier_knows_its_classes(saved: tuple[Path, TrainState]) -> None:
+    classifier = load_classifier(saved[0])
+    classifier.check_classes(CLASSES)
+    for other, words in (
+        (("1", "10", "2", "naïve"), "class 1 is '10', and '2' was trained"),
+        (("1", "2", "10"), r"\(3 and 4\): class 3 is None, and 'naïve' was trained"),
+        ((*CLASSES, "zebra"), "class 4 is 'zebra', and None was trained"),
+    ):
+        with pytest.raises(InputError, match=words):
+            classifier.check_classes(other)
 
 
 def remove(name: str) -> Callable[[Path], None]:

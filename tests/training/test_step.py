@@ -1,5 +1,6 @@
 """The training step: its loss, its gradients over replicas, its optimisers."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 import jaxnets
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.training.losses import cross_entropy, training_loss
+from jaxnets.training.losses import cross_entropy, smoothed_targets, training_loss
 from jaxnets.training.metrics import metric_sums
 from jaxnets.training.optimizers import OPTIMIZERS, make_optimizer, warmup_cosine
 from jaxnets.training.recipes import Recipe, default_recipe
 from jaxnets.training.step import create_state, train_step
 
-PREPROCESSING = Preprocessing(8, (0.3, 0.3, 0.3), (0.4, 0.4, 0.4))
+PREPROCESSING = Preprocessing(8, 8, (0.3, 0.3, 0.3), (0.4, 0.4, 0.4))
 RECIPE = Recipe(image_size=8, epochs=1, batch_size=8, optimizer="momentum", learning_rate=0.1, weight_decay=1e-3)
 
 
@@ -46,20 +47,19 @@ def test_cross_entropy_is_the_formula() -> None:
     logits = np.random.RandomState(0).standard_normal((4, 5))
     labels = np.array([0, 4, 2, 2])
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    targets = 0.9 * np.eye(5)[labels] + 0.1 / 5
-    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), labels), -np.log(shares[range(4), labels]), rtol=1e-5)
-    np.testing.assert_allclose(
-        cross_entropy(jnp.asarray(logits), labels, 0.1), -(targets * np.log(shares)).sum(axis=1), rtol=1e-5
-    )
+    for smoothing in (0.0, 0.1):
+        targets = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
+        actual = cross_entropy(jnp.asarray(logits), smoothed_targets(labels, 5, smoothing))
+        np.testing.assert_allclose(actual, -(targets * np.log(shares)).sum(axis=1), rtol=1e-5)
 
 
 def test_auxiliary_heads_count_with_their_weight() -> None:
     logits, first, second = np.random.RandomState(0).standard_normal((3, 4, 5)).astype(np.float32)
-    labels = np.array([0, 4, 2, 2])
+    targets = smoothed_targets(np.array([0, 4, 2, 2]), 5)
     expected = sum(
-        w * cross_entropy(jnp.asarray(x), labels).mean() for w, x in ((1, logits), (0.3, first), (0.3, second))
+        w * cross_entropy(jnp.asarray(x), targets).mean() for w, x in ((1, logits), (0.3, first), (0.3, second))
     )
-    actual = training_loss(jnp.asarray(logits), [first, second], labels, label_smoothing=0.0, aux_weight=0.3)
+    actual = training_loss(jnp.asarray(logits), [first, second], targets, aux_weight=0.3)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
@@ -72,10 +72,14 @@ def test_masked_images_count_for_nothing() -> None:
         np.testing.assert_allclose(actual[name], value, rtol=1e-6)
 
 
-def test_replicas_together_take_the_step_of_one_device() -> None:
+AUGMENTED = replace(RECIPE, flip=0.5, color_jitter=0.4, random_erasing=0.5, mixup_alpha=0.2, cutmix_alpha=1.0)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, AUGMENTED])
+def test_replicas_together_take_the_step_of_one_device(recipe: Recipe) -> None:
     images, labels = batch()
-    single, state = make_step()
-    several, _ = make_step(axis_name="replicas")
+    single, state = make_step(recipe)
+    several, _ = make_step(recipe, axis_name="replicas")
     expected, expected_sums = jax.jit(single)(state, images, labels)
 
     def shard(array: np.ndarray) -> np.ndarray:
@@ -113,6 +117,15 @@ def test_the_step_is_gradient_descent_with_decay_on_kernels_alone() -> None:
     expected = jax.tree.map(lambda p, g: p - 0.5 * (g + 0.01 * p * (p.ndim > 1)), state.params, gradients)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), after.params, expected)
     assert after.step == 1
+
+
+@pytest.mark.parametrize("name", ["flip", "color_jitter", "random_erasing", "mixup_alpha", "cutmix_alpha"])
+def test_every_augmentation_changes_the_step(name: str) -> None:
+    images, labels = batch()
+    step, state = make_step()
+    plain = jax.jit(step)(state, images, labels)[1]
+    step, state = make_step(replace(RECIPE, **{name: 0.8}))
+    assert jax.jit(step)(state, images, labels)[1]["loss"] != plain["loss"]
 
 
 def test_chance_follows_from_the_seed_and_the_step_alone() -> None:
@@ -164,6 +177,10 @@ def test_every_optimizer_learns_a_batch_by_heart(name: str) -> None:
         ({"learning_rate": -1}, "learning_rate=-1"),
         ({"weight_decay": -1}, "weight_decay=-1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"flip": 1.5}, "flip=1.5; expected a share from 0 to 1"),
+        ({"crop_pct": 0.0}, "crop_pct=0"),
+        ({"min_crop_area": 2}, "min_crop_area=2"),
+        ({"mixup_alpha": -0.2}, "mixup_alpha=-0.2"),
         ({"optimizer": "adm"}, "unknown optimizer 'adm'.*adam"),
     ],
 )
@@ -180,7 +197,8 @@ def test_recipes_refuse_what_cannot_train(change: dict[str, Any], message: str) 
         Recipe(**(values | change))
 
 
-def test_every_network_takes_the_images_of_its_recipe() -> None:
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_every_network_takes_the_images_of_its_recipe(dataset: str) -> None:
     for name in jaxnets.list_models():
         model = jaxnets.create_model(name, num_classes=10)
-        assert default_recipe(name).image_size >= model.smallest_image
+        assert default_recipe(name, dataset).image_size >= model.smallest_image

@@ -1,0 +1,67 @@
+"""Where each training image is cropped: decided by (seed, epoch, index) alone."""
+
+import math
+
+import cv2
+import numpy as np
+
+from jaxnets.data.decoding import Box, open_image, pixels_of, size_of
+
+# The threads of the pipeline are all the threads there should be.
+cv2.setNumThreads(0)
+
+_TRIES = 10
+_MOST_ASPECT = 4 / 3
+# Finalisers of splitmix64 (Steele, Lea and Flood 2014), a counter-based generator: no state, any order, any thread.
+_GOLDEN, _MIX1, _MIX2 = (np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def crop_draws(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Random numbers in [0, 1), float64 [N, 22], for the images `indices` [N] in `epochs` [N]."""
+    key = _mix(np.full(len(indices), seed, np.uint64))
+    for part in (epochs, indices):
+        key = _mix(key ^ part.astype(np.uint64))
+    counters = np.arange(1, 2 * _TRIES + 3, dtype=np.uint64) * _GOLDEN
+    return (_mix(key[:, None] + counters) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    values = values + _GOLDEN
+    values = (values ^ (values >> np.uint64(30))) * _MIX1
+    values = (values ^ (values >> np.uint64(27))) * _MIX2
+    return values ^ (values >> np.uint64(31))
+
+
+def random_resized_crop(height: int, width: int, min_area: float, draws: np.ndarray) -> Box:
+    """A box of `min_area` to 1 of the image's area and 3:4 to 4:3 in shape, from an image's `draws` [22].
+
+    Ten tries, then the largest centred box of such a shape (Szegedy et al. 2014, section 6; torchvision's
+    RandomResizedCrop).
+    """
+    numbers = draws.tolist()
+    for area_draw, aspect_draw in zip(numbers[2::2], numbers[3::2], strict=True):
+        area = height * width * (min_area + (1 - min_area) * area_draw)
+        aspect = _MOST_ASPECT ** (2 * aspect_draw - 1)
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(numbers[0] * (height - box_height + 1))
+            left = int(numbers[1] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    box_width = min(width, max(1, round(height * _MOST_ASPECT)))
+    box_height = min(height, max(1, round(width * _MOST_ASPECT)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def crop_into(pixels: np.ndarray, image: bytes | np.ndarray, min_area: float, draws: np.ndarray) -> None:
+    """Fills `pixels`, uint8 [S, S, 3], with a random crop of an image file or of uint8 pixels.
+
+    Bilinear. Where that would leave out pixels, at half the size and less, all of them are averaged; a JPEG has by
+    then been reduced while it was decoded. Raises InputError, giving the reason, for an image that can't be read.
+    """
+    opened = open_image(image)
+    box = random_resized_crop(*size_of(opened), min_area, draws)
+    region = pixels_of(opened, box, smallest=len(pixels))
+    if region.strides[1:] != (3, 1) or region.strides[0] < 0:  # turned as EXIF says
+        region = np.ascontiguousarray(region)
+    halved = max(region.shape[:2]) >= 2 * len(pixels)
+    cv2.resize(region, pixels.shape[:2], dst=pixels, interpolation=cv2.INTER_AREA if halved else cv2.INTER_LINEAR)

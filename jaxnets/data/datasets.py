@@ -1,0 +1,61 @@
+"""Data sets by name or place."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from jaxnets.data.folder import load_folder
+from jaxnets.data.records import holds_records, load_records
+from jaxnets.data.sources import ArraySource, Dataset
+from jaxnets.data.tfds import load_tfds
+from jaxnets.errors import InputError
+
+
+def load_dataset(name: str, *, data_dir: str | None = None, test_share: float = 0.2) -> Dataset:
+    """The data set called `name`: digits, a folder of images or of prepared records, or one of TFDS in `data_dir`.
+
+    Where it has no test images of its own, `test_share` of it is held out. Raises InputError where there is none.
+    """
+    if not 0 < test_share < 1:
+        raise InputError(f"test_share={test_share}; expected a share between 0 and 1, such as 0.2")
+    if name == "digits":
+        return digits()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return load_records(folder) if holds_records(folder) else load_folder(folder, test_share)
+    if folder.exists():
+        raise InputError(f"{name} is a file; expected a folder of images, or a data set's name")
+    if is_path(name):
+        raise InputError(f"{name}: no such folder; give a folder of images, digits, or the name of a TFDS data set")
+    return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), test_share)
+
+
+def is_path(name: str) -> bool:
+    """Whether a data set is named by a place on this machine rather than by a name known everywhere."""
+    return name != "digits" and (
+        Path(name).expanduser().is_dir() or name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
+    )
+
+
+def digits() -> Dataset:
+    """scikit-learn's 1,797 scanned digits (UCI, 8x8 px, 17 grey levels): 1,437 to train on, 360 held out.
+
+    The split is fixed and stratified, so that every class is as frequent in the test as in the whole.
+    """
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    labels = data.target.astype(np.int32)
+    train, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
+    pixels = images[train] / 255.0
+    mean, std = (round(float(value), 4) for value in (pixels.mean(), pixels.std()))
+    return Dataset(
+        name="digits",
+        class_names=tuple(str(digit) for digit in data.target_names),
+        train=ArraySource(images[train], labels[train], "digits train image"),
+        test=ArraySource(images[test], labels[test], "digits test image"),
+        mean=(mean, mean, mean),
+        std=(std, std, std),
+    )

@@ -1,0 +1,230 @@
+"""Prepared records: a data set's images at their final size as raw pixels, in a few files read by memory mapping.
+
+A folder holds records.json, and for each split SPLIT.pixels (RGB, one image after the other) and SPLIT.index (an
+`_ENTRY` each: place, size, label, CRC-32). While it is being written the index grows behind the pixels, so that what
+was finished before a kill is found again; records.json is written last.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from jaxnets.data.decoding import open_image, pixels_of
+from jaxnets.data.pipeline import in_order
+from jaxnets.data.preprocessing import resized
+from jaxnets.data.sources import Dataset, Record, Source
+from jaxnets.errors import InputError
+
+_FORMAT = 1
+_DONE, _STARTED = "records.json", "started.json"
+_ENTRY = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("label", "<i4"), ("crc32", "<u4")])
+_RECORDS_A_FLUSH = 64
+_RECORDS_LOOKED_AT = 32
+_SPLITS = ("train", "test")
+
+
+class RecordSource:
+    """One split of prepared records. A record's checksum is compared when it is first read."""
+
+    def __init__(self, folder: Path, split: str, index_sha256: str) -> None:
+        self._path = folder / f"{split}.pixels"
+        index = (folder / f"{split}.index").read_bytes()
+        if hashlib.sha256(index).hexdigest() != index_sha256:
+            raise InputError(f"{folder / f'{split}.index'} does not match its checksum; prepare it again")
+        self._index = np.frombuffer(index, _ENTRY)
+        sizes = self._index["height"].astype(np.int64) * self._index["width"] * 3
+        if self._path.stat().st_size != sizes.sum():
+            raise InputError(f"{self._path} is not as long as its index says; prepare it again")
+        self._pixels = np.memmap(self._path, np.uint8, "r") if len(self._index) else np.empty(0, np.uint8)
+        self._checked = np.zeros(len(self._index), bool)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> Record:
+        offset, height, width, label, crc32 = self._index[index].item()
+        pixels = self._pixels[offset : offset + height * width * 3]
+        if not self._checked[index]:
+            if zlib.crc32(pixels.data) != crc32:
+                raise InputError(f"{self.where(index)}: does not match its checksum; prepare it again")
+            self._checked[index] = True
+        return Record(np.asarray(pixels).reshape(height, width, 3), label)
+
+    def where(self, index: int) -> str:
+        return f"{self._path} record {index}"
+
+
+def holds_records(folder: Path) -> bool:
+    """Whether the folder was made by `write_records`, finished or not."""
+    return (folder / _DONE).exists() or (folder / _STARTED).exists()
+
+
+def load_records(folder: Path) -> Dataset:
+    """The data set in a folder of prepared records. Raises InputError for one that is unfinished or damaged."""
+    if not (folder / _DONE).exists():
+        raise InputError(f"{folder} holds unfinished records; run the same experiments.prepare command again")
+    try:
+        info = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+        if info["format"] != _FORMAT:
+            raise InputError(f"{folder} holds records of format {info['format']}, not {_FORMAT}; prepare it again")
+        train, test = (RecordSource(folder, split, info["index_sha256"][split]) for split in _SPLITS)
+        mean, std = tuple(info["mean"]), tuple(info["std"])
+        return Dataset(info["name"], tuple(info["class_names"]), train, test, mean, std)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} holds damaged records ({error}); prepare it again") from None
+
+
+def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callable[[int], None]) -> bool:
+    """Writes every image with its short side reduced to `short_side`; smaller images stay as they are.
+
+    Goes on where an earlier call was cut off; returns False where nothing was left to do. `done` is told how many
+    images are written. Raises InputError for a folder that holds anything else, a disk too small, or a bad image.
+    """
+    if short_side < 1:
+        raise InputError(f"size={short_side}; expected a short side of at least 1 pixel")
+    plan = {
+        "format": _FORMAT,
+        "name": dataset.name,
+        "short_side": short_side,
+        "class_names": list(dataset.class_names),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "sources": {split: _fingerprint(getattr(dataset, split)) for split in _SPLITS},
+    }
+    if not _start(folder, plan):
+        return False
+    _check_space(dataset, folder, short_side)
+    before, checksums = 0, {}
+    for split in _SPLITS:
+        source: Source = getattr(dataset, split)
+        _write_split(source, folder / split, short_side, partial(_tell, done, before))
+        before += len(source)
+        checksums[split] = hashlib.sha256((folder / f"{split}.index").read_bytes()).hexdigest()
+    _write_json(folder / _DONE, {**plan, "index_sha256": checksums})
+    (folder / _STARTED).unlink(missing_ok=True)
+    return True
+
+
+def _tell(done: Callable[[int], None], before: int, count: int) -> None:
+    done(before + count)
+
+
+def _start(folder: Path, plan: dict[str, Any]) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (_DONE, _STARTED):
+        if (folder / name).exists():
+            try:
+                earlier = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{folder / name} is damaged ({error}); remove {folder} and start again") from None
+            if {key: earlier.get(key) for key in plan} != plan:
+                raise InputError(
+                    f"{folder} holds records of other images, or of another size; give another --output, or remove it"
+                )
+            return name == _STARTED
+    if any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give an --output that is, or that does not exist yet")
+    _write_json(folder / _STARTED, plan)
+    return True
+
+
+def _check_space(dataset: Dataset, folder: Path, short_side: int) -> None:
+    count = len(dataset.train) + len(dataset.test)
+    looked_at = range(0, len(dataset.train), max(1, len(dataset.train) // _RECORDS_LOOKED_AT))
+    sizes = [_shrunk(dataset.train, index, short_side)[0].size for index in looked_at]
+    needed = int(np.mean(sizes) * count)
+    written = sum(path.stat().st_size for path in folder.glob("*.pixels"))
+    free = shutil.disk_usage(folder).free
+    if needed - written > free:
+        raise InputError(
+            f"{folder} needs about {(needed - written) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; give an "
+            "--output with more room, or a smaller --size"
+        )
+
+
+def _fingerprint(source: Source) -> str:
+    """What the source holds, by its records' names: changes where images come, go or move."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.where(index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def _write_split(source: Source, path: Path, short_side: int, done: Callable[[int], None]) -> None:
+    with _open(path.with_suffix(".pixels")) as pixels, _open(path.with_suffix(".index")) as index:
+        written, end = _resume(pixels, index)
+        entries: list[tuple[int, ...]] = []
+        shrunk = in_order(lambda number: _shrunk(source, number, short_side), range(written, len(source)))
+        for image, label, crc32 in shrunk:
+            pixels.write(image.data)
+            entries.append((end, *image.shape[:2], label, crc32))
+            end += image.size
+            written += 1
+            if len(entries) == _RECORDS_A_FLUSH or written == len(source):
+                # An entry counts only once its pixels are on the disk.
+                _to_disk(pixels)
+                index.write(np.array(entries, _ENTRY).tobytes())
+                _to_disk(index)
+                entries.clear()
+                done(written)
+
+
+def _to_disk(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _resume(pixels: BinaryIO, index: BinaryIO) -> tuple[int, int]:
+    """Cuts both files back to the last record that is whole in both; returns the count of records and of bytes."""
+    index.seek(0)
+    entries = np.frombuffer(index.read(), np.uint8)
+    entries = entries[: len(entries) // _ENTRY.itemsize * _ENTRY.itemsize].view(_ENTRY)
+    count, end = len(entries), 0
+    length = os.fstat(pixels.fileno()).st_size
+    while count:
+        entry = entries[count - 1]
+        size = int(entry["height"]) * int(entry["width"]) * 3
+        end = int(entry["offset"]) + size
+        pixels.seek(int(entry["offset"]))
+        if end <= length and zlib.crc32(pixels.read(size)) == entry["crc32"]:
+            break
+        count, end = count - 1, 0
+    for file, size in ((pixels, end), (index, count * _ENTRY.itemsize)):
+        file.truncate(size)
+        file.seek(size)
+    return count, end
+
+
+def _shrunk(source: Source, number: int, short_side: int) -> tuple[np.ndarray, int, int]:
+    encoded, label = source[number]
+    try:
+        image = Image.fromarray(pixels_of(open_image(encoded)))
+    except InputError as error:
+        raise InputError(f"{source.where(number)}: {error}") from None
+    if min(image.size) > short_side:
+        image = image.resize(resized(*image.size, short_side), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels, label, zlib.crc32(pixels.data)
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("r+b" if path.exists() else "w+b")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        _to_disk(file)
+    partial.replace(path)

@@ -1,0 +1,287 @@
+"""TFDS data sets by name, read as ArrayRecord files, which takes no TensorFlow."""
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxnets.data.sources import Dataset, Record, Source, Subset
+from jaxnets.errors import InputError
+
+# tensorflow_datasets takes half a second or more to import, so it is only where it is used.
+
+Outcome = Literal["already prepared", "converted from TFRecord", "prepared"]
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """One split of a prepared data set: the image as the file that TFDS stored, and its label."""
+
+    name: str
+    # Serialized tf.train.Example protocol buffers. TFDS's own parsing also decodes what is not needed: 4 times slower.
+    examples: Sequence[bytes]
+    parse: Callable[[bytes], Any]
+    image_key: str
+    label_key: str
+    classes: int
+    shards: Sequence[tuple[str, int]]  # path, records
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.unchecked(index)
+        if not 0 <= record.label < self.classes:
+            raise InputError(f"{self.where(index)}: label {record.label}; expected 0 to {self.classes - 1}")
+        return record
+
+    def unchecked(self, index: int) -> Record:
+        """The record, whatever its label: TFDS gives -1 to images whose label was never published."""
+        if not 0 <= index < len(self.examples):
+            raise IndexError(index)
+        try:
+            features = self.parse(self.examples[index]).features.feature
+            return Record(features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0])
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{self.where(index)}: can't be read ({_line(error)}); put back a good copy of the file, or move its "
+                "folder away and prepare the data set again"
+            ) from None
+
+    def where(self, index: int) -> str:
+        first = 0
+        for path, records in self.shards:
+            if index < first + records:
+                return f"{path} record {index - first}"
+            first += records
+        return f"{self.name} record {index}"
+
+
+def load_tfds(name: str, data_dir: Path | None, test_share: float) -> Dataset:
+    """The TFDS data set NAME[/CONFIG][:VERSION] that was prepared in `data_dir`, by default TFDS's own folder.
+
+    The test images are its split test, or validation where test has no labels, or else `test_share` of train, always
+    the same ones. Raises InputError where it is not prepared, is damaged, or is not made for classification.
+    """
+    builder = _find(name, data_dir)
+    if builder is None:
+        raise InputError(f"{name} is not prepared in {_root(data_dir)}; run {_command(name, data_dir)}")
+    if "array_record" not in _formats(builder):
+        raise InputError(
+            f"{name} in {builder.data_dir} is stored as {', '.join(_formats(builder))}, which can't be read at random; "
+            f"convert it to array_record once: {_command(name, data_dir)}"
+        )
+    present = [split for split, info in builder.info.splits.items() if info.num_examples]
+    if "train" not in present:
+        raise InputError(f"{name} has no split train, only {', '.join(present)}; choose a data set that can be trained")
+    whole = _source(name, builder, "train")
+    class_names = tuple(builder.info.features[whole.label_key].names)
+    for split in ("test", "validation"):
+        if split in present:
+            test = _source(name, builder, split)
+            if test.unchecked(0).label >= 0:
+                return Dataset(name, class_names, whole, test)
+    return Dataset(name, class_names, *_divided(whole, test_share))
+
+
+def prepare_tfds(name: str, data_dir: Path | None) -> Outcome:
+    """Downloads the TFDS data set and stores it as ArrayRecord files; converts it where it is there as TFRecord.
+
+    Nothing there is removed. What was cut off can be run again: downloads and converted files are kept. Raises
+    InputError with what is missing: the name, TensorFlow (converting does without), the network, files, disk space.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    builder = _find(name, data_dir)
+    if builder is not None:
+        if "array_record" in _formats(builder):
+            return "already prepared"
+        if "tfrecord" in _formats(builder):
+            _convert(builder)
+            return "converted from TFRecord"
+        raise InputError(
+            f"{name} in {builder.data_dir} is stored as {', '.join(_formats(builder))}; expected array_record or "
+            "tfrecord; move that folder away and prepare the data set again"
+        )
+    again = "then run the same command again"
+    try:
+        # Without TensorFlow, TFDS prints a banner of several lines.
+        with contextlib.redirect_stdout(io.StringIO()):
+            new = tfds.builder(name, data_dir=_root(data_dir))
+            if new.data_path.exists():
+                raise InputError(f"{new.data_path} holds something else than {name}; move it away, {again}")
+            new.download_and_prepare(
+                file_format="array_record", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+    except InputError:
+        raise
+    except registered.DatasetNotFoundError:
+        raise _unknown(name) from None
+    except ImportError as error:
+        if (error.name or "").split(".")[0] in ("tensorflow", "importlib_resources"):
+            message = f"preparing {name} needs TensorFlow, this once: pip install 'jaxnets[tfds]', {again}"
+        else:
+            message = f"preparing {name} needs another package ({_line(error)}); install it, {again}"
+        raise InputError(message) from error
+    except Exception as error:  # TFDS, requests and each data set's code have exceptions of their own.
+        raise InputError(f"{name} can't be prepared ({_line(error)}); mend this, {again}") from error
+    return "prepared"
+
+
+def _root(data_dir: Path | None) -> Path:
+    from tensorflow_datasets.core import constants
+
+    return Path(constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+
+
+def _command(name: str, data_dir: Path | None) -> str:
+    return f"python -m experiments.prepare {name}" + ("" if data_dir is None else f" --data-dir {data_dir}")
+
+
+def _line(error: Exception) -> str:
+    """An exception in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _find(name: str, data_dir: Path | None) -> Any:
+    """The builder of what is prepared, read from its files alone; None where nothing is, though the name is known."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import naming, read_only_builder, registered
+
+    try:
+        parsed, options = naming.parse_builder_name_kwargs(name)
+    except ValueError:
+        raise _unknown(name) from None
+    # The pattern of TFDS lets a newline at the end pass.
+    if name != name.strip() or parsed.namespace or not options.keys() <= {"config", "version"}:
+        raise _unknown(name)
+    root = _root(data_dir)
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=root)
+    except registered.DatasetNotFoundError:
+        if parsed.name not in tfds.list_builders(with_community_datasets=False) and not (root / parsed.name).is_dir():
+            raise _unknown(name) from None
+        return None
+    except Exception as error:  # Of the JSON, protocol buffer and TFDS libraries.
+        raise InputError(
+            f"{name} in {root / parsed.name} can't be read ({_line(error)}); move that folder away and prepare it again"
+        ) from error
+
+
+def _unknown(name: str) -> InputError:
+    import tensorflow_datasets as tfds
+
+    near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+    meant = f"did you mean {' or '.join(near)}?" if near else "see https://www.tensorflow.org/datasets/catalog"
+    return InputError(
+        f"unknown data set {name!r}; expected digits, a folder, or NAME[/CONFIG][:VERSION] of TFDS; {meant}"
+    )
+
+
+def _formats(builder: Any) -> list[str]:
+    return sorted(file_format.value for file_format in builder.info.available_file_formats())
+
+
+def _source(name: str, builder: Any, split: str) -> TfdsSource:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    image_key, label_key = _key(name, builder, tfds.features.Image), _key(name, builder, tfds.features.ClassLabel)
+    image = builder.info.features[image_key]
+    if image.np_dtype != np.uint8:
+        raise InputError(f"the images of {name} are {image.np_dtype}; expected uint8; choose another data set")
+    examples = builder.as_data_source(
+        split, file_format="array_record", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+    shards = [(str(shard.filename), shard.examples_in_shard) for shard in builder.info.splits[split].file_instructions]
+    for path, _ in shards:
+        if not os.path.exists(path):
+            raise InputError(f"{path} is missing; put it back, or move its folder away and prepare the data set again")
+    parse = tf_example_pb2.Example.FromString
+    classes = builder.info.features[label_key].num_classes
+    return TfdsSource(f"{name} {split}", examples, parse, image_key, label_key, classes, shards)
+
+
+def _key(name: str, builder: Any, kind: type) -> str:
+    """The feature of this kind that its authors name for supervised learning, or else the only one."""
+    features = builder.info.features
+    # Not isinstance: a segmentation mask is an Image too.
+    items = features.items() if hasattr(features, "items") else ()
+    keys = sorted(key for key, feature in items if type(feature) is kind)
+    chosen = [key for key in keys if key in (builder.info.supervised_keys or ())] or keys
+    if len(chosen) != 1:
+        raise InputError(
+            f"{name} is not made for classifying images: it has {len(chosen)} {kind.__name__} features"
+            f"{''.join(f' {key}' for key in chosen)}; expected one; choose another data set"
+        )
+    return chosen[0]
+
+
+def _divided(whole: Source, test_share: float) -> tuple[Source, Source]:
+    """A fixed division by the records' places alone, mixed, as some data sets are stored class by class."""
+    count = round(test_share * len(whole))
+    if not 0 < count < len(whole):
+        raise InputError(f"test_share={test_share} of {len(whole)} images leaves none on one side; give another share")
+    # The finalizer of SplitMix64, a bijection: no two places tie. NumPy's generators may change between versions.
+    mixed = np.arange(1, len(whole) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    order = np.argsort(mixed ^ (mixed >> np.uint64(31)))
+    return Subset(whole, np.sort(order[count:])), Subset(whole, np.sort(order[:count]))
+
+
+def _convert(builder: Any) -> None:
+    """Stores the records of a data set in TFRecord files as ArrayRecord too, beside them and as TFDS would do it."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    shards = []
+    for split in builder.info.splits.values():
+        sources = split.filename_template.sharded_filepaths(split.num_shards)
+        targets = split.filename_template.replace(filetype_suffix="array_record").sharded_filepaths(split.num_shards)
+        shards += list(zip(sources, targets, split.shard_lengths, strict=True))
+    folder = Path(builder.data_dir)
+    part = folder / f"converting.{os.getpid()}"
+    try:
+        for source, target, records in tqdm(shards, desc=f"converting {builder.info.name}", unit="file", disable=None):
+            if target.exists():
+                continue
+            # Groups of one record, or else reading one would read many.
+            writer, written = ArrayRecordWriter(str(part), "group_size:1"), 0
+            for record in _tfrecords(source):
+                writer.write(record)
+                written += 1
+            writer.close()
+            if written != records:
+                raise InputError(f"{source} holds {written} records, not {records}; put back a good copy of the file")
+            os.replace(part, target)
+        # Last, so that the data set is known as ArrayRecord only when all of it is.
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), "array_record"]
+        part.write_text(json.dumps(info, indent=2), encoding="utf-8")
+        os.replace(part, folder / "dataset_info.json")
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{folder} can't be converted ({_line(error)}); mend this and run it again") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _tfrecords(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: each is its length in 8 bytes, 4 of checksum, the record, 4 of checksum."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        while file.tell() < size:
+            header = file.read(12)
+            length = struct.unpack_from("<Q", header)[0] + 4 if len(header) == 12 else size
+            if length > size - file.tell():
+                raise InputError(f"{path} is damaged or cut off; put back a good copy of the file")
+            yield file.read(length)[:-4]

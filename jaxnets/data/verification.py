@@ -1,0 +1,93 @@
+"""Before the first step: can every image be read, and does every class have some?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jaxnets.data.decoding import check_image
+from jaxnets.data.pipeline import in_order
+from jaxnets.data.sources import Dataset, Source, Subset
+from jaxnets.errors import InputError
+
+ON_BAD_IMAGE = ("error", "skip")
+_MOST_BAD = 0.01
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that can't be read, and why."""
+
+    where: str
+    reason: str
+
+
+def verify(
+    dataset: Dataset, on_bad_image: str, done: Callable[[int], None], say: Callable[[str], None]
+) -> tuple[Dataset, list[BadImage]]:
+    """The data set without its bad images, and those. Every image is looked at; `done` is told how many have been.
+
+    Raises InputError for bad images as `judge` does, and for a class without training images or a test without any.
+    """
+    num_classes = len(dataset.class_names)
+    train, train_bad, train_labels = usable(dataset.train, num_classes, done)
+    test, test_bad, _ = usable(dataset.test, num_classes, lambda count: done(len(dataset.train) + count))
+    bad = train_bad + test_bad
+    judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
+    check_labels(dataset.class_names, train_labels)
+    if not len(test):
+        raise InputError("no test images are left; mend them, or add some")
+    return replace(dataset, train=train, test=test), bad
+
+
+def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[[str], None]) -> None:
+    """Names what is bad among `count` images.
+
+    Raises InputError for any if `on_bad_image` is "error", for more than 1 % of them if it is "skip".
+    """
+    if not bad:
+        return
+    for image in bad[:_MOST_NAMED]:
+        say(f"bad image: {image.where}: {image.reason}")
+    if len(bad) > _MOST_NAMED:
+        say(f"... and {len(bad) - _MOST_NAMED} more")
+    found = f"{len(bad)} of {count} images can't be read, the first is {bad[0].where} ({bad[0].reason})"
+    if on_bad_image == "error":
+        raise InputError(f"{found}; mend or remove them, or leave them out with --on-bad-image skip")
+    if len(bad) > _MOST_BAD * count:
+        raise InputError(f"{found}; that is more than {_MOST_BAD:.0%}: mend or remove them")
+
+
+def check_labels(class_names: Sequence[str], labels: np.ndarray) -> None:
+    """Raises InputError unless there are two classes or more, all of them with training images."""
+    if len(class_names) < 2:
+        raise InputError(f"one class only, {', '.join(class_names)!r}; a classifier needs at least two")
+    present = np.bincount(labels, minlength=len(class_names))
+    if not present.all():
+        name = class_names[int(np.argmin(present))]
+        raise InputError(f"class {name!r} has no training images; add some, or remove the class")
+
+
+def usable(source: Source, num_classes: int, done: Callable[[int], None]) -> tuple[Source, list[BadImage], np.ndarray]:
+    """The records of a source that can be used, the others, and the labels of the former."""
+
+    def look(index: int) -> tuple[int, str]:
+        try:
+            image, label = source[index]
+            check_image(image)
+            if not 0 <= label < num_classes:
+                raise InputError(f"label {label}; expected 0 to {num_classes - 1}")
+            return label, ""
+        except InputError as error:
+            return -1, str(error).removeprefix(f"{source.where(index)}: ")
+
+    labels, bad = np.empty(len(source), np.int32), []
+    for index, (label, reason) in enumerate(in_order(look, range(len(source)))):
+        labels[index] = label
+        if reason:
+            bad.append(BadImage(source.where(index), reason))
+        done(index + 1)
+    if bad:
+        source = Subset(source, np.flatnonzero(labels >= 0))
+    return source, bad, labels[labels >= 0]

@@ -1,0 +1,73 @@
+"""The data benchmark measures what it says."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import jaxnets.benchmarking.data as benchmarking
+from jaxnets.data.datasets import digits
+from jaxnets.errors import InputError
+from jaxnets.training.recipes import default_recipe
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for label, photo in enumerate(load_sample_images().images):
+        for number in range(20):
+            folder = tmp_path / "photos" / ("train" if number < 16 else "val") / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(photo[number : number + 90, :120]).save(folder / f"{number}.jpg")
+    return tmp_path / "photos"
+
+
+def test_rates_are_images_over_seconds() -> None:
+    def slow(amount: int) -> int:
+        time.sleep(0.01 * amount)
+        return 3 * amount
+
+    assert benchmarking._rate(slow, 1) == pytest.approx(300, rel=0.1)
+
+
+def test_the_command_prints_one_object(photos: Path) -> None:
+    command = ("--data", photos, "--arch", "resnet20_cifar", "--image-size", "16", "--batch-size", "8", "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark", *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    result = json.loads(done.stdout)
+    assert (result["mode"], result["image_size"], result["batch_size"]) == ("data", 16, 8)
+    rates = {name: result[f"{name}images_per_second"] for name in ("", "decoder_", "transfer_", "compute_")}
+    assert all(rate > 1 for rate in rates.values())
+    low, high = result["images_per_second_spread"]
+    assert low <= rates[""] <= high
+    rates["data_"] = rates.pop("")
+    assert result["limited_by"] == min(("data", "transfer", "compute"), key=lambda name: rates[f"{name}_"])
+    assert result["compile_seconds"] > 0
+    assert result["peak_memory_bytes"] > 50e6
+
+
+def test_arrays_have_no_decoder_and_small_ones_are_as_fast_as_promised() -> None:
+    recipe = default_recipe("resnet20_cifar")
+    rates = benchmarking._data_rates(digits(), recipe, None)
+    assert rates.decoder == []
+    assert rates.peer == []
+    # Far below what it reaches on a quiet machine, far above what decoding would.
+    assert np.median(rates.pipeline) > 50_000
+
+
+def test_peers_that_cannot_be_measured_are_refused(photos: Path) -> None:
+    recipe = default_recipe("resnet18", "photos")
+    with pytest.raises(InputError, match="reads folders of images only"):
+        benchmarking.benchmark_data("digits", "resnet18", recipe, None, "torch")
+    with pytest.raises(InputError, match="random crops"):
+        benchmarking.benchmark_data(str(photos), "resnet20_cifar", default_recipe("resnet20_cifar", "x"), None, "torch")

@@ -1,0 +1,60 @@
+"""Data sets by name and place."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from jaxnets.data.datasets import digits, load_dataset
+from jaxnets.data.sources import ArraySource
+from jaxnets.errors import InputError
+
+
+def pixels(source: object) -> np.ndarray:
+    assert isinstance(source, ArraySource)
+    return source.images
+
+
+def test_digits_is_split_once_and_for_all() -> None:
+    dataset = digits()
+    assert (len(dataset.train), len(dataset.test)) == (1437, 360)
+    assert dataset.class_names == tuple("0123456789")
+    # Stratified: each class has a tenth of each part, up to what the whole allows.
+    for split in (dataset.train, dataset.test):
+        shares = np.bincount([split[index].label for index in range(len(split))]) / len(split)
+        assert np.abs(shares - 0.1).max() < 0.005
+    # Published accuracies rest on this very split.
+    images = np.repeat(pixels(dataset.test)[..., None], 3, axis=-1)
+    labels = np.array([dataset.test[index].label for index in range(360)], "<i4")
+    assert hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest().startswith("9feadf9e1fbde4b7")
+
+
+def test_digits_holds_every_scan_once() -> None:
+    dataset = digits()
+    both = np.concatenate([pixels(dataset.train), pixels(dataset.test)]).reshape(1797, 64)
+    expected = np.round(load_digits().images.reshape(1797, 64) * 255 / 16).astype(np.uint8)
+    np.testing.assert_array_equal(both[np.lexsort(both.T)], expected[np.lexsort(expected.T)])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./nowhere", r"\./nowhere: no such folder"),
+        ("/nowhere/photos", "no such folder"),
+        ("photos/", "no such folder"),
+        ("~/nowhere", "no such folder"),
+        ("pyproject.toml", "is a file"),
+    ],
+)
+def test_places_without_a_data_set_are_refused(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(InputError, match=words):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
+def test_a_share_must_leave_something_on_both_sides(share: float) -> None:
+    with pytest.raises(InputError, match="test_share="):
+        load_dataset("digits", test_share=share)
