@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments.command import run
-from jaxnets.data.pipeline import Preprocessed
-from jaxnets.data.preprocessing import read_image
+from jaxnets.data.folder import FolderSource
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.evaluation import Evaluator
+from jaxnets.training.progress import counting
 
 _TOP = 5
 
@@ -21,10 +21,10 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image file of any size")
     arguments = parser.parse_args()
     classifier = load_classifier(arguments.workdir)
-    pixels = np.stack([classifier.preprocessing(read_image(path)) for path in arguments.images])
-    images = Preprocessed(pixels, np.zeros(len(pixels), np.int32))
+    images = FolderSource(Path(), [(str(path), 0) for path in arguments.images])
     evaluate = Evaluator(classifier.model, classifier.preprocessing, min(len(images), 32))
-    probabilities = evaluate(classifier.variables, images).probabilities
+    with counting("predicting", len(images)) as (done, _):
+        probabilities = evaluate(classifier.variables, images, done).probabilities
     for path, shares in zip(arguments.images, probabilities, strict=True):
         print(path)
         for index in np.argsort(-shares, kind="stable")[:_TOP]:

@@ -1,7 +1,7 @@
 """Random changes of the training images, made on the device inside the training step.
 
-What changes one image is drawn from that image's own key, and mixing pairs neighbours, so that the result does not
-depend on how a batch is spread over devices (as long as each holds an even number of images).
+What changes one image is drawn from that image's own key (but for shifts, drawn for a batch at once), and mixing pairs
+neighbours, so that the result does not depend on how a batch is spread over devices that hold an even number each.
 """
 
 import jax

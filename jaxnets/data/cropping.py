@@ -6,30 +6,22 @@ import cv2
 import numpy as np
 
 from jaxnets.data.decoding import Box, open_image, pixels_of, size_of
+from jaxnets.data.hashing import GOLDEN, mix64
 
 # The threads of the pipeline are all the threads there should be.
 cv2.setNumThreads(0)
 
 _TRIES = 10
 _MOST_ASPECT = 4 / 3
-# Finalisers of splitmix64 (Steele, Lea and Flood 2014), a counter-based generator: no state, any order, any thread.
-_GOLDEN, _MIX1, _MIX2 = (np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def crop_draws(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Random numbers in [0, 1), float64 [N, 22], for the images `indices` [N] in `epochs` [N]."""
-    key = _mix(np.full(len(indices), seed, np.uint64))
+    key = mix64(np.full(len(indices), seed, np.uint64))
     for part in (epochs, indices):
-        key = _mix(key ^ part.astype(np.uint64))
-    counters = np.arange(1, 2 * _TRIES + 3, dtype=np.uint64) * _GOLDEN
-    return (_mix(key[:, None] + counters) >> np.uint64(11)) * 2.0**-53
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    values = values + _GOLDEN
-    values = (values ^ (values >> np.uint64(30))) * _MIX1
-    values = (values ^ (values >> np.uint64(27))) * _MIX2
-    return values ^ (values >> np.uint64(31))
+        key = mix64(key ^ part.astype(np.uint64))
+    counters = np.arange(1, 2 * _TRIES + 3, dtype=np.uint64) * GOLDEN
+    return (mix64(key[:, None] + counters) >> np.uint64(11)) * 2.0**-53
 
 
 def random_resized_crop(height: int, width: int, min_area: float, draws: np.ndarray) -> Box:

@@ -20,6 +20,7 @@ _REDUCTIONS = (8, 4, 2)
 _MARGIN = 16
 # Segments without a part in decoding: tables, application data, comments.
 _SKIPPED = frozenset((0xC4, 0xDB, *range(0xE0, 0xF0), 0xFE))
+_FILLING = re.compile(rb"\xff+")
 # libjpeg's word for data that it was told not to read; anything else that it complains of is damage.
 _UNREAD = re.compile(r"extraneous bytes before marker 0xd9$")
 # How colours lie to each other in what libjpeg-turbo's quick interface decodes: a component's blocks across and down.
@@ -64,7 +65,7 @@ def open_image(image: bytes | np.ndarray) -> Jpeg | np.ndarray:
     if isinstance(image, np.ndarray):
         return _as_rgb(image)
     jpeg = _parse_jpeg(image)
-    return decode_with_pillow(image) if jpeg is None else jpeg
+    return _decode_with_pillow(image) if jpeg is None else jpeg
 
 
 def size_of(image: Jpeg | np.ndarray) -> tuple[int, int]:
@@ -86,8 +87,11 @@ def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | 
             reduction = next((r for r in _REDUCTIONS if min(height, width) >= r * smallest), 1)
         rows = top + height if image.orientation == 1 else image.stored_height
         image = _upright(_decode_jpeg(image, rows, reduction), image.orientation)
-    top, left = top // reduction, left // reduction
-    return image[top : top + height // reduction, left : left + width // reduction]
+    height, width = height // reduction, width // reduction
+    top, left = (
+        min(round(a / reduction), b) for a, b in ((top, image.shape[0] - height), (left, image.shape[1] - width))
+    )
+    return image[top : top + height, left : left + width]
 
 
 def check_image(image: bytes | np.ndarray) -> None:
@@ -132,31 +136,39 @@ def _parse_jpeg(data: bytes) -> Jpeg | None:
     """The header of a JPEG that simplejpeg decodes, else None (ITU-T T.81, annex B)."""
     if data[:2] != b"\xff\xd8":
         return None
-    position, orientation, restarts = 2, 1, False
+    position, orientation, restarts, frame = 2, 1, False, 0
     while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xDA:
+            return _jpeg(data, frame, orientation, restarts) if frame else None
         if marker in (0xC0, 0xC1, 0xC2):
-            precision, components = data[position + 4], data[position + 9]
-            height = int.from_bytes(data[position + 5 : position + 7], "big")
-            width = int.from_bytes(data[position + 7 : position + 9], "big")
-            if precision != 8 or components not in (1, 3) or not height * width:
-                return None
-            if components == 3 and data[position + 11 : position + 18 : 3] not in _SAMPLINGS:
-                return None
-            _check_pixels(height, width)
-            can_stop = marker != 0xC2 and not restarts
-            return Jpeg(data, height, width, position + 5, orientation, can_stop)
-        if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            frame = position
+        elif marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
             orientation = _orientation(data[position + 4 : position + 2 + length])
         elif marker == 0xDD:
             restarts = True
         elif marker == 0xFF:
-            length = -1
+            # Any number of these may stand before a marker.
+            position = next(_FILLING.finditer(data, position)).end() - 1
+            continue
         elif marker not in _SKIPPED:
             return None
         position += 2 + length
     return None
+
+
+def _jpeg(data: bytes, frame: int, orientation: int, restarts: bool) -> Jpeg | None:
+    precision, components = data[frame + 4], data[frame + 9]
+    height = int.from_bytes(data[frame + 5 : frame + 7], "big")
+    width = int.from_bytes(data[frame + 7 : frame + 9], "big")
+    if precision != 8 or components not in (1, 3) or not height * width:
+        return None
+    if components == 3 and data[frame + 11 : frame + 18 : 3] not in _SAMPLINGS:
+        return None
+    _check_pixels(height, width)
+    can_stop = data[frame + 1] != 0xC2 and not restarts
+    return Jpeg(data, height, width, frame + 5, orientation, can_stop)
 
 
 def _orientation(segment: bytes) -> int:
@@ -180,7 +192,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def decode_with_pillow(data: bytes) -> np.ndarray:
+def _decode_with_pillow(data: bytes) -> np.ndarray:
     """RGB pixels of any image that Pillow knows: upright, transparency on white, 16 bits scaled to 8, the first frame.
 
     Raises InputError, giving the reason, for anything else.
@@ -222,13 +234,13 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+    if pixels.dtype != np.uint8 or not pixels.size or pixels.shape[2:] not in ((), (1,), (3,)) or pixels.ndim < 2:
         raise InputError(
             f"pixels are {pixels.dtype} {list(pixels.shape)}; expected uint8 [H, W], [H, W, 1] or [H, W, 3]"
         )
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[2] == 1 else pixels
+    if pixels.shape[2:] == (3,):
+        return pixels
+    return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=-1)
 
 
 def _check_pixels(height: int, width: int) -> None:

@@ -44,9 +44,7 @@ class FolderSource:
             raise InputError(f"{self.where(index)}: can't be read ({error.strerror or error})") from None
 
     def where(self, index: int) -> str:
-        # A name that is not UTF-8 must still be printable, and one with a line break must stay on its line.
-        path = os.fsencode(self.root / self.files[index][0]).decode("utf-8", "backslashreplace")
-        return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], path)
+        return _shown(self.root / self.files[index][0])
 
 
 def load_folder(root: Path, test_share: float) -> Dataset:
@@ -117,8 +115,10 @@ def _source(root: Path, part: Path, classes: dict[str, Path]) -> FolderSource:
     for label, (name, folder) in enumerate(classes.items()):
         images = sorted(_images(folder), key=_order)
         if not images:
-            raise InputError(f"class {name!r} is empty: no image files in {folder}; add some or remove the folder")
-        files += [(os.path.relpath(path, root), label) for path in images]
+            raise InputError(
+                f"class {name!r} is empty: no image files in {_shown(folder)}; add some or remove the folder"
+            )
+        files += [(path[len(os.path.join(root, "")) :], label) for path in images]
     return FolderSource(root, files)
 
 
@@ -155,7 +155,7 @@ def _images(folder: Path) -> Iterator[str]:
     """Paths of all that is named like an image, at any depth; a link back to a folder above ends there."""
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename} can't be read ({error.strerror}); mend or remove it")
+        raise InputError(f"{_shown(error.filename)} can't be read ({error.strerror}); mend or remove it")
 
     parent = Path(os.path.realpath(folder.parent))
     seen = {os.fspath(place) for place in (parent, *parent.parents, *Path(os.path.realpath(folder)).parents)}
@@ -170,6 +170,12 @@ def _images(folder: Path) -> Iterator[str]:
         for name in files + named:
             if name.lower().endswith(_IMAGE_SUFFIXES) and not name.startswith("."):
                 yield os.path.join(place, name)
+
+
+def _shown(path: str | Path) -> str:
+    """A path as messages show it: printable where it is not UTF-8, on one line where it has line breaks."""
+    name = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], name)
 
 
 def _read(path: str) -> bytes:

@@ -1,7 +1,6 @@
 """From an image of any size to what a network reads: uint8 squares on the host, normalised floats on the device."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxnets.data.decoding import decode_with_pillow, open_image, pixels_of
+from jaxnets.data.decoding import open_image, pixels_of
 from jaxnets.data.sources import PHOTO_MEAN, PHOTO_STD, Channels
 from jaxnets.errors import InputError
 
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Rows either side that a row of the result may depend on, at a scale of 1: of bicubic interpolation, and one to spare.
+_REACH = 3
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,18 @@ class Preprocessing:
             image = image.convert("RGB")
         width, height = image.size
         new_width, new_height = resized(width, height, self.resize_size)
-        # Only what the crop keeps is computed, with the coefficients that resizing the whole would use.
-        left, top = (round((side - self.crop_size) / 2.0) for side in (new_width, new_height))
+        # Only what the crop keeps is computed, with the coefficients that resizing the whole would use. Width before
+        # height: left to itself, Pillow 13 takes the sides of tall images in the other order, and rounds in between.
+        size, filter_ = self.crop_size, _INTERPOLATIONS[self.interpolation]
+        left, top = (round((side - size) / 2.0) for side in (new_width, new_height))
         across, down = width / new_width, height / new_height
-        box = (left * across, top * down, (left + self.crop_size) * across, (top + self.crop_size) * down)
-        shape = (self.crop_size, self.crop_size)
-        return np.asarray(image.resize(shape, _INTERPOLATIONS[self.interpolation], box=box))
+        reach = _REACH * max(1.0, down)
+        first, last = max(0, int(top * down - reach)), min(height, int((top + size) * down + reach) + 1)
+        rows = image.crop((0, first, width, last))
+        rows = rows.resize((size, rows.height), filter_, box=(left * across, 0, (left + size) * across, rows.height))
+        return np.asarray(
+            rows.resize((size, size), filter_, box=(0, top * down - first, size, (top + size) * down - first))
+        )
 
     def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
         """Normalised floats from uint8 images, or floats from 0 to 255; shapes [..., 3], on the device."""
@@ -69,15 +76,3 @@ def resized(width: int, height: int, short: int) -> tuple[int, int]:
     if width <= height:
         return short, int(short * height / width)
     return int(short * width / height), short
-
-
-def read_image(path: Path) -> np.ndarray:
-    """RGB pixels [H, W, 3] of an image file of any kind, upright. Raises InputError, naming the file."""
-    try:
-        return decode_with_pillow(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the path of an image") from None
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror or error})") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None

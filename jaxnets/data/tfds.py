@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from jaxnets.data.hashing import mix64
 from jaxnets.data.sources import Dataset, Record, Source, Subset
 from jaxnets.errors import InputError
 
@@ -232,11 +233,7 @@ def _divided(whole: Source, test_share: float) -> tuple[Source, Source]:
     count = round(test_share * len(whole))
     if not 0 < count < len(whole):
         raise InputError(f"test_share={test_share} of {len(whole)} images leaves none on one side; give another share")
-    # The finalizer of SplitMix64, a bijection: no two places tie. NumPy's generators may change between versions.
-    mixed = np.arange(1, len(whole) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    order = np.argsort(mixed ^ (mixed >> np.uint64(31)))
+    order = np.argsort(mix64(np.arange(len(whole), dtype=np.uint64)))
     return Subset(whole, np.sort(order[count:])), Subset(whole, np.sort(order[:count]))
 
 

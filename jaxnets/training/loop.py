@@ -15,7 +15,7 @@ from jaxnets.data.batches import steps_through, training_slots
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, hold_if_small, on_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
-from jaxnets.data.sources import Source
+from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import verify
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model
@@ -52,15 +52,17 @@ def training_batches(
     return read_batches(source, preprocessing, plan, crops)
 
 
-def train(config: Config, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Path, dataset: Dataset | None = None) -> dict[str, Any]:
     """Trains as `config` says, leaves the run's files in `workdir`, and returns what stands in its result.json.
 
+    `dataset` is for what has no name or place, such as arrays; otherwise `config.dataset` is loaded.
     Raises InputError, before anything is written, for a network, an image size, a data set or a workdir that will not
     do, and later if the loss is no longer finite.
     """
     started = time.perf_counter()
     recipe = config.recipe
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)
+    if dataset is None:
+        dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)
     preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
     model = create_model(config.arch, num_classes=len(dataset.class_names), dtype=jnp.dtype(config.dtype))
     images = jax.ShapeDtypeStruct((1, recipe.image_size, recipe.image_size, 3), jnp.float32)

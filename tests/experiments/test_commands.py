@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +11,11 @@ from PIL import Image
 
 from jaxnets.data.datasets import digits
 from jaxnets.training.checkpoint import load_classifier
+from tests.experiments.commands import Refuses, command, refused
 
 # Small and quick, but the whole way: a real network on the real data.
 QUICK = ("--arch", "resnet20_cifar", "--image-size", "8", "--epochs", "2", "--batch-size", "100")
 TIMES = ("seconds", "images_per_second")
-
-
-def command(name: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning", "-m", f"experiments.{name}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +121,6 @@ def test_a_default_workdir_is_never_taken_twice(trained: Path) -> None:
     assert (folder / "runs" / "resnet20_cifar-digits-2" / "result.json").exists()
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """One clear line, or argparse's usage and one line; never a traceback."""
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert done.stderr.splitlines()[-1] == line
-    for word in words:
-        assert word in line, line
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -152,7 +130,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         (["--arch", "resnet50", "--lr", "-0.1"], ["learning_rate=-0.1"]),
         (["--arch", "resnet50", "--lr", "fast"], ["--lr", "fast"]),
         (["--arch", "resnet50", "--epochs", "0"], ["epochs=0"]),
-        (["--arch", "resnet50", "--dataset", "mnist2"], ["mnist2"]),
+        (["--arch", "resnet50", "--dataset", "mnist2"], ["unknown data set 'mnist2'", "mnist"]),
         (["--arch", "resnet50", "--dtype", "float8"], ["unknown dtype 'float8'"]),
         (["--arch", "resnet50", "--optimizer", "adm"], ["unknown optimizer 'adm'"]),
         (["--arch", "resnet50", "--seed", "-1"], ["seed=-1"]),
@@ -166,8 +144,8 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         ([], ["--arch"]),
     ],
 )
-def test_train_refuses_bad_input(arguments: list[str], words: list[str], tmp_path: Path) -> None:
-    refused(command("train", *arguments, folder=tmp_path), *words)
+def test_train_refuses_bad_input(arguments: list[str], words: list[str], refuses: Refuses, tmp_path: Path) -> None:
+    refuses("train", *arguments, words=tuple(words))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,12 +167,19 @@ def test_train_stops_when_the_loss_is_no_longer_finite(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path) -> None:
+def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "text.png").write_text("not an image")
-    refused(command("predict", trained, tmp_path / "none.png", folder=tmp_path), "none.png", "no such file")
-    refused(command("predict", trained, tmp_path / "text.png", folder=tmp_path), "text.png", "not an image")
-    refused(command("predict", trained, folder=tmp_path), "image")
-    refused(command("predict", tmp_path, tmp_path / "text.png", folder=tmp_path), "holds no run")
-    refused(command("evaluate", tmp_path / "nowhere", folder=tmp_path), "nowhere", "holds no run")
-    refused(command("evaluate", "x" * 300, folder=tmp_path), "holds no run")
-    refused(command("report", tmp_path, folder=tmp_path), "holds no finished run")
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(command("predict", trained, tmp_path / "none.png", folder=tmp_path), "none.png", "No such file")
+    refuses("predict", trained, tmp_path / "text.png", words=("text.png", "not an image"))
+    refuses("predict", trained, tmp_path / "pipe.png", words=("pipe.png", "not a regular file"))
+    refuses("predict", trained, tmp_path, words=(str(tmp_path), "a folder, not a file"))
+    refuses("predict", trained, words=("image",))
+    refuses("predict", tmp_path, tmp_path / "text.png", words=("holds no run",))
+    refuses("evaluate", tmp_path / "nowhere", words=("nowhere", "holds no run"))
+    refuses("evaluate", "x" * 300, words=("holds no run",))
+    refuses("report", tmp_path, words=("holds no finished run",))
+    refuses("prepare", "digits", words=("nothing to do for digits", "--output"))
+    refuses("prepare", "digits", "--output", tmp_path, words=("is not empty", "--output"))
+    refuses("prepare", "digits", "--output", "records", "--size", 0, words=("size=0",))
+    refuses("benchmark", "--data", "./nowhere", words=("no such folder",))

@@ -1,0 +1,673 @@
+"""Folders of images as people have them: found in the same order everywhere, and every fault named before a step."""
+
+import errno
+import hashlib
+import io
+import os
+import random
+import socket
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxnets.data.folder as folder_module
+from jaxnets.data.folder import FolderSource, class_order, load_folder
+from jaxnets.data.sources import ArraySource, Dataset, Record, Source
+from jaxnets.data.verification import BadImage, usable, verify
+from jaxnets.errors import InputError
+
+SHARE = 0.25
+AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def picture(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((3, 4, 3), value % 256, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def fill(folder: Path, count: int, first: int = 0) -> Path:
+    """Files 000.png, 001.png, ... of which each shows its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        (folder / f"{number:03}.png").write_bytes(picture(number))
+    return folder
+
+
+def classes(root: Path, *names: str, count: int = 4) -> Path:
+    for name in names:
+        fill(root / name, count)
+    return root
+
+
+def files(source: Source) -> list[tuple[str, int]]:
+    assert isinstance(source, FolderSource)
+    return list(source.files)
+
+
+def refusal(read: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        read()
+    message = str(caught.value)
+    assert message.isprintable(), message
+    return message
+
+
+def quietly(dataset: Dataset, on_bad_image: str) -> tuple[Dataset, list[BadImage]]:
+    return verify(dataset, on_bad_image, lambda count: None, lambda line: None)
+
+
+# ---- layouts ----
+
+
+@pytest.mark.parametrize("test", ["val", "valid", "validation", "test", "Val", "TEST"])
+@pytest.mark.parametrize("train", ["train", "Train"])
+def test_parts_that_lie_beside_each_other(tmp_path: Path, train: str, test: str) -> None:
+    classes(tmp_path / train, "cat", "dog", count=3)
+    classes(tmp_path / test, "cat", "dog", count=2)
+    dataset = load_folder(tmp_path, SHARE)
+    assert (dataset.name, dataset.class_names) == (tmp_path.name, ("cat", "dog"))
+    assert files(dataset.train) == [
+        (f"{train}/{name}/00{i}.png", k) for k, name in enumerate(("cat", "dog")) for i in range(3)
+    ]
+    assert files(dataset.test) == [
+        (f"{test}/{name}/00{i}.png", k) for k, name in enumerate(("cat", "dog")) for i in range(2)
+    ]
+    image, label = dataset.test[3]
+    assert (image, label) == (picture(1), 1)
+    assert dataset.test.where(3) == str(tmp_path / test / "dog" / "001.png")
+
+
+def test_validation_comes_before_test_and_other_folders_are_left_alone(tmp_path: Path) -> None:
+    for part in ("test", "val", "train"):
+        classes(tmp_path / part, "a", "b")
+    (tmp_path / "notes").mkdir()
+    assert all(name.startswith("val/") for name, _ in files(load_folder(tmp_path, SHARE).test))
+
+
+@pytest.mark.parametrize("part", ["train", ""])
+def test_some_of_each_class_are_held_out(tmp_path: Path, part: str) -> None:
+    sizes = {"a": 2, "b": 8, "c": 40, "d": 101}
+    for name, size in sizes.items():
+        fill(tmp_path / part / name, size)
+    dataset = load_folder(tmp_path, SHARE)
+    assert [sum(label == k for _, label in files(dataset.test)) for k in range(4)] == [1, 2, 10, 25]
+    train, test = files(dataset.train), files(dataset.test)
+    assert sorted(train + test) == sorted(
+        (os.path.join(part, name, f"{i:03}.png"), k)
+        for k, (name, size) in enumerate(sizes.items())
+        for i in range(size)
+    )
+    # Not the first of each class, which cameras and archives order by time and subject.
+    held_out = [int(Path(name).stem) for name, label in test if label == 3]
+    assert 25 < np.mean(held_out) < 75
+    assert load_folder(tmp_path, SHARE).test == dataset.test
+    # Each class keeps an image on either side, whatever the share.
+    for share in (0.001, 0.999):
+        extreme = load_folder(tmp_path, share)
+        assert (
+            {label for _, label in files(extreme.train)} == {label for _, label in files(extreme.test)} == set(range(4))
+        )
+
+
+def test_the_split_is_the_same_wherever_the_folder_lies(tmp_path: Path) -> None:
+    one, other = classes(tmp_path / "one", "a", "b", count=30), classes(tmp_path / "o" / "ther", "a", "b", count=30)
+    assert files(load_folder(one, SHARE).test) == files(load_folder(other, SHARE).test)
+    # For other machines and later versions: the SHA-256 of a file's path within the part decides.
+    names = sorted((f"a/{i:03}.png" for i in range(30)), key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert {name for name, label in files(load_folder(one, SHARE).test) if label == 0} == set(names[:8])
+
+
+def test_a_new_image_moves_hardly_any_other(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b", count=60)
+    before = set(files(load_folder(tmp_path, SHARE).test))
+    for number in (70, 71, 72):
+        fill(tmp_path / "a", 1, number)
+        after = set(files(load_folder(tmp_path, SHARE).test))
+        added = {(f"a/{number:03}.png", 0)}
+        assert len((before ^ after) - added) <= 1
+        assert {file for file in before ^ after if file[1]} == set()
+        before = after
+
+
+@pytest.fixture(params=range(3))
+def shuffled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems that list a folder in an order of their own."""
+    order, scandir, listdir = random.Random(request.param), os.scandir, os.listdir
+
+    class Entries(list[Any]):
+        def __enter__(self) -> Iterator[Any]:
+            return iter(self)
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def __next__(self) -> Any:
+            if not self:
+                raise StopIteration
+            return self.pop()
+
+        def close(self) -> None:
+            pass
+
+    def shuffle(entries: Any) -> Any:
+        entries = Entries(entries)
+        order.shuffle(entries)
+        return entries
+
+    monkeypatch.setattr(os, "scandir", lambda path=".": shuffle(scandir(path)))
+    monkeypatch.setattr(os, "listdir", lambda path=".": shuffle(listdir(path)))
+
+
+def test_the_order_of_a_file_system_changes_nothing(
+    tmp_path: Path, shuffled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b", "a", "C", "2", "10"):
+        fill(tmp_path / name, 12)
+        fill(tmp_path / name / "deep" / "er", 5, 50)
+    # The same name composed in two ways, and two ways to the same folder.
+    for form in ("NFC", "NFD"):
+        (tmp_path / "a" / (unicodedata.normalize(form, "é") + ".png")).write_bytes(picture(0))
+    (tmp_path / "b" / "alias").symlink_to("deep", target_is_directory=True)
+    actual = load_folder(tmp_path, SHARE)
+    monkeypatch.undo()
+    expected = load_folder(tmp_path, SHARE)
+    assert actual == expected
+    assert actual.class_names == ("2", "10", "C", "a", "b")
+    # Once each.
+    every = [os.path.realpath(tmp_path / name) for name, _ in files(actual.train) + files(actual.test)]
+    assert len(every) == len(set(every)) == 5 * 17 + 2
+
+
+# ---- names ----
+
+ORDERS = [
+    ["n01440764", "n01443537", "n01484850", "n15075141"],
+    ["1", "2", "3", "10", "11", "20", "100"],
+    ["class1", "class2", "class10", "class10b", "class11"],
+    ["0", "00", "000", "001", "01", "1"],
+    ["Ant", "Bee", "Zebra", "ant", "bee", "zebra"],
+    ["1cat", "2cat", "10cat", "Cat1", "cat", "cat1", "cat1a2", "cat1a10", "cat2"],
+    ["Apfel", "Zebra", "apfel", "Ähre", "Öl", "ß", "äther", "éclair", "Жук", "ねこ", "猫", "🐈"],
+    # Digits of other scripts are letters here: what they are worth is no matter for file names.
+    ["2", "10", "x²", "x³", "٢", "१०"],
+    ["a b", "a,b", "a-b", "a.b", "a_b", "ab"],
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_class_order(order: list[str]) -> None:
+    for seed in range(5):
+        names = list(order)
+        random.Random(seed).shuffle(names)
+        assert class_order(names) == order
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if "猫" in order or "ant" in order])
+def test_class_names_are_the_folders_names(tmp_path: Path, order: list[str]) -> None:
+    for name in order:
+        fill(tmp_path / name, 2)
+    if len(list(tmp_path.iterdir())) < len(order):
+        pytest.skip("a file system that knows no case")
+    dataset = load_folder(tmp_path, SHARE)
+    assert dataset.class_names == tuple(order)
+    assert [name.split("/")[0] for name, _ in files(dataset.train)] == order
+
+
+def test_composed_and_decomposed_names_are_the_same(tmp_path: Path) -> None:
+    """As a folder copied between macOS and Linux may have them."""
+    names = ("café", "naïve", "über", "가", "zebra", "eclair", "éclair")
+    datasets = []
+    for form in ("NFC", "NFD"):
+        for name in names:
+            place = tmp_path / form / "train" / unicodedata.normalize(form, name)
+            fill(place, 9)
+            (place / unicodedata.normalize(form, "Ångström é.png")).write_bytes(picture(3))
+        datasets.append(load_folder(tmp_path / form, SHARE))
+    composed, decomposed = datasets
+    assert (
+        composed.class_names == decomposed.class_names == ("café", "eclair", "naïve", "zebra", "éclair", "über", "가")
+    )
+
+    def read(source: Source) -> list[tuple[str, int]]:
+        return [(unicodedata.normalize("NFC", name), label) for name, label in files(source)]
+
+    assert read(composed.train) == read(decomposed.train)
+    assert read(composed.test) == read(decomposed.test)
+    # A test part that was copied from elsewhere.
+    for name in names:
+        fill(tmp_path / "NFC" / "val" / unicodedata.normalize("NFD", name), 1)
+    assert load_folder(tmp_path / "NFC", SHARE).class_names == composed.class_names
+    assert len(quietly(load_folder(tmp_path / "NFC", SHARE), "error")[0].test) == len(names)
+
+
+def test_names_that_read_the_same_are_refused(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        fill(tmp_path / unicodedata.normalize(form, "é"), 2)
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("a file system that composes names itself")
+    assert "two folders that read 'é'" in refusal(lambda: load_folder(tmp_path, SHARE))
+
+
+def test_the_locale_changes_nothing(tmp_path: Path) -> None:
+    for name in ("ä", "z", "Ö", unicodedata.normalize("NFD", "é"), "猫"):
+        fill(tmp_path / name, 9)
+        fill(tmp_path / name / unicodedata.normalize("NFD", "ü"), 9)
+    code = (
+        "import sys; from pathlib import Path; from jaxnets.data.folder import load_folder\n"
+        "data = load_folder(Path(sys.argv[1]), 0.25)\n"
+        "print([data.train.where(i) for i in range(len(data.train))] + list(map(ascii, data.class_names)))"
+    )
+    said = set()
+    for settings in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}):
+        place = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, **settings, **place, "PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout)
+    assert len(said) == 1
+
+
+def write(path: bytes, data: bytes) -> None:
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    except OSError:
+        pytest.skip("a file system whose names are Unicode")
+    os.write(file, data)
+    os.close(file)
+
+
+def test_a_file_name_that_is_not_utf8_is_read_and_can_be_printed(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    write(os.fsencode(tmp_path) + b"/a/caf\xe9.png", picture(9))
+    write(os.fsencode(tmp_path) + b"/b/bad\xff.png", b"")
+    dataset = load_folder(tmp_path, SHARE)
+    every = [source[i].image for source in (dataset.train, dataset.test) for i in range(len(source))]
+    assert picture(9) in every
+    _, bad, _ = usable(dataset.train, 2, lambda count: None)
+    _, more, _ = usable(dataset.test, 2, lambda count: None)
+    assert bad + more == [BadImage(f"{tmp_path}/b/bad\\xff.png", "an empty file")]
+    refusal(lambda: quietly(dataset, "error")).encode()
+
+
+def test_a_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    try:
+        os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    except OSError:
+        pytest.skip("a file system whose names are Unicode")
+    assert "is not UTF-8; rename it" in refusal(lambda: load_folder(tmp_path, SHARE))
+
+
+def test_a_line_break_in_a_name_stays_on_its_line(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b\nc")
+    (tmp_path / "a" / "x\ny\x1b[31m\u2028.png").write_bytes(b"")
+    dataset = load_folder(tmp_path, SHARE)
+    assert dataset.class_names == ("a", "b\nc")
+    assert "x\\ny\\x1b[31m\\u2028.png (an empty file)" in refusal(lambda: quietly(dataset, "error"))
+    for path in (tmp_path / "b\nc").iterdir():
+        path.unlink()
+    assert "class 'b\\nc' is empty" in refusal(lambda: load_folder(tmp_path, SHARE)).replace(str(tmp_path), "")
+
+
+# ---- what is an image and what is not ----
+
+
+def test_only_files_that_are_meant_as_images_count(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    for name in ("notes.txt", "list.csv", "archive.zip", "jpg", "Thumbs.db", "a.png.part", ".hidden.png", "._000.png"):
+        (tmp_path / "a" / name).write_bytes(b"?")
+    fill(tmp_path / "a" / ".cache", 2)
+    fill(tmp_path / ".git", 2)
+    (tmp_path / "README.png").write_bytes(picture(0))  # not in a class
+    for name in ("upper.PNG", "photo.JPG", "old.JpEg", "page.tif", "web.webp", "anim.gif"):
+        (tmp_path / "b" / name).write_bytes(picture(7))
+    dataset = load_folder(tmp_path, SHARE)
+    found = sorted(files(dataset.train) + files(dataset.test))
+    assert [Path(name).name for name, label in found if label == 0] == [f"00{i}.png" for i in range(4)]
+    assert len(found) == 4 + 10
+    # What kind it is, its content says.
+    assert quietly(dataset, "error") == (dataset, [])
+
+
+def test_images_may_lie_deeper(tmp_path: Path) -> None:
+    fill(tmp_path / "a" / "2021" / "may", 3)
+    fill(tmp_path / "a" / "2022", 3, 3)
+    fill(tmp_path / "b", 2)
+    dataset = load_folder(tmp_path, SHARE)
+    found = files(dataset.train) + files(dataset.test)
+    assert sorted(name for name, label in found if label == 0) == [
+        *(f"a/2021/may/00{i}.png" for i in range(3)),
+        *(f"a/2022/00{i}.png" for i in range(3, 6)),
+    ]
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "elsewhere" / "cats", 5)
+    root = classes(tmp_path / "root", "dog")
+    (root / "cat").symlink_to(elsewhere, target_is_directory=True)
+    (root / "dog" / "link.png").symlink_to(elsewhere / "004.png")
+    dataset = load_folder(root, SHARE)
+    assert dataset.class_names == ("cat", "dog")
+    every = files(dataset.train) + files(dataset.test)
+    assert [sum(label == k for _, label in every) for k in (0, 1)] == [5, 5]
+    assert quietly(dataset, "error")[1] == []
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "deep", "../../root"])
+def test_a_link_back_up_ends_there(tmp_path: Path, target: str) -> None:
+    root = classes(tmp_path / "root", "a", "b")
+    expected = load_folder(root, SHARE)
+    fill(root / "a" / "deep", 0)
+    (root / "a" / "deep" / "back").symlink_to(target, target_is_directory=True)
+    (root / "a" / "back").symlink_to(target, target_is_directory=True)
+    # No image of another class, and none twice.
+    assert load_folder(root, SHARE) == expected
+
+
+def test_links_that_lead_nowhere_are_no_classes(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    expected = load_folder(tmp_path, SHARE)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "self").symlink_to("self")
+    assert load_folder(tmp_path, SHARE) == expected
+    # The whole folder again, under another label.
+    (tmp_path / "whole").symlink_to(".", target_is_directory=True)
+    assert "class 'whole' is empty" in refusal(lambda: load_folder(tmp_path, SHARE))
+
+
+# ---- files that can't be read ----
+
+
+def unreadable(folder: Path) -> dict[str, str]:
+    """Makes one of each kind; their names and a word of the reason."""
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "self.jpg").symlink_to("self.jpg")
+    fill(folder / "folder.jpg", 1)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "device.jpg").symlink_to("/dev/zero")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "short.png").write_bytes(picture(1)[:45])
+    with open(folder / "huge.jpg", "wb") as file:
+        file.truncate(1 << 42)
+    (folder / ("long" * 50 + ".jpg")).write_bytes(b"\xff\xd8\xff")
+    reasons = {
+        "gone.jpg": "No such file",
+        "self.jpg": "symbolic links",
+        "folder.jpg": "a folder, not a file",
+        "pipe.jpg": "not a regular file",
+        "device.jpg": "not a regular file",
+        "empty.jpg": "an empty file",
+        "text.jpg": "unknown format",
+        "short.png": "truncated",
+        "huge.jpg": "4398.0 GB, too large",
+        "long" * 50 + ".jpg": "not an image",
+    }
+    with socket.socket(socket.AF_UNIX) as end:
+        here = os.getcwd()
+        try:
+            os.chdir(folder)  # a socket's path may be short only
+            end.bind("socket.jpg")
+            reasons["socket.jpg"] = "can't be read"
+        finally:
+            os.chdir(here)
+    return reasons
+
+
+def test_each_file_that_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
+    classes(tmp_path / "train", "a", "b", count=3)
+    classes(tmp_path / "val", "a", "b", count=2)
+    reasons = unreadable(tmp_path / "train" / "b")
+    dataset = load_folder(tmp_path, SHARE)
+    assert len(dataset.train) == 6 + len(reasons)
+    train, bad, labels = usable(dataset.train, 2, lambda count: None)
+    assert {Path(image.where).name for image in bad} == set(reasons)
+    for image in bad:
+        assert image.where == str(tmp_path / "train" / "b" / Path(image.where).name)
+        assert reasons[Path(image.where).name] in image.reason
+        assert str(tmp_path) not in image.reason
+        assert image.reason.isprintable()
+    assert [train[i].image for i in range(len(train))] == [picture(i) for i in range(3)] * 2
+    assert [train[i].label for i in range(len(train))] == labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_folder(classes(tmp_path, "a", "b"), SHARE)
+    forbidden, failing, vanished = (dataset.train.where(i) for i in (0, 1, 2))
+    os.unlink(vanished)
+    open_file, read_file, opened = os.open, os.read, {}
+
+    def open_or_fail(path: str, *arguments: Any) -> int:
+        if str(path) == forbidden:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        opened[file := open_file(path, *arguments)] = str(path)
+        return file
+
+    def read_or_fail(file: int, count: int) -> bytes:
+        if opened.get(file) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        # As file systems may: not all at once.
+        return read_file(file, min(count, 10))
+
+    monkeypatch.setattr(folder_module.os, "open", open_or_fail)
+    monkeypatch.setattr(folder_module.os, "read", read_or_fail)
+    said: list[str] = []
+    _, bad, _ = usable(dataset.train, 2, lambda count: None)
+    assert [(image.where, image.reason) for image in bad] == [
+        (forbidden, "can't be read (Permission denied)"),
+        (failing, "can't be read (Input/output error)"),
+        (vanished, "can't be read (No such file or directory)"),
+    ]
+    with pytest.raises(InputError, match=r"3 of 8 images can't be read, the first is .*\(can't be read \(Permission"):
+        verify(dataset, "error", lambda count: None, said.append)
+    assert said == [f"bad image: {image.where}: {image.reason}" for image in bad]
+    with pytest.raises(InputError) as caught:
+        dataset.train[0]
+    assert str(caught.value) == f"{forbidden}: can't be read (Permission denied)"
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_folder(classes(tmp_path, "a", "b"), SHARE)
+    path = dataset.train.where(0)
+    fstat = os.fstat
+
+    def larger(file: int) -> os.stat_result:
+        status = list(fstat(file))
+        status[6] += 1000
+        return os.stat_result(status)
+
+    monkeypatch.setattr(folder_module.os, "fstat", larger)
+    assert dataset.train[0].image == Path(path).read_bytes()
+
+
+@pytest.mark.skipif(AS_ROOT, reason="root may read everything")
+def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b")
+    (tmp_path / "a" / "000.png").chmod(0)
+    assert "000.png (can't be read (Permission denied))" in refusal(
+        lambda: quietly(load_folder(tmp_path, SHARE), "error")
+    )
+    fill(tmp_path / "b" / "deep", 2).chmod(0)
+    try:
+        assert "deep can't be read (Permission denied)" in refusal(lambda: load_folder(tmp_path, SHARE))
+    finally:
+        (tmp_path / "b" / "deep").chmod(0o700)
+
+
+@pytest.mark.parametrize("place", ["", "b", "b/deep"])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    classes(tmp_path, "a", "b")
+    fill(tmp_path / "b" / "deep", 2)
+    scandir, listdir = os.scandir, os.listdir
+
+    def guarded(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(path: Any = ".") -> Any:
+            if Path(path) == tmp_path / place:
+                raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", guarded(scandir))
+    monkeypatch.setattr(os, "listdir", guarded(listdir))
+    assert f"{tmp_path / place} can't be read (Permission denied)" in refusal(lambda: load_folder(tmp_path, SHARE))
+
+
+# ---- label faults ----
+
+
+def refuse(root: Path, *words: str) -> None:
+    message = refusal(lambda: load_folder(root, SHARE))
+    for word in words:
+        assert word in message, message
+
+
+def test_parts_of_different_classes_are_refused(tmp_path: Path) -> None:
+    for missing in ("train", "val"):
+        root = tmp_path / f"without {missing}"
+        classes(root / "train", "a", "b", "c")
+        classes(root / "val", "a", "b", "c")
+        fill(root / ("val" if missing == "train" else "train") / "x", 1)
+        other = "val" if missing == "train" else "train"
+        refuse(root, "class 'x'", f"is in {root / other} but not in {root / missing}", "4", "3")
+    # As many, but others; in case alone.
+    classes(tmp_path / "cased" / "train", "a", "b")
+    classes(tmp_path / "cased" / "val", "A", "b")
+    refuse(tmp_path / "cased", "class 'A' is in")
+
+
+@pytest.mark.parametrize("part", ["train", "val", ""])
+def test_an_empty_class_is_refused(tmp_path: Path, part: str) -> None:
+    for place in ("train", "val") if part else ("",):
+        classes(tmp_path / place, "a", "b")
+    for path in (tmp_path / part / "b").iterdir():
+        path.unlink()
+    refuse(tmp_path, "class 'b' is empty", f"no image files in {tmp_path / part / 'b'}")
+    (tmp_path / part / "b" / "notes.txt").write_text("no image")
+    (tmp_path / part / "b" / ".hidden.png").write_bytes(picture(0))
+    refuse(tmp_path, "class 'b' is empty")
+
+
+@pytest.mark.parametrize("part", ["train", "val", ""])
+def test_one_class_is_refused(tmp_path: Path, part: str) -> None:
+    for place in ("train", "val") if part else ("",):
+        classes(tmp_path / place, "a", *(() if place == part else ("b",)))
+    refuse(tmp_path, "'a'", "two folders" if part != "val" else "one class only")
+
+
+def test_other_layouts_are_refused(tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere", "can't be read (No such file", "give a folder of images")
+    (tmp_path / "file").write_text("")
+    refuse(tmp_path / "file", "can't be read (Not a directory")
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", "has no class folders; expected")
+    refuse(fill(tmp_path / "flat", 5), "has no class folders; expected")
+    fill(tmp_path / "flat train" / "train", 5)
+    refuse(tmp_path / "flat train", "has no class folders")
+    classes(tmp_path / "test only" / "test", "a", "b")
+    refuse(tmp_path / "test only", "holds test/ but no train/")
+    fill(classes(tmp_path / "single", "a") / "b", 1)
+    refuse(tmp_path / "single", "class 'b' has one image only")
+
+
+# ---- bad images ----
+
+
+def with_bad(count: int, bad: Sequence[int]) -> Dataset:
+    """Pictures that show their numbers, some of them empty files; label = number % 2."""
+
+    class Pictures:
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, index: int) -> Any:
+            return Record(b"" if index in bad else picture(index), index % 2)
+
+        def where(self, index: int) -> str:
+            return f"picture {index}"
+
+    test = ArraySource(np.zeros((2, 4, 4), np.uint8), np.array([0, 1]))
+    return Dataset("pictures", ("even", "odd"), Pictures(), test)
+
+
+def test_good_images_are_left_as_they_are() -> None:
+    counted: list[int] = []
+    said: list[str] = []
+    dataset = with_bad(30, ())
+    assert verify(dataset, "error", counted.append, said.append) == (dataset, [])
+    assert counted == list(range(1, 33))
+    assert said == []
+
+
+@pytest.mark.parametrize(("count", "bad"), [(98, 1), (198, 2), (698, 7), (2898, 29)])
+def test_one_percent_may_be_bad_and_no_more(count: int, bad: int) -> None:
+    places = list(range(3, 3 + bad))
+    dataset, found = quietly(with_bad(count, places), "skip")
+    assert [image.where for image in found] == [f"picture {place}" for place in places]
+    kept = [number for number in range(count) if number not in places]
+    assert [dataset.train[i] for i in range(len(dataset.train))] == [(picture(k), k % 2) for k in kept]
+    assert [dataset.train.where(i) for i in range(len(dataset.train))] == [f"picture {k}" for k in kept]
+    one_more = [*places, count - 1]
+    message = refusal(lambda: quietly(with_bad(count, one_more), "skip"))
+    assert f"{bad + 1} of {count + 2} images can't be read, the first is picture 3 (an empty file)" in message
+    assert "more than 1%" in message
+    # The images are as many with the test; one less of them is too few.
+    assert "more than 1%" in refusal(lambda: quietly(with_bad(count - 1, places), "skip"))
+
+
+def test_one_bad_image_stops_unless_told_otherwise() -> None:
+    said: list[str] = []
+    with pytest.raises(InputError) as caught:
+        verify(with_bad(1000, [500]), "error", lambda count: None, said.append)
+    message = str(caught.value)
+    assert message.startswith("1 of 1002 images can't be read, the first is picture 500 (an empty file)")
+    assert "--on-bad-image skip" in message
+    assert said == ["bad image: picture 500: an empty file"]
+
+
+def test_many_bad_images_are_not_all_named_aloud() -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="50 of 102 images"):
+        verify(with_bad(100, range(50)), "error", lambda count: None, said.append)
+    assert said == [f"bad image: picture {k}: an empty file" for k in range(20)] + ["... and 30 more"]
+
+
+def test_bad_test_images_are_found_too() -> None:
+    dataset = with_bad(500, [7])
+    dataset = replace(dataset, test=with_bad(10, [3]).train)
+    usable_data, bad = quietly(dataset, "skip")
+    assert [image.where for image in bad] == ["picture 7", "picture 3"]
+    assert [usable_data.test[i].label for i in range(9)] == [0, 1, 0, 0, 1, 0, 1, 0, 1]
+
+
+def test_a_class_or_a_test_that_nothing_is_left_of_is_refused() -> None:
+    class Odd(ArraySource):
+        def __getitem__(self, index: int) -> Any:
+            return Record(b"" if self.labels[index] else picture(index), int(self.labels[index]))
+
+    labels = np.zeros(300, np.int64)
+    labels[5] = 1
+    dataset = with_bad(300, ())
+    train = Odd(np.zeros((300, 2, 2), np.uint8), labels)
+    assert "class 'odd' has no training images" in refusal(lambda: quietly(replace(dataset, train=train), "skip"))
+    test = Odd(np.zeros((2, 2, 2), np.uint8), np.ones(2, np.int64))
+    assert "no test images are left" in refusal(lambda: quietly(replace(dataset, test=test), "skip"))
+
+
+def test_labels_that_no_class_has_are_bad() -> None:
+    labels = np.array([0, 1, 2, -1])
+    source = ArraySource(np.zeros((4, 2, 2), np.uint8), labels)
+    kept, bad, good = usable(source, 2, lambda count: None)
+    assert (len(kept), good.tolist()) == (2, [0, 1])
+    assert [image.reason for image in bad] == ["label 2; expected 0 to 1", "label -1; expected 0 to 1"]

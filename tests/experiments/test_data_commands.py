@@ -1,0 +1,153 @@
+"""The commands on folders of images: what is found there, what is wrong with it, and what is left behind."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxnets.data.datasets import digits
+from tests.experiments.commands import Refuses, command, refused
+
+# By their numbers, not as text; and a name that is not ASCII.
+CLASSES = ("1", "2", "10", "Ähre")
+QUICK = ("--arch", "resnet20_cifar", "--image-size", "8", "--epochs", "1", "--batch-size", "20")
+
+
+def photos(root: Path, counts: dict[str, int]) -> Path:
+    """Scanned digits as PNG files, `counts` of each class in each part."""
+    scans = digits().train
+    labels = np.array([scans[index].label for index in range(len(scans))])
+    for part, count in counts.items():
+        for label, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True, exist_ok=True)
+            for number, index in enumerate(np.flatnonzero(labels == label)[:count]):
+                Image.fromarray(scans[int(index)].image).save(root / part / name / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 images, of which two, one in each part, are bad: exactly one in a hundred."""
+    root = photos(tmp_path_factory.mktemp("data") / "scans of digits", {"train": 40, "val": 10})
+    (root / "train" / "10" / "007.png").write_bytes(b"")
+    (root / "val" / "2" / "003.png").write_bytes((root / "val" / "2" / "003.png").read_bytes()[:60])
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """The workdir of a run that skipped the bad images."""
+    place = folder.parent
+    done = command("train", *QUICK, "--dataset", folder.name, "--on-bad-image", "skip", folder=place)
+    assert done.returncode == 0, done.stderr
+    assert f"bad image: {folder / 'train' / '10' / '007.png'}: an empty file\n" in done.stderr
+    return place / "runs" / "resnet20_cifar-scans-of-digits"
+
+
+def test_skipped_images_are_listed_and_not_used(folder: Path, trained: Path) -> None:
+    with (trained / "bad-images.csv").open(encoding="utf-8", newline="") as file:
+        header, first, second = csv.reader(file)
+    assert header == ["image", "reason"]
+    assert first == [str(folder / "train" / "10" / "007.png"), "an empty file"]
+    assert second[0] == str(folder / "val" / "2" / "003.png")
+    assert "not an image that can be read" in second[1]
+    result = json.loads((trained / "result.json").read_text())
+    assert (result["train_images"], result["test_images"]) == (159, 39)
+    assert result["class_names"] == json.loads((trained / "classes.json").read_text()) == list(CLASSES)
+    with (trained / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [str(path) for name in CLASSES for path in sorted((folder / "val" / name).iterdir())]
+    expected.remove(second[0])
+    assert [row["image"] for row in rows] == expected
+    assert [row["class"] for row in rows] == [Path(path).parent.name for path in expected]
+
+
+def test_evaluate_and_predict_agree_with_the_run(folder: Path, trained: Path) -> None:
+    result = json.loads((trained / "result.json").read_text())
+    # From elsewhere: the run remembers where its data set lies.
+    done = command("evaluate", trained, folder=trained)
+    assert done.returncode == 0, done.stderr
+    right = round(result["test_accuracy"] * 39)
+    assert f"test accuracy {result['test_accuracy']:.2%} ({right} of 39 images)" in done.stdout
+    assert f"test loss {result['test_loss']:.4f}" in done.stdout
+    with (trained / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))[::10]
+    done = command("predict", trained, *(row["image"] for row in rows), folder=trained)
+    assert done.returncode == 0, done.stderr
+    answers = re.findall(r"^(/.*)\n +([\d.]+)%  (.*)$", done.stdout, re.MULTILINE)
+    assert [(path, name) for path, _, name in answers] == [(row["image"], row["predicted"]) for row in rows]
+    for (_, percent, _), row in zip(answers, rows, strict=True):
+        assert float(percent) == pytest.approx(100 * float(row["probability"]), abs=0.02)
+
+
+def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_path: Path) -> None:
+    done = command("train", *QUICK, "--dataset", folder, folder=tmp_path)
+    refused(done, "2 of 200 images can't be read", str(folder / "train" / "10" / "007.png"), "(an empty file)", "skip")
+    # Each of them is named, one a line.
+    named = [line for line in done.stderr.splitlines() if line.startswith("bad image: ")]
+    assert [line.split(": ")[1] for line in named] == [
+        str(folder / "train" / "10" / "007.png"),
+        str(folder / "val" / "2" / "003.png"),
+    ]
+    assert len(done.stderr.splitlines()) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_than_one_percent_is_too_much_to_skip(folder: Path, tmp_path: Path, refuses: Refuses) -> None:
+    root = shutil.copytree(folder, tmp_path / "data")
+    (root / "val" / "1" / "000.png").write_text("<html>404</html>")
+    arguments = (*QUICK, "--dataset", root, "--on-bad-image", "skip", "--workdir", tmp_path / "run")
+    refuses("train", *arguments, words=("3 of 200 images can't be read", "more than 1%"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_refuses_other_classes_than_were_trained(folder: Path, trained: Path, refuses: Refuses) -> None:
+    for part in ("train", "val"):
+        (folder / part / "10").rename(folder / part / "9")
+    try:
+        # As many, and in the same order: but not the same.
+        refused(command("evaluate", trained, folder=trained), "class 2 is '9', and '10' was trained")
+        for part in ("train", "val"):
+            (folder / part / "9").rename(folder / part / "10")
+            shutil.copytree(folder / part / "1", folder / part / "3")
+        refuses("evaluate", trained, words=("(5 and 4)", "class 2 is '3', and '10' was trained"))
+        shutil.rmtree(folder / "val" / "3")
+        refuses("evaluate", trained, words=("class '3' is in",))
+    finally:
+        for part in ("train", "val"):
+            if (folder / part / "9").exists():
+                (folder / part / "9").rename(folder / part / "10")
+            shutil.rmtree(folder / part / "3", ignore_errors=True)
+
+
+def test_train_refuses_label_faults_and_wrong_places(tmp_path: Path, refuses: Refuses) -> None:
+    root = photos(tmp_path / "data", {"train": 3, "val": 2})
+
+    def refuse(dataset: object, *words: str) -> None:
+        refuses("train", *QUICK, "--dataset", dataset, words=words)
+        assert {path.name for path in tmp_path.iterdir()} == {"data", "file.png", "empty"}
+
+    (tmp_path / "file.png").write_bytes((root / "val" / "1" / "000.png").read_bytes())
+    (tmp_path / "empty").mkdir()
+    refuse("file.png", "file.png is a file; expected a folder")
+    refuse("./nowhere", "nowhere: no such folder")
+    refuse(tmp_path / "nowhere", "no such folder; give a folder of images")
+    refuse("nowhere/", "no such folder")
+    refuse("empty", "has no class folders; expected")
+    refuse(root / "train" / "1", "has no class folders; expected")
+    refuse("data", "batch_size=20", "12 training images")
+    (root / "val" / "2").rename(root / "val" / "Two")
+    refuse("data", "class '2' is in", "but not in", str(root / "val"))
+    (root / "val" / "Two").rename(root / "val" / "2")
+    for path in (root / "train" / "Ähre").iterdir():
+        path.unlink()
+    refuse("data", "class 'Ähre' is empty", str(root / "train" / "Ähre"))
+    for part in ("train", "val"):
+        for name in CLASSES[1:]:
+            shutil.rmtree(root / part / name)
+    refuse("data", "one class only", "'1'")
