@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _facts(result: dict[str, Any]) -> str:
         "s to compile": f"{result['compile_seconds']:.1f}",
         "s in all": f"{result['seconds']:.0f}",
     }
-    if result["bad_images"]:
+    if result.get("bad_images"):
         facts["bad images left out, see bad-images.csv"] = str(result["bad_images"])
     return (
         '<div class="facts">' + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in facts.items()) + "</div>"
@@ -92,8 +93,13 @@ def _figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any) -> str:
+    from matplotlib import rc_context
+
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # Text as text: the browser has letters for class names in any script, matplotlib has not, and would say so.
+    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -131,8 +137,9 @@ def _confusion_section(predictions: Sequence[dict[str, str]], names: Sequence[st
         if count:
             colour = "white" if shares[row, column] > 0.5 else "#1d2433"
             axis.text(column, row, str(count), ha="center", va="center", fontsize=9, color=colour)
-    axis.set_xticks(range(len(names)), names)
-    axis.set_yticks(range(len(names)), names)
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+    axis.set_xticks(range(len(names)), names, parse_math=False, **turned)
+    axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("class")
     return f'<h2>Which classes are taken for which</h2><div class="plots">{_svg(figure)}</div>'
