@@ -262,7 +262,8 @@ def test_crops_are_close_to_pillows(name: str, ratio: str, crop_at: Callable[...
 def test_crops_of_a_reduced_jpeg_are_less_than_a_pixel_off(
     name: str, scale: float, crop_at: Callable[..., np.ndarray]
 ) -> None:
-    # What was reduced has pixels for corners, several times those of the file: the box moves up to the next of them.
+    # What was reduced has pixels for corners, several times those of the file: the box moves to the nearest of
+    # them, up to half a pixel one way or the other on each side.
     pixels, (top, left, height, width) = pixels_of_photo(name), BOXES[name]
     side = round(min(height, width) / scale)
     box = (top + 7, left + 5, height - 3, width - 1)
@@ -274,7 +275,7 @@ def test_crops_of_a_reduced_jpeg_are_less_than_a_pixel_off(
         return float(np.abs(actual - pillow_crop(pixels, moved, side)).mean())
 
     least = min(error(off) for off in (-0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75))
-    assert least < 8
+    assert least < 9
     assert least < error(-2) / 2
     assert least < error(2) / 2
 
