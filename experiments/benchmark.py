@@ -3,11 +3,11 @@
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from experiments.command import run
-from jaxnets.benchmarking.data import PEERS, benchmark_data
-from jaxnets.data.datasets import is_path
+from jaxnets.benchmarking.data import PEERS, ROUNDS, benchmark_data
+from jaxnets.data.datasets import absolute
+from jaxnets.training.progress import counting
 from jaxnets.training.recipes import default_recipe
 
 
@@ -22,10 +22,11 @@ def main() -> None:
     parser.add_argument("--peer", choices=PEERS, help="measure torchvision's loader too, in turns")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    name = str(Path(arguments.data).expanduser().absolute()) if is_path(arguments.data) else arguments.data
+    name = absolute(arguments.data)
     given = {key: getattr(arguments, key) for key in ("image_size", "batch_size")}
     recipe = replace(default_recipe(arguments.arch, name), **{key: n for key, n in given.items() if n is not None})
-    result = benchmark_data(name, arguments.arch, recipe, arguments.data_dir, arguments.peer)
+    with counting("measuring", ROUNDS) as (done, _):
+        result = benchmark_data(name, arguments.arch, recipe, arguments.data_dir, arguments.peer, done)
     if arguments.json:
         print(json.dumps(result))
         return

@@ -24,10 +24,12 @@ def main() -> None:
     parser.add_argument("--test-share", type=float, default=0.2, help="share held out where there are no test images")
     parser.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="stop at one, or leave it out")
     arguments = parser.parse_args()
+    for name in ("data_dir", "output"):
+        if getattr(arguments, name) is not None:
+            setattr(arguments, name, getattr(arguments, name).expanduser())
     if arguments.source != "digits" and not is_path(arguments.source):
-        prepare_tfds(arguments.source, arguments.data_dir)
-        if arguments.output is None:
-            print(f"{arguments.source} is ready; train with --dataset {arguments.source}")
+        outcome = prepare_tfds(arguments.source, arguments.data_dir)
+        print(f"{arguments.source}: {outcome}")
     elif arguments.output is None:
         raise InputError(f"nothing to do for {arguments.source}; give --output DIR to write it as records")
     if arguments.output is not None:

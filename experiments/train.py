@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from experiments.command import run
-from jaxnets.data.datasets import is_path
+from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.training.config import DTYPES, Config
 from jaxnets.training.loop import train
@@ -27,7 +27,7 @@ def parse() -> tuple[Config, Path]:
         help="folder of images (train/CLASS/*.jpg and val/ or test/, or CLASS/*.jpg) or of prepared records, name of a "
         "TFDS data set, or digits (default), which needs no download",
     )
-    parser.add_argument("--data-dir", help="where TFDS keeps its data sets (default: its own choice)")
+    parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data sets (default: its own choice)")
     parser.add_argument(
         "--test-share", type=float, default=0.2, help="share held out where there are no test images (default: 0.2)"
     )
@@ -62,8 +62,9 @@ def parse() -> tuple[Config, Path]:
     given = vars(parser.parse_args())
     changes = {field.name: given.pop(field.name) for field in fields(Recipe) if field.name in given}
     workdir = given.pop("workdir", None)
-    if is_path(given["dataset"]):
-        given["dataset"] = str(Path(given["dataset"]).expanduser().absolute())
+    given["dataset"] = absolute(given["dataset"])
+    if "data_dir" in given:
+        given["data_dir"] = str(given["data_dir"].expanduser().absolute())
     recipe = default_recipe(given["arch"], given["dataset"])
     config = Config(recipe=replace(recipe, **changes), **given)
     if workdir is not None:

@@ -54,7 +54,7 @@ def color_jitter(keys: jax.Array, images: jax.Array, strength: float) -> jax.Arr
         return jnp.clip(factor * images + (1 - factor) * other, 0, 255)
 
     def grey(images: jax.Array) -> jax.Array:
-        return (images * jnp.asarray(_LUMA)).sum(-1, keepdims=True)
+        return (images * jnp.asarray(_LUMA, images.dtype)).sum(-1, keepdims=True)
 
     images = blend(images.astype(jnp.float32), 0.0, factors[:, 0])
     images = blend(images, grey(images).mean((1, 2), keepdims=True), factors[:, 1])

@@ -40,6 +40,11 @@ def is_path(name: str) -> bool:
     )
 
 
+def absolute(name: str) -> str:
+    """The name, or the place wherever one is then."""
+    return str(Path(name).expanduser().absolute()) if is_path(name) else name
+
+
 def digits() -> Dataset:
     """scikit-learn's 1,797 scanned digits (UCI, 8x8 px, 17 grey levels): 1,437 to train on, 360 held out.
 

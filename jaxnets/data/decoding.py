@@ -88,9 +88,8 @@ def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | 
         rows = top + height if image.orientation == 1 else image.stored_height
         image = _upright(_decode_jpeg(image, rows, reduction), image.orientation)
     height, width = height // reduction, width // reduction
-    top, left = (
-        min(round(a / reduction), b) for a, b in ((top, image.shape[0] - height), (left, image.shape[1] - width))
-    )
+    top = min((top + reduction // 2) // reduction, image.shape[0] - height)
+    left = min((left + reduction // 2) // reduction, image.shape[1] - width)
     return image[top : top + height, left : left + width]
 
 
@@ -203,26 +202,28 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_pixels(image.height, image.width)
             image.load()
-            return np.asarray(_flatten(_turned(image)))
+            return np.asarray(upright_rgb(image))
     except InputError:
         raise
     except MemoryError:
         raise InputError("an image too large for this machine's memory") from None
     except Exception as error:  # Pillow's plugins raise many types: OSError, SyntaxError, ValueError, struct.error, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
+        text = "".join(letter if letter.isprintable() else " " for letter in str(error))
+        reason = " ".join(text.split()) or type(error).__name__
         if "cannot identify" in reason:
             reason = "unknown format"
         raise InputError(f"not an image that can be read ({reason})") from None
 
 
-def _turned(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode in RGB: turned as its EXIF tag says, transparency on white, 16 bits scaled to 8.
+
+    Raises InputError for floating-point pixels.
+    """
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
-
-
-def _flatten(image: Image.Image) -> Image.Image:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # As for a JPEG: damaged metadata turns nothing.
+        image = image.copy()
     if image.mode == "F":
         raise InputError("not an image that can be read (floating-point pixels have no agreed range)")
     if image.mode.startswith("I"):

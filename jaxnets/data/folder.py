@@ -46,6 +46,16 @@ class FolderSource:
     def where(self, index: int) -> str:
         return _shown(self.root / self.files[index][0])
 
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, label in self.files:
+            try:
+                status = os.stat(os.path.join(self.root, name))
+            except OSError as error:
+                raise InputError(f"{_shown(self.root / name)}: can't be read ({error.strerror})") from None
+            digest.update(os.fsencode(f"{name}\0{label}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+        return digest.hexdigest()
+
 
 def load_folder(root: Path, test_share: float) -> Dataset:
     """The images below `root`; without a val/ or test/ folder, `test_share` of each class is held out, always the same.
@@ -53,7 +63,16 @@ def load_folder(root: Path, test_share: float) -> Dataset:
     Class names are the folders' names, in the order of `class_order`. Raises InputError for a folder of another
     layout, and for classes that are empty, alone, or not the same in both parts.
     """
-    parts = {path.name.lower(): path for path in _folders(root)}
+    parts: dict[str, Path] = {}
+    folders = _folders(root)
+    for path in folders:
+        name = path.name.lower()
+        if name == "train" or name in _TEST_FOLDERS:
+            if name in parts:
+                raise InputError(f"{root} holds both {parts[name].name}/ and {path.name}/; rename or remove one")
+            # A class may be called so as well; then it holds images, and no classes.
+            if _folders(path) or not any(_images(path)) or len(folders) == 1:
+                parts[name] = path
     if "train" not in parts:
         tests = [parts[name] for name in _TEST_FOLDERS if name in parts]
         if tests:

@@ -24,6 +24,7 @@ from jaxnets.errors import InputError
 # Images a task: enough that handing it over costs little, few enough that the threads end a batch together.
 _IMAGES_A_TASK = 8
 _BATCHES_AHEAD = 3
+_BATCHES_ON_THEIR_WAY = 2
 # Up to here, a source whose images do not change from epoch to epoch is decoded once and held.
 _MOST_BYTES_HELD = 2 << 30
 
@@ -146,14 +147,12 @@ def _start(
     return Batch(images, labels, slots.mask), tasks
 
 
-def on_device(
-    batches: Iterable[Batch], put: Callable[[Batch], Batch] = jax.device_put, ahead: int = 2
-) -> Generator[Batch]:
-    """The same batches on the device; `ahead` of them are on their way while one is used."""
+def on_device(batches: Iterable[Batch]) -> Generator[Batch]:
+    """The same batches on the device; the next ones are on their way while one is used."""
     sent: deque[Batch] = deque()
     for batch in batches:
-        sent.append(put(batch))
-        if len(sent) > ahead:
+        sent.append(jax.device_put(batch))
+        if len(sent) > _BATCHES_ON_THEIR_WAY:
             yield sent.popleft()
     yield from sent
 

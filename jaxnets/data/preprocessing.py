@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxnets.data.decoding import open_image, pixels_of
+from jaxnets.data.decoding import open_image, pixels_of, upright_rgb
 from jaxnets.data.sources import PHOTO_MEAN, PHOTO_STD, Channels
 from jaxnets.errors import InputError
 
@@ -21,9 +21,9 @@ _REACH = 3
 class Preprocessing:
     """The short side resized to `resize_size` (antialiased), the square of `crop_size` at the centre, normalised.
 
-    `mean` and `std` are in units of the full range (0 to 1); interpolation is bilinear or bicubic. The pixels equal
-    those of torchvision's ImageClassification preset on PIL images. The same value serves evaluation and prediction,
-    and is stored with the weights that were trained for it. Raises InputError for sizes that no image can have.
+    `mean` and `std` are in units of the full range (0 to 1); interpolation is bilinear or bicubic. The pixels are those
+    of torchvision's ImageClassification preset on PIL images, within 1 grey level. The same value serves evaluation and
+    prediction, and is stored with the weights that were trained for it. Raises InputError for sizes that can't be.
     """
 
     crop_size: int
@@ -42,14 +42,14 @@ class Preprocessing:
             raise InputError(f"unknown interpolation {self.interpolation!r}; expected {' or '.join(_INTERPOLATIONS)}")
 
     def __call__(self, image: Image.Image | np.ndarray | bytes) -> np.ndarray:
-        """uint8 [crop_size, crop_size, 3] of a PIL image, of uint8 pixels [H, W, 3], or of the bytes of an image file.
+        """uint8 [crop_size, crop_size, 3] of a PIL image, uint8 pixels [H, W(, 1 or 3)], or the bytes of an image file.
 
         Raises InputError, giving the reason, for an image that can't be read.
         """
         if not isinstance(image, Image.Image):
             image = Image.fromarray(pixels_of(open_image(image)))
-        elif image.mode != "RGB":
-            image = image.convert("RGB")
+        else:
+            image = upright_rgb(image)
         width, height = image.size
         new_width, new_height = resized(width, height, self.resize_size)
         # Only what the crop keeps is computed, with the coefficients that resizing the whole would use. Width before

@@ -39,12 +39,16 @@ class RecordSource:
         self._path = folder / f"{split}.pixels"
         index = (folder / f"{split}.index").read_bytes()
         if hashlib.sha256(index).hexdigest() != index_sha256:
-            raise InputError(f"{folder / f'{split}.index'} does not match its checksum; prepare it again")
+            raise InputError(
+                f"{folder / f'{split}.index'} does not match its checksum; remove the records and prepare again"
+            )
         self._index = np.frombuffer(index, _ENTRY)
         sizes = self._index["height"].astype(np.int64) * self._index["width"] * 3
         if self._path.stat().st_size != sizes.sum():
-            raise InputError(f"{self._path} is not as long as its index says; prepare it again")
-        self._pixels = np.memmap(self._path, np.uint8, "r") if len(self._index) else np.empty(0, np.uint8)
+            raise InputError(f"{self._path} is not as long as its index says; remove the records and prepare again")
+        # As a plain array, of which slices are cheap.
+        self._pixels = np.asarray(np.memmap(self._path, np.uint8, "r")) if len(self._index) else np.empty(0, np.uint8)
+        self._sha256 = index_sha256
         self._checked = np.zeros(len(self._index), bool)
 
     def __len__(self) -> int:
@@ -55,12 +59,17 @@ class RecordSource:
         pixels = self._pixels[offset : offset + height * width * 3]
         if not self._checked[index]:
             if zlib.crc32(pixels.data) != crc32:
-                raise InputError(f"{self.where(index)}: does not match its checksum; prepare it again")
+                raise InputError(
+                    f"{self.where(index)}: does not match its checksum; remove the records and prepare again"
+                )
             self._checked[index] = True
-        return Record(np.asarray(pixels).reshape(height, width, 3), label)
+        return Record(pixels.reshape(height, width, 3), label)
 
     def where(self, index: int) -> str:
         return f"{self._path} record {index}"
+
+    def fingerprint(self) -> str:
+        return self._sha256
 
 
 def holds_records(folder: Path) -> bool:
@@ -75,14 +84,16 @@ def load_records(folder: Path) -> Dataset:
     try:
         info = json.loads((folder / _DONE).read_text(encoding="utf-8"))
         if info["format"] != _FORMAT:
-            raise InputError(f"{folder} holds records of format {info['format']}, not {_FORMAT}; prepare it again")
+            raise InputError(
+                f"{folder} holds records of format {info['format']}, not {_FORMAT}; remove it and prepare again"
+            )
         train, test = (RecordSource(folder, split, info["index_sha256"][split]) for split in _SPLITS)
         mean, std = tuple(info["mean"]), tuple(info["std"])
         return Dataset(info["name"], tuple(info["class_names"]), train, test, mean, std)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} holds damaged records ({error}); prepare it again") from None
+        raise InputError(f"{folder} holds damaged records ({error}); remove it and prepare again") from None
 
 
 def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callable[[int], None]) -> bool:
@@ -100,7 +111,7 @@ def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callabl
         "class_names": list(dataset.class_names),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "sources": {split: _fingerprint(getattr(dataset, split)) for split in _SPLITS},
+        "sources": {split: getattr(dataset, split).fingerprint() for split in _SPLITS},
     }
     if not _start(folder, plan):
         return False
@@ -153,14 +164,6 @@ def _check_space(dataset: Dataset, folder: Path, short_side: int) -> None:
         )
 
 
-def _fingerprint(source: Source) -> str:
-    """What the source holds, by its records' names: changes where images come, go or move."""
-    digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(source.where(index).encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()
-
-
 def _write_split(source: Source, path: Path, short_side: int, done: Callable[[int], None]) -> None:
     with _open(path.with_suffix(".pixels")) as pixels, _open(path.with_suffix(".index")) as index:
         written, end = _resume(pixels, index)
@@ -197,7 +200,8 @@ def _resume(pixels: BinaryIO, index: BinaryIO) -> tuple[int, int]:
         size = int(entry["height"]) * int(entry["width"]) * 3
         end = int(entry["offset"]) + size
         pixels.seek(int(entry["offset"]))
-        if end <= length and zlib.crc32(pixels.read(size)) == entry["crc32"]:
+        # A power cut may leave zeros where the end of the file was not written: no record is that small.
+        if size > 0 and end <= length and zlib.crc32(pixels.read(size)) == entry["crc32"]:
             break
         count, end = count - 1, 0
     for file, size in ((pixels, end), (index, count * _ENTRY.itemsize)):

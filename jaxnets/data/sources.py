@@ -1,6 +1,7 @@
 """Labelled images in a fixed order: the one interface behind which every data set stands."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,6 +31,10 @@ class Source(Protocol):
 
     def where(self, index: int) -> str:
         """What a message calls the record, such as the path of its file."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal digits, of what tells these records from others, or from what they were before."""
         ...
 
 
@@ -76,6 +81,11 @@ class ArraySource:
     def where(self, index: int) -> str:
         return f"{self.name} {index}"
 
+    def fingerprint(self) -> str:
+        arrays = (self.images, self.labels)
+        parts = (part for array in arrays for part in (repr((array.shape, array.dtype.str)).encode(), array.tobytes()))
+        return sha256(b"".join(parts)).hexdigest()
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -92,3 +102,6 @@ class Subset:
 
     def where(self, index: int) -> str:
         return self.whole.where(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return sha256(self.whole.fingerprint().encode() + self.indices.astype("<i8").tobytes()).hexdigest()

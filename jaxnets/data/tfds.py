@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import hashlib
 import io
 import json
 import os
+import shlex
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +66,11 @@ class TfdsSource:
             if index < first + records:
                 return f"{path} record {index - first}"
             first += records
-        return f"{self.name} record {index}"
+        raise IndexError(index)
+
+    def fingerprint(self) -> str:
+        shards = [(path, records, os.path.getsize(path)) for path, records in self.shards]
+        return hashlib.sha256(repr((self.image_key, self.label_key, shards)).encode()).hexdigest()
 
 
 def load_tfds(name: str, data_dir: Path | None, test_share: float) -> Dataset:
@@ -146,7 +152,8 @@ def _root(data_dir: Path | None) -> Path:
 
 
 def _command(name: str, data_dir: Path | None) -> str:
-    return f"python -m experiments.prepare {name}" + ("" if data_dir is None else f" --data-dir {data_dir}")
+    place = "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
+    return f"python -m experiments.prepare {name}{place}"
 
 
 def _line(error: Exception) -> str:
@@ -195,7 +202,6 @@ def _formats(builder: Any) -> list[str]:
 
 def _source(name: str, builder: Any, split: str) -> TfdsSource:
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.proto import tf_example_pb2
 
     image_key, label_key = _key(name, builder, tfds.features.Image), _key(name, builder, tfds.features.ClassLabel)
     image = builder.info.features[image_key]
@@ -208,9 +214,22 @@ def _source(name: str, builder: Any, split: str) -> TfdsSource:
     for path, _ in shards:
         if not os.path.exists(path):
             raise InputError(f"{path} is missing; put it back, or move its folder away and prepare the data set again")
-    parse = tf_example_pb2.Example.FromString
     classes = builder.info.features[label_key].num_classes
-    return TfdsSource(f"{name} {split}", examples, parse, image_key, label_key, classes, shards)
+    return TfdsSource(f"{name} {split}", examples, _parser(), image_key, label_key, classes, shards)
+
+
+def _parser() -> Callable[[bytes], Any]:
+    """Reads a tf.train.Example; raises ValueError for bytes that are none."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    def parse(example: bytes) -> Any:
+        try:
+            return tf_example_pb2.Example.FromString(example)
+        except DecodeError as error:
+            raise ValueError(str(error)) from None
+
+    return parse
 
 
 def _key(name: str, builder: Any, kind: type) -> str:
@@ -241,13 +260,14 @@ def _convert(builder: Any) -> None:
     """Stores the records of a data set in TFRecord files as ArrayRecord too, beside them and as TFDS would do it."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
+    parse = _parser()
     shards = []
     for split in builder.info.splits.values():
         sources = split.filename_template.sharded_filepaths(split.num_shards)
         targets = split.filename_template.replace(filetype_suffix="array_record").sharded_filepaths(split.num_shards)
         shards += list(zip(sources, targets, split.shard_lengths, strict=True))
     folder = Path(builder.data_dir)
-    part = folder / f"converting.{os.getpid()}"
+    part = folder / "converting"
     try:
         for source, target, records in tqdm(shards, desc=f"converting {builder.info.name}", unit="file", disable=None):
             if target.exists():
@@ -255,6 +275,7 @@ def _convert(builder: Any) -> None:
             # Groups of one record, or else reading one would read many.
             writer, written = ArrayRecordWriter(str(part), "group_size:1"), 0
             for record in _tfrecords(source):
+                parse(record)
                 writer.write(record)
                 written += 1
             writer.close()
@@ -266,14 +287,17 @@ def _convert(builder: Any) -> None:
         info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), "array_record"]
         part.write_text(json.dumps(info, indent=2), encoding="utf-8")
         os.replace(part, folder / "dataset_info.json")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{folder} can't be converted ({_line(error)}); mend this and run it again") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: each is its length in 8 bytes, 4 of checksum, the record, 4 of checksum."""
+    """The records of a TFRecord file: each is its length in 8 bytes, 4 of checksum, the record, 4 of checksum.
+
+    The checksums are not compared, as Python would take seconds a megabyte: damage inside an image is not seen here.
+    """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         while file.tell() < size:

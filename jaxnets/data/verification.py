@@ -52,7 +52,7 @@ def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[
         say(f"bad image: {image.where}: {image.reason}")
     if len(bad) > _MOST_NAMED:
         say(f"... and {len(bad) - _MOST_NAMED} more")
-    found = f"{len(bad)} of {count} images can't be read, the first is {bad[0].where} ({bad[0].reason})"
+    found = f"{len(bad)} of {count} images can't be used, the first is {bad[0].where} ({bad[0].reason})"
     if on_bad_image == "error":
         raise InputError(f"{found}; mend or remove them, or leave them out with --on-bad-image skip")
     if len(bad) > _MOST_BAD * count:

@@ -38,9 +38,10 @@ class TrainedClassifier:
             return
         pairs = zip_longest(self.class_names, class_names)
         index, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        there, trained = ("missing" if name is None else repr(name) for name in (theirs, ours))
         raise InputError(
             f"the data set has other classes than the classifier ({len(class_names)} and {len(self.class_names)}): "
-            f"class {index} is {theirs!r}, and {ours!r} was trained; give the data set that it was trained on"
+            f"class {index} is {there}, in training it was {trained}; give the data set that it was trained on"
         )
 
 

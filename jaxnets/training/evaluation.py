@@ -40,14 +40,13 @@ class Evaluator:
         self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = lambda count: None
     ) -> Evaluation:
         """What the classifier makes of a whole source; `done` is told how many images it has seen."""
-        logits, labels, totals = [], [], Totals()
+        probabilities, labels, totals = [], [], Totals()
         plan = evaluation_slots(self._batch_size, len(source))
         for batch in on_device(read_batches(source, self._preprocessing, plan)):
-            batch_logits, sums = self._step(variables, *batch)
+            batch_probabilities, sums = self._step(variables, *batch)
             mask = np.asarray(batch.mask)
-            logits.append(np.asarray(batch_logits, np.float32)[mask])
+            probabilities.append(np.asarray(batch_probabilities)[mask])
             labels.append(np.asarray(batch.labels)[mask])
             totals.add(sums)
             done(round(totals.count))
-        probabilities = np.asarray(jax.nn.softmax(np.concatenate(logits), axis=-1))
-        return Evaluation(probabilities, np.concatenate(labels), totals.means())
+        return Evaluation(np.concatenate(probabilities), np.concatenate(labels), totals.means())

@@ -1,11 +1,14 @@
 """What a person sees while a run trains: a live bar on a terminal, one line an epoch elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
 from tqdm import tqdm
+
+_SECONDS_A_LINE = 30
 
 
 class Progress:
@@ -60,17 +63,34 @@ class Progress:
 
 @contextmanager
 def counting(description: str, total: int) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar on standard error for something counted up to `total`; gives `done(count)` and `say(line)`."""
+    """A bar on standard error for something counted up to `total`; a line now and then where that is no terminal.
+
+    Gives `done(count)` and `say(line)`.
+    """
+    live = sys.stderr.isatty()
     bar = tqdm(
         total=total,
         desc=description,
         leave=False,
-        disable=not sys.stderr.isatty(),
+        disable=not live,
         dynamic_ncols=True,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left",
     )
+    started = said = time.perf_counter()
+
+    def done(count: int) -> None:
+        nonlocal said
+        bar.update(count - bar.n)
+        now = time.perf_counter()
+        if not live and now - said > _SECONDS_A_LINE and count < total:
+            said = now
+            say(f"{description}: {count:,} of {total:,}, {clock((now - started) / count * (total - count))} left")
+
+    def say(line: str) -> None:
+        bar.write(line, file=sys.stderr)
+
     with bar:
-        yield lambda count: (bar.update(count - bar.n), None)[1], lambda line: bar.write(line, file=sys.stderr)
+        yield done, say
 
 
 def clock(seconds: float) -> str:

@@ -13,9 +13,9 @@ from jaxnets.training.optimizers import OPTIMIZERS
 class Recipe:
     """The choices of a training run. `learning_rate` is the peak of a linear warm-up and a cosine decay to zero.
 
-    Evaluation crops `crop_pct` of the short side at the centre. Training shifts an image by up to `shift` of its side,
-    or takes a random crop of at least `min_crop_area` of it where that is above 0; it mirrors with probability `flip`,
-    erases with probability `random_erasing`, jitters colours by up to `color_jitter`, and mixes neighbours by
+    Evaluation crops `crop_pct` of the short side at the centre. Training does the same, or takes a random crop of at
+    least `min_crop_area` where that is above 0; then it shifts by up to `shift` of the side, mirrors with probability
+    `flip`, jitters colours by up to `color_jitter`, erases with probability `random_erasing`, and mixes neighbours by
     Beta(alpha, alpha) where `mixup_alpha` or `cutmix_alpha` is above 0. `aux_weight` counts each auxiliary head's loss.
     """
 

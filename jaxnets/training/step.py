@@ -61,16 +61,16 @@ def train_step(
 ) -> tuple[TrainState, Sums]:
     """Augments, normalises, and takes one step: uint8 images [N, H, W, 3], labels [N] -> new state, metric sums.
 
-    All randomness follows from (seed, step). With `axis_name`, N is one replica's share; gradients and statistics are
-    averaged over the replicas and the sums added up.
+    All randomness here follows from (seed, step). With `axis_name`, N is one replica's share; gradients and statistics
+    are averaged over the replicas and the sums added up.
     """
-    step_key = key = jax.random.fold_in(jax.random.key(seed), state.step)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), 6)
+    shift_key, dropout_key, flip_key, color_key, erasing_key, mix_key = keys
     if axis_name is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    shift_key, dropout_key = jax.random.split(key)
+        replica = jax.lax.axis_index(axis_name)
+        shift_key, dropout_key = (jax.random.fold_in(key, replica) for key in (shift_key, dropout_key))
     if recipe.shift:
         images = random_shift(shift_key, images, round(recipe.shift * images.shape[1]))
-    flip_key, color_key, erasing_key, mix_key = jax.random.split(step_key, 4)
     if recipe.flip:
         images = random_flip(image_keys(flip_key, len(images), axis_name), images, recipe.flip)
     if recipe.color_jitter:
@@ -117,6 +117,6 @@ def evaluation_step(
     model: nn.Module,
     preprocessing: Preprocessing,
 ) -> tuple[jax.Array, Sums]:
-    """Logits [N, K] and metric sums of uint8 images [N, H, W, 3]; masked images count for nothing."""
+    """Probabilities [N, K] and metric sums of uint8 images [N, H, W, 3]; masked images count for nothing."""
     logits: Any = model.apply(variables, preprocessing.normalise(images), train=False)
-    return logits, metric_sums(logits, labels, mask)
+    return jax.nn.softmax(logits.astype(jax.numpy.float32)), metric_sums(logits, labels, mask)

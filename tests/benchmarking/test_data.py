@@ -6,13 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import jaxnets.benchmarking.data as benchmarking
-from jaxnets.data.datasets import digits
 from jaxnets.errors import InputError
 from jaxnets.training.recipes import default_recipe
 
@@ -32,7 +30,7 @@ def test_rates_are_images_over_seconds() -> None:
         time.sleep(0.01 * amount)
         return 3 * amount
 
-    assert benchmarking._rate(slow, 1) == pytest.approx(300, rel=0.1)
+    assert benchmarking._rate(slow) == pytest.approx(300, rel=0.3)
 
 
 def test_the_command_prints_one_object(photos: Path) -> None:
@@ -56,13 +54,12 @@ def test_the_command_prints_one_object(photos: Path) -> None:
     assert result["peak_memory_bytes"] > 50e6
 
 
-def test_arrays_have_no_decoder_and_small_ones_are_as_fast_as_promised() -> None:
+def test_arrays_have_no_decoder_and_are_as_fast_as_promised() -> None:
     recipe = default_recipe("resnet20_cifar")
-    rates = benchmarking._data_rates(digits(), recipe, None)
-    assert rates.decoder == []
-    assert rates.peer == []
+    result = benchmarking.benchmark_data("digits", "resnet20_cifar", recipe, None, None)
+    assert "decoder_images_per_second" not in result
     # Far below what it reaches on a quiet machine, far above what decoding would.
-    assert np.median(rates.pipeline) > 50_000
+    assert result["images_per_second"] > 50_000
 
 
 def test_peers_that_cannot_be_measured_are_refused(photos: Path) -> None:

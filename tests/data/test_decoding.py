@@ -519,8 +519,8 @@ def test_a_reduced_part_is_what_libjpeg_reduces(kind: str) -> None:
         assert actual.shape == (height // factor, width // factor, 3)
         if factor > 1:
             whole = reduced[factor]
-            top = min(round(top / factor), len(whole) - len(actual))
-            left = min(round(left / factor), whole.shape[1] - actual.shape[1])
+            top = min(int(top / factor + 0.5), len(whole) - len(actual))
+            left = min(int(left / factor + 0.5), whole.shape[1] - actual.shape[1])
             expected = whole[top : top + actual.shape[0], left : left + actual.shape[1]]
             np.testing.assert_array_equal(actual, expected)
 

@@ -467,7 +467,7 @@ def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path, monkeypatch
         (failing, "can't be read (Input/output error)"),
         (vanished, "can't be read (No such file or directory)"),
     ]
-    with pytest.raises(InputError, match=r"3 of 8 images can't be read, the first is .*\(can't be read \(Permission"):
+    with pytest.raises(InputError, match=r"3 of 8 images can't be used, the first is .*\(can't be read \(Permission"):
         verify(dataset, "error", lambda count: None, said.append)
     assert said == [f"bad image: {image.where}: {image.reason}" for image in bad]
     with pytest.raises(InputError) as caught:
@@ -581,6 +581,20 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "single", "class 'b' has one image only")
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("bus", "train", "val"):
+        fill(tmp_path / "vehicles" / name, 5)
+    dataset = load_folder(tmp_path / "vehicles", 0.2)
+    assert dataset.class_names == ("bus", "train", "val")
+    assert (len(dataset.train), len(dataset.test)) == (12, 3)
+
+
+def test_two_parts_of_one_name_are_refused(tmp_path: Path) -> None:
+    for part in ("train", "Train", "val"):
+        classes(tmp_path / part, "a", "b")
+    refuse(tmp_path, "holds both Train/ and train/; rename or remove one")
+
+
 # ---- bad images ----
 
 
@@ -620,7 +634,7 @@ def test_one_percent_may_be_bad_and_no_more(count: int, bad: int) -> None:
     assert [dataset.train.where(i) for i in range(len(dataset.train))] == [f"picture {k}" for k in kept]
     one_more = [*places, count - 1]
     message = refusal(lambda: quietly(with_bad(count, one_more), "skip"))
-    assert f"{bad + 1} of {count + 2} images can't be read, the first is picture 3 (an empty file)" in message
+    assert f"{bad + 1} of {count + 2} images can't be used, the first is picture 3 (an empty file)" in message
     assert "more than 1%" in message
     # The images are as many with the test; one less of them is too few.
     assert "more than 1%" in refusal(lambda: quietly(with_bad(count - 1, places), "skip"))
@@ -631,7 +645,7 @@ def test_one_bad_image_stops_unless_told_otherwise() -> None:
     with pytest.raises(InputError) as caught:
         verify(with_bad(1000, [500]), "error", lambda count: None, said.append)
     message = str(caught.value)
-    assert message.startswith("1 of 1002 images can't be read, the first is picture 500 (an empty file)")
+    assert message.startswith("1 of 1002 images can't be used, the first is picture 500 (an empty file)")
     assert "--on-bad-image skip" in message
     assert said == ["bad image: picture 500: an empty file"]
 

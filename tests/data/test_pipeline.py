@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxnets.data.batches import Slots, evaluation_slots, steps_through, training_slots
 from jaxnets.data.cropping import crop_draws, crop_into
-from jaxnets.data.pipeline import Preprocessed, RandomCrops, hold_if_small, in_order, on_device, read_batches
+from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, hold_if_small, in_order, on_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import ArraySource, Record
 from jaxnets.errors import InputError
@@ -141,15 +141,15 @@ def test_threads_end_when_nobody_reads_on_and_never_run_far_ahead() -> None:
 def test_batches_reach_the_device_ahead_of_their_use() -> None:
     produced = []
 
-    def host() -> Iterator[int]:
+    def host() -> Iterator[Batch]:
         for number in range(6):
             produced.append(number)
-            yield number
+            yield Batch(np.full(1, number), np.zeros(1), np.ones(1))
 
-    received = on_device(host(), put=lambda number: number, ahead=2)  # type: ignore[arg-type,return-value]
-    assert next(received) == 0
+    received = on_device(host())
+    assert next(received).images == 0
     assert produced == [0, 1, 2]
-    assert list(received) == [1, 2, 3, 4, 5]
+    assert [int(batch.images[0]) for batch in received] == [1, 2, 3, 4, 5]
     (batch,) = on_device(read_batches(Jpegs(), PREPROCESSING, [training_slots(0, 0, 4, 37)]))
     assert all(isinstance(array, jax.Array) for array in batch)
     assert batch.images.dtype == np.uint8

@@ -167,3 +167,19 @@ def test_images_that_are_not_rgb_are_converted() -> None:
         preprocessing(grey.astype(np.float32))
     with pytest.raises(InputError, match="an empty file"):
         preprocessing(b"")
+
+
+def test_a_pil_image_and_its_file_are_the_same() -> None:
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = {
+        "half transparent": Image.fromarray(random.integers(0, 256, (9, 12, 4), np.uint8)),
+        "16 bits": Image.fromarray(random.integers(0, 65536, (9, 12), np.uint16)),
+        "turned": Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8)),
+    }
+    for name, image in images.items():
+        file = io.BytesIO()
+        image.save(file, "PNG", **({"exif": exif} if name == "turned" else {}))
+        expected = Preprocessing(8, 9)(file.getvalue())
+        np.testing.assert_array_equal(Preprocessing(8, 9)(Image.open(file)), expected, name)

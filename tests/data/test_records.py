@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from jaxnets.data.folder import load_folder
 from jaxnets.data.pipeline import hold_if_small
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.records import load_records, write_records
-from jaxnets.data.sources import Dataset
+from jaxnets.data.sources import ArraySource, Dataset, Subset
 from jaxnets.errors import InputError
 
 
@@ -89,9 +90,10 @@ class CutOff(Exception):
     pass
 
 
+@pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("after", [1, 7, 30, 40, 41, 47, 48])
 def test_a_cut_off_writer_goes_on(
-    dataset: Dataset, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, after: int, zeros: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxnets.data.records._RECORDS_A_FLUSH", 6)
     write_records(dataset, tmp_path / "whole", 64, quiet)
@@ -107,7 +109,10 @@ def test_a_cut_off_writer_goes_on(
     # What a power cut leaves: the end of a file that was not written yet, or not wholly.
     for name in ("train.pixels", "train.index"):
         path = tmp_path / "cut" / name
-        os.truncate(path, max(0, path.stat().st_size - 11))
+        size = path.stat().st_size
+        os.truncate(path, max(0, size - 11))
+        if zeros:
+            os.truncate(path, size + 2000)
     counts: list[int] = []
     write_records(dataset, tmp_path / "cut", 64, counts.append)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -217,6 +222,18 @@ def test_other_records_and_other_files_are_never_overwritten(dataset: Dataset, t
     with pytest.raises(InputError, match="is not empty"):
         write_records(dataset, tmp_path / "mine", 64, quiet)
     assert list(contents(tmp_path / "mine")) == ["letter.txt"]
+
+
+def test_changed_images_are_other_images(photos: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(photos, tmp_path / "photos")
+    write_records(load_folder(root, 0.2), tmp_path / "records", 64, quiet)
+    (root / "train" / "china" / "1.jpg").write_bytes((root / "train" / "flower" / "2.jpg").read_bytes())
+    with pytest.raises(InputError, match="records of other images"):
+        write_records(load_folder(root, 0.2), tmp_path / "records", 64, quiet)
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2
+    sources = [ArraySource(images, labels), ArraySource(images, 1 - labels), ArraySource(images + 1, labels)]
+    sources += [Subset(sources[0], np.array(order)) for order in ([0, 1], [1, 0])]  # type: ignore[arg-type]
+    assert len({source.fingerprint() for source in sources}) == 5
 
 
 def test_a_disk_that_is_too_small_is_refused_first(

@@ -500,3 +500,17 @@ def test_real_tfrecord_is_converted(tmp_path: Path) -> None:
     labels = [int(label) for _, label in tfds.builder_from_directory(folder).as_dataset("test", as_supervised=True)]
     assert labels == LABELS[1500:]
     assert tensorflow.io.gfile.exists(str(folder))
+
+
+def test_records_that_are_no_examples_are_not_converted(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    as_tfrecord(folder)
+    (path,) = folder.glob("*-train.tfrecord-*")
+    content = bytearray(path.read_bytes())
+    content[12:40] = b"\xff" * 28
+    path.write_bytes(content)
+    before = snapshot(folder)
+    with pytest.raises(InputError, match="can't be converted") as error:
+        prepare_tfds("digits_of_ours", tmp_path)
+    one_line(error)
+    assert snapshot(folder) == before

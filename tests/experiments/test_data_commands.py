@@ -87,7 +87,7 @@ def test_evaluate_and_predict_agree_with_the_run(folder: Path, trained: Path) ->
 
 def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_path: Path) -> None:
     done = command("train", *QUICK, "--dataset", folder, folder=tmp_path)
-    refused(done, "2 of 200 images can't be read", str(folder / "train" / "10" / "007.png"), "(an empty file)", "skip")
+    refused(done, "2 of 200 images can't be used", str(folder / "train" / "10" / "007.png"), "(an empty file)", "skip")
     # Each of them is named, one a line.
     named = [line for line in done.stderr.splitlines() if line.startswith("bad image: ")]
     assert [line.split(": ")[1] for line in named] == [
@@ -102,7 +102,7 @@ def test_more_than_one_percent_is_too_much_to_skip(folder: Path, tmp_path: Path,
     root = shutil.copytree(folder, tmp_path / "data")
     (root / "val" / "1" / "000.png").write_text("<html>404</html>")
     arguments = (*QUICK, "--dataset", root, "--on-bad-image", "skip", "--workdir", tmp_path / "run")
-    refuses("train", *arguments, words=("3 of 200 images can't be read", "more than 1%"))
+    refuses("train", *arguments, words=("3 of 200 images can't be used", "more than 1%"))
     assert not (tmp_path / "run").exists()
 
 
@@ -111,11 +111,11 @@ def test_evaluate_refuses_other_classes_than_were_trained(folder: Path, trained:
         (folder / part / "10").rename(folder / part / "9")
     try:
         # As many, and in the same order: but not the same.
-        refused(command("evaluate", trained, folder=trained), "class 2 is '9', and '10' was trained")
+        refused(command("evaluate", trained, folder=trained), "class 2 is '9', in training it was '10'")
         for part in ("train", "val"):
             (folder / part / "9").rename(folder / part / "10")
             shutil.copytree(folder / part / "1", folder / part / "3")
-        refuses("evaluate", trained, words=("(5 and 4)", "class 2 is '3', and '10' was trained"))
+        refuses("evaluate", trained, words=("(5 and 4)", "class 2 is '3', in training it was '10'"))
         shutil.rmtree(folder / "val" / "3")
         refuses("evaluate", trained, words=("class '3' is in",))
     finally:

@@ -45,9 +45,9 @@ def test_a_classifier_knows_its_classes(saved: tuple[Path, TrainState]) -> None:
     classifier = load_classifier(saved[0])
     classifier.check_classes(CLASSES)
     for other, words in (
-        (("1", "10", "2", "naïve"), "class 1 is '10', and '2' was trained"),
-        (("1", "2", "10"), r"\(3 and 4\): class 3 is None, and 'naïve' was trained"),
-        ((*CLASSES, "zebra"), "class 4 is 'zebra', and None was trained"),
+        (("1", "10", "2", "naïve"), "class 1 is '10', in training it was '2'"),
+        (("1", "2", "10"), r"\(3 and 4\): class 3 is missing, in training it was 'naïve'"),
+        ((*CLASSES, "zebra"), "class 4 is 'zebra', in training it was missing"),
     ):
         with pytest.raises(InputError, match=words):
             classifier.check_classes(other)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxnets
+import jaxnets.training.step as training_step
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.training.losses import cross_entropy, smoothed_targets, training_loss
@@ -122,10 +123,37 @@ def test_the_step_is_gradient_descent_with_decay_on_kernels_alone() -> None:
 @pytest.mark.parametrize("name", ["flip", "color_jitter", "random_erasing", "mixup_alpha", "cutmix_alpha"])
 def test_every_augmentation_changes_the_step(name: str) -> None:
     images, labels = batch()
-    step, state = make_step()
-    plain = jax.jit(step)(state, images, labels)[1]
-    step, state = make_step(replace(RECIPE, **{name: 0.8}))
-    assert jax.jit(step)(state, images, labels)[1]["loss"] != plain["loss"]
+    plain, state = make_step()
+    changed, _ = make_step(replace(RECIPE, **{name: 0.8}))
+    # Of one batch chance may leave all as it is.
+    states = [state.replace(step=state.step + number) for number in range(3)]
+    plain_losses, losses = ([float(jax.jit(f)(s, images, labels)[1]["loss"]) for s in states] for f in (plain, changed))
+    assert plain_losses[0] == plain_losses[1]
+    assert len({*losses, plain_losses[0]}) > 1
+
+
+def test_every_kind_of_chance_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # fold_in(key, i) is split(key)[i]: a key that is split once more, or in another number, comes again.
+    used: list[tuple[int, ...]] = []
+
+    def note(key: jax.Array) -> jax.Array:
+        used.extend(map(tuple, np.atleast_2d(jax.random.key_data(key)).tolist()))
+        return key
+
+    for name in ("random_shift", "random_flip", "color_jitter", "random_erasing", "mix"):
+        original = getattr(training_step, name)
+        monkeypatch.setattr(training_step, name, lambda key, *rest, original=original: original(note(key), *rest))
+    recipe = replace(AUGMENTED, shift=0.2)
+    step, state = make_step(recipe)
+    with jax.disable_jit():
+        step(state, *batch(2))
+    # A shift and a mix for the batch; flip, colour and erasing for each of two images; and what their owners draw from.
+    shift, mix = used[0], used[-1]
+    assert len(used) == len(set(used)) == 8
+    inner = [jax.random.split(jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32)), 4) for key in (shift, mix)]
+    children = {tuple(data) for keys in inner for data in jax.random.key_data(keys).tolist()}
+    assert len(children) == 8
+    assert not children & set(used)
 
 
 def test_chance_follows_from_the_seed_and_the_step_alone() -> None:
