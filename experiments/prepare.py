@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from experiments.command import run
-from jaxnets.data.datasets import is_path, load_dataset
+from jaxnets.data.datasets import absolute, is_path, load_dataset
 from jaxnets.data.records import write_records
 from jaxnets.data.tfds import prepare_tfds
-from jaxnets.data.verification import ON_BAD_IMAGE, verify
+from jaxnets.data.verification import ON_BAD_IMAGE, verify, write_bad_images
 from jaxnets.errors import InputError
 from jaxnets.training.progress import counting
 
@@ -38,15 +38,20 @@ def main() -> None:
 
 def write(arguments: argparse.Namespace) -> None:
     """Writes the records."""
-    dataset = load_dataset(arguments.source, data_dir=arguments.data_dir, test_share=arguments.test_share)
+    source = Path(absolute(arguments.source)).resolve()
+    if is_path(arguments.source) and arguments.output.resolve().is_relative_to(source):
+        raise InputError(f"--output {arguments.output} lies in the source {source}; give one elsewhere")
+    dataset = load_dataset(absolute(arguments.source), data_dir=arguments.data_dir, test_share=arguments.test_share)
     count = len(dataset.train) + len(dataset.test)
     with counting("checking images", count) as (done, say):
         dataset, bad_images = verify(dataset, arguments.on_bad_image, done, say)
     count -= len(bad_images)
     with counting("writing records", count) as (done, _):
         anew = write_records(dataset, arguments.output, arguments.size, done)
+    if bad_images:
+        write_bad_images(arguments.output, bad_images)
     megabytes = sum(path.stat().st_size for path in arguments.output.iterdir()) / 1e6
-    left_out = f", {len(bad_images)} bad images left out" if bad_images else ""
+    left_out = f", {len(bad_images)} bad images left out (bad-images.csv)" if bad_images else ""
     print(
         f"{count} images, {megabytes:,.0f} MB in {arguments.output}{left_out}"
         f"{'' if anew else ' (nothing was left to do)'}; train with --dataset {arguments.output}"

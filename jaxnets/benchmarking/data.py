@@ -17,7 +17,7 @@ import numpy as np
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.decoding import open_image, pixels_of
 from jaxnets.data.folder import FolderSource
-from jaxnets.data.pipeline import available_cores
+from jaxnets.data.pipeline import Preprocessed, available_cores
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model
@@ -59,7 +59,7 @@ def benchmark_data(
         return sum(len(batch.mask) for batch in batches)
 
     sides: dict[str, Callable[[], float]] = {"pipeline": partial(_rate, pipeline)}
-    if isinstance(source[0].image, bytes):
+    if isinstance(source[0].image, bytes) and not isinstance(ready, Preprocessed):
         sides["decoder"] = partial(_rate, partial(_decode_whole, source))
     if peer is not None:
         sides["peer"] = _torchvision_loader(dataset.train, recipe, stride)

@@ -218,14 +218,17 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A PIL image of any mode in RGB: turned as its EXIF tag says, transparency on white, 16 bits scaled to 8.
 
-    Raises InputError for floating-point pixels.
+    Raises InputError for pixels of 32 bits, whole or floating-point.
     """
+    stored_as = image.format
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:  # As for a JPEG: damaged metadata turns nothing.
         image = image.copy()
-    if image.mode == "F":
-        raise InputError("not an image that can be read (floating-point pixels have no agreed range)")
+    # Of whole numbers, PNG and PGM have 16 bits at most.
+    if image.mode == "F" or (image.mode == "I" and stored_as not in ("PNG", "PPM")):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise InputError(f"not an image that can be read ({kind} pixels have no agreed range)")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

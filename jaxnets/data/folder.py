@@ -78,6 +78,9 @@ def load_folder(root: Path, test_share: float) -> Dataset:
         if tests:
             raise InputError(f"{root} holds {tests[0].name}/ but no train/; expected train/CLASS/IMAGE")
         return _divided(root, root, test_share)
+    for path in folders:
+        if path not in parts.values() and path.name.lower() not in _TEST_FOLDERS and any(_images(path)):
+            raise InputError(f"{_shown(path)} holds images but is no part; expected {root}/train and val or test alone")
     train = parts["train"]
     test = next((parts[name] for name in _TEST_FOLDERS if name in parts), None)
     if test is None:
@@ -104,17 +107,23 @@ def class_order(names: Sequence[str]) -> list[str]:
 
 
 def _folders(root: Path) -> list[Path]:
-    try:
-        names = [name for name in sorted(os.listdir(root)) if not name.startswith(".")]
-        return [root / name for name in names if os.path.isdir(root / name)]
-    except OSError as error:
-        raise InputError(f"{root} can't be read ({error.strerror}); give a folder of images") from None
+    folders = []
+    for name in _listed(root):
+        if not name.startswith("."):
+            _refuse_broken_link(root / name)
+            if os.path.isdir(root / name):
+                folders.append(root / name)
+    return folders
 
 
 def _classes(part: Path) -> dict[str, Path]:
     """Class name (Unicode form C, as file systems differ in it) -> folder, in the order of the classes' indices."""
     found: dict[str, Path] = {}
-    for path in _folders(part):
+    loose = [name for name in _listed(part) if _named_like_image(name) and not os.path.isdir(part / name)]
+    folders = _folders(part)
+    if folders and loose:
+        raise InputError(f"{_shown(part / loose[0])} lies beside the class folders; move it into one of them, or away")
+    for path in folders:
         try:
             name = unicodedata.normalize("NFC", os.fsencode(path.name).decode())
         except UnicodeDecodeError:
@@ -137,7 +146,7 @@ def _source(root: Path, part: Path, classes: dict[str, Path]) -> FolderSource:
             raise InputError(
                 f"class {name!r} is empty: no image files in {_shown(folder)}; add some or remove the folder"
             )
-        files += [(path[len(os.path.join(root, "")) :], label) for path in images]
+        files += [(os.path.relpath(path, root), label) for path in images]
     return FolderSource(root, files)
 
 
@@ -187,8 +196,27 @@ def _images(folder: Path) -> Iterator[str]:
         # A folder that links lead to twice is read where it comes first.
         folders[:] = sorted((name for name in folders if name not in named and not name.startswith(".")), key=_order)
         for name in files + named:
-            if name.lower().endswith(_IMAGE_SUFFIXES) and not name.startswith("."):
+            if _named_like_image(name):
                 yield os.path.join(place, name)
+            elif not name.startswith("."):
+                _refuse_broken_link(Path(place) / name)
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{_shown(folder)} can't be read ({error.strerror}); give a folder of images") from None
+
+
+def _named_like_image(name: str) -> bool:
+    return name.lower().endswith(_IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _refuse_broken_link(path: Path) -> None:
+    # It may have led to a folder of images, on a drive that is not there now.
+    if os.path.islink(path) and not os.path.exists(path) and not _named_like_image(path.name):
+        raise InputError(f"{_shown(path)} is a link that leads nowhere; mend or remove it")
 
 
 def _shown(path: str | Path) -> str:

@@ -25,7 +25,7 @@ from jaxnets.data.sources import Dataset, Record, Source
 from jaxnets.errors import InputError
 
 _FORMAT = 1
-_DONE, _STARTED = "records.json", "started.json"
+_DONE, _STARTED, _PARTIAL = "records.json", "started.json", ".partial"
 _ENTRY = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("label", "<i4"), ("crc32", "<u4")])
 _RECORDS_A_FLUSH = 64
 _RECORDS_LOOKED_AT = 32
@@ -88,6 +88,8 @@ def load_records(folder: Path) -> Dataset:
                 f"{folder} holds records of format {info['format']}, not {_FORMAT}; remove it and prepare again"
             )
         train, test = (RecordSource(folder, split, info["index_sha256"][split]) for split in _SPLITS)
+        if info.pop("sha256") != _sha256(info):
+            raise InputError(f"{folder / _DONE} does not match its checksum; remove the folder, prepare again")
         mean, std = tuple(info["mean"]), tuple(info["std"])
         return Dataset(info["name"], tuple(info["class_names"]), train, test, mean, std)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -99,8 +101,9 @@ def load_records(folder: Path) -> Dataset:
 def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callable[[int], None]) -> bool:
     """Writes every image with its short side reduced to `short_side`; smaller images stay as they are.
 
-    Goes on where an earlier call was cut off; returns False where nothing was left to do. `done` is told how many
-    images are written. Raises InputError for a folder that holds anything else, a disk too small, or a bad image.
+    Goes on where an earlier call was cut off; where nothing is left to do, compares the checksums and returns False.
+    `done` is told how many images are finished. Raises InputError for a folder that holds anything else, a disk too
+    small, or a bad image.
     """
     if short_side < 1:
         raise InputError(f"size={short_side}; expected a short side of at least 1 pixel")
@@ -114,6 +117,10 @@ def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callabl
         "sources": {split: getattr(dataset, split).fingerprint() for split in _SPLITS},
     }
     if not _start(folder, plan):
+        written = load_records(folder)
+        for before, part in ((0, written.train), (len(written.train), written.test)):
+            for index, _ in enumerate(in_order(part.__getitem__, range(len(part)))):
+                done(before + index + 1)
         return False
     _check_space(dataset, folder, short_side)
     before, checksums = 0, {}
@@ -122,9 +129,14 @@ def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callabl
         _write_split(source, folder / split, short_side, partial(_tell, done, before))
         before += len(source)
         checksums[split] = hashlib.sha256((folder / f"{split}.index").read_bytes()).hexdigest()
-    _write_json(folder / _DONE, {**plan, "index_sha256": checksums})
+    info = {**plan, "index_sha256": checksums}
+    _write_json(folder / _DONE, {**info, "sha256": _sha256(info)})
     (folder / _STARTED).unlink(missing_ok=True)
     return True
+
+
+def _sha256(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _tell(done: Callable[[int], None], before: int, count: int) -> None:
@@ -144,7 +156,8 @@ def _start(folder: Path, plan: dict[str, Any]) -> bool:
                     f"{folder} holds records of other images, or of another size; give another --output, or remove it"
                 )
             return name == _STARTED
-    if any(folder.iterdir()):
+    # What is left of a start that was cut off does not count.
+    if any(path.suffix != _PARTIAL for path in folder.iterdir()):
         raise InputError(f"{folder} is not empty; give an --output that is, or that does not exist yet")
     _write_json(folder / _STARTED, plan)
     return True
@@ -227,7 +240,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(_PARTIAL)
     with partial.open("w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2) + "\n")
         _to_disk(file)

@@ -1,7 +1,9 @@
 """Before the first step: can every image be read, and does every class have some?"""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -57,6 +59,14 @@ def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[
         raise InputError(f"{found}; mend or remove them, or leave them out with --on-bad-image skip")
     if len(bad) > _MOST_BAD * count:
         raise InputError(f"{found}; that is more than {_MOST_BAD:.0%}: mend or remove them")
+
+
+def write_bad_images(folder: Path, bad: Sequence[BadImage]) -> None:
+    """Writes bad-images.csv: which images were left out, and why."""
+    with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("image", "reason"))
+        rows.writerows((image.where, image.reason) for image in bad)
 
 
 def check_labels(class_names: Sequence[str], labels: np.ndarray) -> None:

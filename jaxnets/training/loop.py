@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnets.data.batches import steps_through, training_slots
 from jaxnets.data.datasets import load_dataset
@@ -164,7 +165,13 @@ def train(config: Config, workdir: Path, dataset: Dataset | None = None) -> dict
         "device": f"{device.platform}: {device.device_kind}",
         "jax": jax.__version__,
     }
-    files.finish(result, dataset, test, preprocessing)
+
+    def picture(index: int) -> np.ndarray:
+        if isinstance(test_images, Preprocessed):
+            return test_images.images[index]
+        return preprocessing(dataset.test[index].image)
+
+    files.finish(result, dataset, test, picture)
     write_report(workdir)
     return result
 

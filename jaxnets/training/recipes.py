@@ -48,8 +48,8 @@ class Recipe:
         for name in ("label_smoothing", "crop_pct", "shift", "min_crop_area", "flip", "random_erasing"):
             if getattr(self, name) > 1:
                 raise InputError(f"{name}={getattr(self, name)}; expected a share from 0 to 1")
-        if not self.crop_pct:
-            raise InputError("crop_pct=0; expected a share above 0, such as 0.875")
+        if self.crop_pct < 0.1:
+            raise InputError(f"crop_pct={self.crop_pct}; expected a share from 0.1 to 1, such as 0.875")
         if self.learning_rate == 0:
             raise InputError("learning_rate=0 trains nothing; expected a number above 0")
         if self.optimizer not in OPTIMIZERS:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Dataset
-from jaxnets.data.verification import BadImage
+from jaxnets.data.verification import BadImage, write_bad_images
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation
@@ -59,7 +58,7 @@ class Workdir:
                 file.write(config.to_json())
             (path / "classes.json").write_text(json.dumps(list(class_names), indent=2) + "\n", encoding="utf-8")
             if bad_images:
-                _write_csv(path / "bad-images.csv", ("image", "reason"), [(b.where, b.reason) for b in bad_images])
+                write_bad_images(path, bad_images)
         except OSError as error:
             raise _unwritable(path, error) from None
         return cls(path)
@@ -71,12 +70,12 @@ class Workdir:
             file.write(json.dumps(line) + "\n")
 
     def finish(
-        self, result: Mapping[str, Any], dataset: Dataset, test: Evaluation, preprocessing: Preprocessing
+        self, result: Mapping[str, Any], dataset: Dataset, test: Evaluation, picture: Callable[[int], np.ndarray]
     ) -> None:
-        """Writes predictions.csv [one row a test image], images to look at, and, when all is done, result.json.
+        """Writes predictions.csv [one row a test image], result.json, and images to look at.
 
         samples/ holds the first test image of each class as class-INDEX.png, mistakes/ the wrong answers that were
-        surest, by their index in the test; both as the network sees them.
+        surest, by their index in the test; `picture` gives the pixels [S, S, 3] that the network saw.
         """
         names, labels = dataset.class_names, test.labels
         predicted = test.probabilities.argmax(axis=1)
@@ -86,6 +85,8 @@ class Workdir:
             for index, (label, guess, share) in enumerate(zip(labels, predicted, surety, strict=True))
         ]
         _write_csv(self.path / "predictions.csv", ("index", "image", "class", "predicted", "probability"), rows)
+        text = json.dumps({**result, "class_names": list(names)}, indent=2)
+        (self.path / "result.json").write_text(text + "\n", encoding="utf-8")
         _, firsts = np.unique(labels, return_index=True)
         wrong = np.flatnonzero(predicted != labels)
         surest = wrong[np.argsort(-surety[wrong], kind="stable")][:_MOST_MISTAKES]
@@ -93,10 +94,7 @@ class Workdir:
             (self.path / folder).mkdir()
             for index in indices:
                 name = f"class-{labels[index]}" if folder == "samples" else str(index)
-                pixels = preprocessing(dataset.test[int(index)].image)
-                Image.fromarray(pixels).save(self.path / folder / f"{name}.png")
-        text = json.dumps({**result, "class_names": list(names)}, indent=2)
-        (self.path / "result.json").write_text(text + "\n", encoding="utf-8")
+                Image.fromarray(picture(int(index))).save(self.path / folder / f"{name}.png")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

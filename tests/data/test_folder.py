@@ -327,7 +327,6 @@ def test_only_files_that_are_meant_as_images_count(tmp_path: Path) -> None:
         (tmp_path / "a" / name).write_bytes(b"?")
     fill(tmp_path / "a" / ".cache", 2)
     fill(tmp_path / ".git", 2)
-    (tmp_path / "README.png").write_bytes(picture(0))  # not in a class
     for name in ("upper.PNG", "photo.JPG", "old.JpEg", "page.tif", "web.webp", "anim.gif"):
         (tmp_path / "b" / name).write_bytes(picture(7))
     dataset = load_folder(tmp_path, SHARE)
@@ -367,18 +366,47 @@ def test_a_link_back_up_ends_there(tmp_path: Path, target: str) -> None:
     root = classes(tmp_path / "root", "a", "b")
     expected = load_folder(root, SHARE)
     fill(root / "a" / "deep", 0)
-    (root / "a" / "deep" / "back").symlink_to(target, target_is_directory=True)
-    (root / "a" / "back").symlink_to(target, target_is_directory=True)
+    for place in (root / "a" / "deep", root / "a"):
+        if (place / target).exists():
+            (place / "back").symlink_to(target, target_is_directory=True)
     # No image of another class, and none twice.
     assert load_folder(root, SHARE) == expected
 
 
-def test_links_that_lead_nowhere_are_no_classes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["val", "train/gone", "val/gone", "train/a/gone"])
+@pytest.mark.parametrize("target", ["nowhere", "gone"])
+def test_links_that_lead_nowhere_are_refused(tmp_path: Path, place: str, target: str) -> None:
+    # As of a drive that is not there now: neither a class nor a part of one may vanish without a word.
+    classes(tmp_path / "train", "a", "b")
+    if place != "val":
+        classes(tmp_path / "val", "a", "b")
+    (tmp_path / place).symlink_to(target if place != "val" else "nowhere")
+    refuse(tmp_path, f"{tmp_path / place} is a link that leads nowhere; mend or remove it")
+
+
+def test_images_in_unexpected_places_are_refused(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        classes(tmp_path / part, "a", "b")
+    (tmp_path / "notes").mkdir()
+    load_folder(tmp_path, SHARE)
+    fill(tmp_path / "train", 1)
+    refuse(tmp_path, f"{tmp_path}/train/000.png lies beside the class folders")
+    (tmp_path / "train" / "000.png").unlink()
+    fill(tmp_path / "extra" / "a", 1)
+    refuse(tmp_path, f"{tmp_path}/extra holds images but is no part")
+
+
+def test_the_folder_that_one_is_in_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path / "train", "a", "b")
+    classes(tmp_path / "val", "a", "b")
+    monkeypatch.chdir(tmp_path)
+    dataset = load_folder(Path("."), SHARE)
+    assert files(dataset.train) == files(load_folder(tmp_path, SHARE).train)
+    assert quietly(dataset, "error") == (dataset, [])
+
+
+def test_a_link_to_the_whole_is_no_class(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b")
-    expected = load_folder(tmp_path, SHARE)
-    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "self").symlink_to("self")
-    assert load_folder(tmp_path, SHARE) == expected
     # The whole folder again, under another label.
     (tmp_path / "whole").symlink_to(".", target_is_directory=True)
     assert "class 'whole' is empty" in refusal(lambda: load_folder(tmp_path, SHARE))

@@ -188,7 +188,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "test.pixels").unlink(), r"damaged records .*test\.pixels"),
         (lambda folder: (folder / "records.json").write_text("{"), "damaged records"),
         (edit(format=2), "records of format 2, not 1"),
-        (edit(class_names=None), "damaged records"),
+        (edit(class_names=["b", "a"]), r"records\.json does not match its checksum"),
     ],
 )
 def test_damaged_records_are_named(
@@ -222,6 +222,21 @@ def test_other_records_and_other_files_are_never_overwritten(dataset: Dataset, t
     with pytest.raises(InputError, match="is not empty"):
         write_records(dataset, tmp_path / "mine", 64, quiet)
     assert list(contents(tmp_path / "mine")) == ["letter.txt"]
+
+
+def test_what_was_damaged_since_is_not_called_finished(dataset: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "records"
+    write_records(dataset, folder, 64, quiet)
+    assert not write_records(dataset, folder, 64, quiet)
+    flip_pixel(folder)
+    with pytest.raises(InputError, match="does not match its checksum"):
+        write_records(dataset, folder, 64, quiet)
+
+
+def test_a_start_that_was_cut_off_is_no_start(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "started.partial").write_bytes(b"")
+    assert write_records(dataset, tmp_path / "records", 64, quiet)
 
 
 def test_changed_images_are_other_images(photos: Path, tmp_path: Path) -> None:

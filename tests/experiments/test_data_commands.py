@@ -98,6 +98,22 @@ def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_prepare_lists_what_it_left_out_and_keeps_out_of_its_source(
+    folder: Path, tmp_path: Path, refuses: Refuses
+) -> None:
+    refuses("prepare", folder, "--output", folder / "train" / "records", words=("lies in the source",))
+    output = tmp_path / "records"
+    done = command("prepare", folder, "--output", output, "--size", 8, "--on-bad-image", "skip", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "198 images" in done.stdout
+    assert "2 bad images left out" in done.stdout
+    with (output / "bad-images.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [
+            str(folder / "train" / "10" / "007.png"),
+            str(folder / "val" / "2" / "003.png"),
+        ]
+
+
 def test_more_than_one_percent_is_too_much_to_skip(folder: Path, tmp_path: Path, refuses: Refuses) -> None:
     root = shutil.copytree(folder, tmp_path / "data")
     (root / "val" / "1" / "000.png").write_text("<html>404</html>")

@@ -206,7 +206,7 @@ def test_every_optimizer_learns_a_batch_by_heart(name: str) -> None:
         ({"weight_decay": -1}, "weight_decay=-1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"flip": 1.5}, "flip=1.5; expected a share from 0 to 1"),
-        ({"crop_pct": 0.0}, "crop_pct=0"),
+        ({"crop_pct": 1e-12}, "crop_pct=1e-12"),
         ({"min_crop_area": 2}, "min_crop_area=2"),
         ({"mixup_alpha": -0.2}, "mixup_alpha=-0.2"),
         ({"optimizer": "adm"}, "unknown optimizer 'adm'.*adam"),
