@@ -34,7 +34,7 @@ def test_rates_are_images_over_seconds() -> None:
 
 
 def test_the_command_prints_one_object(photos: Path) -> None:
-    command = ("--data", photos, "--arch", "resnet20_cifar", "--image-size", "16", "--batch-size", "8", "--json")
+    command = ("--data", photos, "--arch", "resnet18", "--image-size", "16", "--batch-size", "8", "--json")
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark", *map(str, command)],
         capture_output=True,
