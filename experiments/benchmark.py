@@ -8,7 +8,7 @@ from experiments.command import run
 from jaxnets.benchmarking.data import PEERS, ROUNDS, benchmark_data
 from jaxnets.data.datasets import absolute
 from jaxnets.training.progress import counting
-from jaxnets.training.recipes import default_recipe
+from jaxnets.training.recipes import recipe_for
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name = absolute(arguments.data)
     given = {key: getattr(arguments, key) for key in ("image_size", "batch_size")}
-    recipe = replace(default_recipe(arguments.arch, name), **{key: n for key, n in given.items() if n is not None})
+    recipe = replace(recipe_for(arguments.arch, name), **{key: n for key, n in given.items() if n is not None})
     with counting("measuring", ROUNDS) as (done, _):
         result = benchmark_data(name, arguments.arch, recipe, arguments.data_dir, arguments.peer, done)
     if arguments.json:

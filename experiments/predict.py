@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import run
+from experiments.command import add_classifier, classifier_of, run
 from jaxnets.data.folder import FolderSource
-from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.evaluation import Evaluator
 from jaxnets.training.progress import counting
 
@@ -17,10 +16,10 @@ _TOP = 5
 def main() -> None:
     """Prints the five likeliest classes of each image, with their probabilities."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=main.__doc__)
-    parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")
+    add_classifier(parser)
     parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image file of any size")
     arguments = parser.parse_args()
-    classifier = load_classifier(arguments.workdir)
+    classifier = classifier_of(arguments)
     images = FolderSource(Path(), [(str(path), 0) for path in arguments.images])
     evaluate = Evaluator(classifier.model, classifier.preprocessing, min(len(images), 32))
     with counting("predicting", len(images)) as (done, _):

@@ -74,9 +74,14 @@ def _facts(result: dict[str, Any]) -> str:
         "test accuracy": f"{result['test_accuracy']:.2%}",
         f"wrong of {result['test_images']} test images": str(wrong),
         "images/s in training": f"{result['train_images_per_second']:.0f}",
+        "of it waiting for data": f"{result['waiting_for_data_seconds'] / max(result['training_seconds'], 1e-9):.0%}",
         "s to compile": f"{result['compile_seconds']:.1f}",
         "s in all": f"{result['seconds']:.0f}",
     }
+    if result["best_test_accuracy"] > result["test_accuracy"]:
+        facts[f"best test accuracy, after epoch {result['best_epoch']}"] = f"{result['best_test_accuracy']:.2%}"
+    if result["devices"] > 1:
+        facts[f"devices by {result['parallel']}"] = str(result["devices"])
     if result.get("bad_images"):
         facts["bad images left out, see bad-images.csv"] = str(result["bad_images"])
     return (

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,20 @@ import numpy as np
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.decoding import open_image, pixels_of
 from jaxnets.data.folder import FolderSource
-from jaxnets.data.pipeline import Preprocessed, available_cores
+from jaxnets.data.pipeline import Batch, Preprocessed, available_cores
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model
-from jaxnets.training.loop import training_batches, training_source
-from jaxnets.training.optimizers import make_optimizer, warmup_cosine
-from jaxnets.training.recipes import Recipe
-from jaxnets.training.step import create_state, train_step
+from jaxnets.training.feed import TrainingFeed
+from jaxnets.training.parallel import Parallel
+from jaxnets.training.recipe import Recipe
+from jaxnets.training.state import create_state
+from jaxnets.training.step import train_step
 
 PEERS = ("torch",)
 ROUNDS = 5
 _MOST_IMAGES = 2_000
+_MOST_EPOCHS = 100_000
 _LEAST_SECONDS = 0.5
 
 
@@ -52,11 +55,13 @@ def benchmark_data(
     if recipe.batch_size > len(source):
         raise InputError(f"batch_size={recipe.batch_size}, but {len(source)} images of {name} are read in turns")
     preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
-    ready = training_source(source, preprocessing, recipe)
+    # As many epochs as it may take to be measured.
+    feed = TrainingFeed(source, preprocessing, replace(recipe, epochs=_MOST_EPOCHS, train_image_sizes=()), 0)
+    ready = feed.hold(recipe.image_size)
 
     def pipeline(times: int) -> int:
-        batches = training_batches(ready, preprocessing, recipe, 0, range(times * len(source) // recipe.batch_size))
-        return sum(len(batch.mask) for batch in batches)
+        steps = min(times * len(source) // recipe.batch_size, feed.steps_through(_MOST_EPOCHS))
+        return sum(len(batch.mask) for batch in feed.batches(0, steps))
 
     sides: dict[str, Callable[[], float]] = {"pipeline": partial(_rate, pipeline)}
     if isinstance(source[0].image, bytes) and not isinstance(ready, Preprocessed):
@@ -133,24 +138,22 @@ def _device_rates(arch: str, recipe: Recipe, dataset: Dataset) -> tuple[float, f
         return times * recipe.batch_size
 
     model = create_model(arch, num_classes=len(dataset.class_names), dtype=jnp.float32)
-    optimizer = make_optimizer(recipe.optimizer, warmup_cosine(recipe.learning_rate, 100, 10), recipe.weight_decay)
+    optimizer = recipe.make_optimizer(recipe.schedule_of(100, len(dataset.train)))
     preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
-    step = partial(train_step, model=model, optimizer=optimizer, preprocessing=preprocessing, recipe=recipe, seed=0)
-    state = create_state(model, optimizer, 0, recipe.image_size)
-    started = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
-    compile_seconds = time.perf_counter() - started
-    on_device = jax.device_put((images, labels))
+    step = partial(train_step, model=model, optimizer=optimizer, preprocessing=preprocessing, recipe=recipe)
+    state = create_state(model, optimizer, 0, recipe.image_size, average=recipe.ema_decay > 0)
+    compiled = Parallel.choose("jit").wrap(step, donate=True)
+    on_device = jax.device_put(Batch(images, labels, np.ones(recipe.batch_size, bool)))
 
     def compute(times: int) -> int:
         nonlocal state
         for _ in range(times):
-            state, sums = compiled(state, *on_device)
+            state, sums = compiled(state, on_device)
         jax.block_until_ready(sums)
         return times * recipe.batch_size
 
     compute(1)
-    return _rate(transfer), _rate(compute), compile_seconds
+    return _rate(transfer), _rate(compute), compiled.seconds
 
 
 def _torchvision_loader(source: Source, recipe: Recipe, stride: int) -> Callable[[], float]:

@@ -1,11 +1,13 @@
 """Random changes of the training images, made on the device inside the training step.
 
-What changes one image is drawn from that image's own key (but for shifts, drawn for a batch at once), and mixing pairs
-neighbours, so that the result does not depend on how a batch is spread over devices that hold an even number each.
+What changes one image is drawn from that image's own key, and mixing pairs neighbours, so that the result does not
+depend on how a batch is spread over devices that hold an even number each.
 """
 
 import jax
 import jax.numpy as jnp
+
+from jaxnets.ops import image_keys as image_keys
 
 # ITU-R BT.601, as torchvision's rgb_to_grayscale.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -14,19 +16,13 @@ _ERASED_AREA = (0.02, 0.33)
 _ERASED_ASPECT = (0.3, 3.3)
 
 
-def image_keys(key: jax.Array, count: int, axis_name: str | None = None) -> jax.Array:
-    """A key [N] for each image of a batch, by its place in the whole batch over all replicas of `axis_name`."""
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
-    return jax.vmap(lambda place: jax.random.fold_in(key, place))(first + jnp.arange(count))
-
-
-def random_shift(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
+def random_shift(keys: jax.Array, images: jax.Array, most: int) -> jax.Array:
     """Moves each image [N, H, W, C] by up to `most` pixels either way on both axes; zeros come in at the edges.
 
-    Padding and cropping at random, as He et al. 2015, section 4.2, do for CIFAR.
+    Padding and cropping at random, as He et al. 2015, section 4.2, do for CIFAR; a key an image.
     """
     padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
-    corners = jax.random.randint(key, (len(images), 2), 0, 2 * most + 1)
+    corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * most + 1))(keys)
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])

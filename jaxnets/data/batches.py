@@ -26,20 +26,36 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def training_slots(
-    seed: int, step: int, batch_size: int, count: int, process_index: int = 0, process_count: int = 1
+    seed: int,
+    step: int,
+    batch_size: int,
+    count: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    *,
+    repeats: int = 1,
 ) -> Slots:
     """The images of a training step (from 0): a process's share of `batch_size`, one after the other.
 
     The epochs' orders are laid end to end and cut into full batches, so that every image is seen exactly once in each
     epoch though the batch size need not divide their number; a batch may hold the end of one epoch and the start of
     the next.
+
+    With `repeats` (repeated augmentation, Hoffer et al. 2020, arXiv 1901.09335) the epochs' orders are taken two images
+    at a time, a b a b ..., as often as that: mixup's pairs are then different images, but for the pair of an odd number
+    of images that holds the end of one epoch and the start of the next. Each repeat counts in `epochs` as an epoch of
+    its own, so that it draws its own crop.
     """
+    if repeats < 1:
+        raise InputError(f"repeats={repeats}; an image is seen at least once")
     positions = step * batch_size + _share(batch_size, process_index, process_count)
-    epochs = positions // count
+    visits = positions // (2 * repeats) * 2 + positions % 2
+    passes = visits // count
     indices = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = epoch_order(seed, int(epoch), count)[positions[here] - epoch * count]
+    for epoch in np.unique(passes):
+        here = passes == epoch
+        indices[here] = epoch_order(seed, int(epoch), count)[visits[here] - epoch * count]
+    epochs = passes * repeats + positions // 2 % repeats
     return Slots(indices, epochs, np.ones(len(positions), bool))
 
 

@@ -147,11 +147,11 @@ def _start(
     return Batch(images, labels, slots.mask), tasks
 
 
-def on_device(batches: Iterable[Batch]) -> Generator[Batch]:
-    """The same batches on the device; the next ones are on their way while one is used."""
+def on_device(batches: Iterable[Batch], put: Callable[[Batch], Batch] = jax.device_put) -> Generator[Batch]:
+    """The same batches on the device, or wherever `put` puts them; the next ones are on their way while one is used."""
     sent: deque[Batch] = deque()
     for batch in batches:
-        sent.append(jax.device_put(batch))
+        sent.append(put(batch))
         if len(sent) > _BATCHES_ON_THEIR_WAY:
             yield sent.popleft()
     yield from sent

@@ -3,7 +3,9 @@
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ ON_BAD_IMAGE = ("error", "skip")
 _MOST_BAD = 0.01
 _MOST_NAMED = 20
 
+Gather = Callable[[Any], Sequence[Any]]
+
 
 @dataclass(frozen=True)
 class BadImage:
@@ -26,15 +30,28 @@ class BadImage:
 
 
 def verify(
-    dataset: Dataset, on_bad_image: str, done: Callable[[int], None], say: Callable[[str], None]
+    dataset: Dataset,
+    on_bad_image: str,
+    done: Callable[[int], None],
+    say: Callable[[str], None],
+    process_index: int = 0,
+    process_count: int = 1,
+    gather: Gather = lambda findings: [findings],
 ) -> tuple[Dataset, list[BadImage]]:
     """The data set without its bad images, and those. Every image is looked at; `done` is told how many have been.
 
+    Where there are several processes each looks at its share, and `gather` gives all of them what all have found.
     Raises InputError for bad images as `judge` does, and for a class without training images or a test without any.
     """
-    num_classes = len(dataset.class_names)
-    train, train_bad, train_labels = usable(dataset.train, num_classes, done)
-    test, test_bad, _ = usable(dataset.test, num_classes, lambda count: done(len(dataset.train) + count))
+    look = partial(
+        usable,
+        num_classes=len(dataset.class_names),
+        process_index=process_index,
+        process_count=process_count,
+        gather=gather,
+    )
+    train, train_bad, train_labels = look(dataset.train, done=done)
+    test, test_bad, _ = look(dataset.test, done=lambda count: done(len(dataset.train) + count))
     bad = train_bad + test_bad
     judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
     check_labels(dataset.class_names, train_labels)
@@ -79,7 +96,14 @@ def check_labels(class_names: Sequence[str], labels: np.ndarray) -> None:
         raise InputError(f"class {name!r} has no training images; add some, or remove the class")
 
 
-def usable(source: Source, num_classes: int, done: Callable[[int], None]) -> tuple[Source, list[BadImage], np.ndarray]:
+def usable(
+    source: Source,
+    num_classes: int,
+    done: Callable[[int], None],
+    process_index: int = 0,
+    process_count: int = 1,
+    gather: Gather = lambda findings: [findings],
+) -> tuple[Source, list[BadImage], np.ndarray]:
     """The records of a source that can be used, the others, and the labels of the former."""
 
     def look(index: int) -> tuple[int, str]:
@@ -92,12 +116,17 @@ def usable(source: Source, num_classes: int, done: Callable[[int], None]) -> tup
         except InputError as error:
             return -1, str(error).removeprefix(f"{source.where(index)}: ")
 
-    labels, bad = np.empty(len(source), np.int32), []
-    for index, (label, reason) in enumerate(in_order(look, range(len(source)))):
-        labels[index] = label
+    share, mine, reasons = range(process_index, len(source), process_count), [], {}
+    for index, (label, reason) in zip(share, in_order(look, share), strict=True):
+        mine.append(label)
         if reason:
-            bad.append(BadImage(source.where(index), reason))
+            reasons[index] = reason
         done(index + 1)
+    labels, found = np.empty(len(source), np.int32), {}
+    for process, (theirs, named) in enumerate(gather((mine, list(reasons.items())))):
+        labels[process::process_count] = theirs
+        found.update(named)
+    bad = [BadImage(source.where(index), found[index]) for index in sorted(found)]
     if bad:
         source = Subset(source, np.flatnonzero(labels >= 0))
     return source, bad, labels[labels >= 0]

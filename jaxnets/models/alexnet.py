@@ -18,6 +18,7 @@ from jaxnets.models.layers import (
     Activation,
     Conv,
     Dense,
+    Dropout,
     Initializer,
     check_image_size,
     torch_kernel_init,
@@ -36,6 +37,7 @@ class AlexNet(nn.Module):
     """
 
     num_classes: int = 1000
+    hidden_features: int = 4096
     dropout_rate: float = 0.5
     lrn: Normalise | None = None
     activation: Activation = nn.relu
@@ -50,7 +52,7 @@ class AlexNet(nn.Module):
         lrn = self.lrn or _identity
         conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, bias_init=None, dtype=self.dtype)
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
-        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        dropout = partial(Dropout, self.dropout_rate, train=train, axis_name=self.axis_name)
         x = lrn(self.activation(conv(64, 11, stride=4, padding=2, name="conv1")(images)))
         x = max_pool(x, 3, stride=2)
         x = lrn(self.activation(conv(192, 5, padding=2, name="conv2")(x)))
@@ -60,8 +62,8 @@ class AlexNet(nn.Module):
         x = self.activation(conv(256, 3, padding=1, name="conv5")(x))
         x = max_pool(x, 3, stride=2)
         x = adaptive_avg_pool(x, 6).reshape(x.shape[0], -1)
-        x = self.activation(dense(4096, name="fc1")(dropout()(x)))
-        x = self.activation(dense(4096, name="fc2")(dropout()(x)))
+        x = self.activation(dense(self.hidden_features, name="fc1")(dropout()(x)))
+        x = self.activation(dense(self.hidden_features, name="fc2")(dropout()(x)))
         return dense(self.num_classes, name="fc3")(x)
 
 
@@ -75,6 +77,7 @@ class AlexNet2012(nn.Module):
     """
 
     num_classes: int = 1000
+    hidden_features: int = 4096
     dropout_rate: float = 0.5
     groups: int = 2
     lrn: Normalise | None = local_response_norm
@@ -90,7 +93,7 @@ class AlexNet2012(nn.Module):
         lrn = self.lrn or _identity
         conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype)
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
-        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        dropout = partial(Dropout, self.dropout_rate, train=train, axis_name=self.axis_name)
         ones, zeros = initializers.ones, initializers.zeros
         x = lrn(self.activation(conv(96, 11, stride=4, padding=2, bias_init=zeros, name="conv1")(images)))
         x = max_pool(x, 3, stride=2)
@@ -101,8 +104,8 @@ class AlexNet2012(nn.Module):
         x = self.activation(conv(256, 3, padding=1, groups=self.groups, bias_init=ones, name="conv5")(x))
         x = max_pool(x, 3, stride=2)
         x = adaptive_avg_pool(x, 6).reshape(x.shape[0], -1)
-        x = dropout()(self.activation(dense(4096, bias_init=ones, name="fc1")(x)))
-        x = dropout()(self.activation(dense(4096, bias_init=ones, name="fc2")(x)))
+        x = dropout()(self.activation(dense(self.hidden_features, bias_init=ones, name="fc1")(x)))
+        x = dropout()(self.activation(dense(self.hidden_features, bias_init=ones, name="fc2")(x)))
         return dense(self.num_classes, bias_init=zeros, name="fc3")(x)
 
 

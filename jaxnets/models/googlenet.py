@@ -19,6 +19,7 @@ from jaxnets.models.layers import (
     BatchNorm,
     Conv,
     Dense,
+    Dropout,
     Initializer,
     NormFactory,
     check_image_size,
@@ -106,6 +107,7 @@ class AuxiliaryHead(nn.Module):
     dropout_rate: float
     pool_window: int | None
     train: bool
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -116,7 +118,7 @@ class AuxiliaryHead(nn.Module):
             x = adaptive_avg_pool(inputs, 4)
         x = self.unit(128, 1, name="conv")(x)
         x = self.activation(self.dense(1024, bias_init=self.bias_init, name="fc1")(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(self.dropout_rate, deterministic=not self.train)(x)
+        x = Dropout(self.dropout_rate, train=self.train, axis_name=self.axis_name)(x)
         logits: jax.Array = self.dense(self.num_classes, name="fc2")(x)
         if not self.is_initializing():
             self.sow("aux_logits", "logits", logits)
@@ -181,6 +183,7 @@ class GoogLeNet(nn.Module):
             dropout_rate=self.aux_dropout_rate,
             pool_window=self.aux_pool_window,
             train=train,
+            axis_name=self.axis_name,
         )
         # Without training they are not needed, but `init` must make their parameters in either mode.
         heads = self.aux_logits and (train or self.is_initializing())
@@ -209,7 +212,7 @@ class GoogLeNet(nn.Module):
         x = inception((256, 160, 320, 32, 128, 128), name="inception5a")(x)
         x = inception((384, 192, 384, 48, 128, 128), name="inception5b")(x)
         x = x.mean(axis=(1, 2))
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        x = Dropout(self.dropout_rate, train=train, axis_name=self.axis_name)(x)
         return dense(self.num_classes, name="fc")(x)
 
 

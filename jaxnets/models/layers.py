@@ -1,4 +1,4 @@
-"""What the networks share: convolution, dense layer, normalisation, initialisers, the check of the image size."""
+"""What the networks share: convolution, dense layer, dropout, normalisation, initialisers, the check of images."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -6,11 +6,12 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
-from jaxnets.ops import conv2d
+from jaxnets.ops import conv2d, image_keys
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = initializers.Initializer
@@ -20,6 +21,10 @@ torch_kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # He et al. 2015 (arXiv 1502.01852); torchvision's ResNet counts the fan out, the paper the fan in.
 he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
 he_fan_in = initializers.variance_scaling(2.0, "fan_in", "normal")
+
+# Names of what jax.checkpoint_policies.save_only_these_names should keep of a network for its backward pass: enough to
+# repeat neither a convolution, nor a dense layer, nor the replicas' agreement on statistics.
+KEPT_OUTPUTS = ("convolution", "dense", "moments")
 
 
 def torch_bias_init(fan_in: int) -> Initializer:
@@ -87,7 +92,7 @@ class Conv(nn.Module):
             bias_init = self.bias_init or torch_bias_init(self.window**2 * shape[2])
             bias = self.param("bias", bias_init, (self.features,), param_dtype(self.dtype))
             outputs += bias.astype(self.dtype)
-        return outputs
+        return checkpoint_name(outputs, "convolution")
 
 
 class Dense(nn.Module):
@@ -106,7 +111,37 @@ class Dense(nn.Module):
         channels, stored = inputs.shape[-1], param_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (channels, self.features), stored)
         bias = self.param("bias", self.bias_init or torch_bias_init(channels), (self.features,), stored)
-        return inputs.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        outputs = inputs.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        return checkpoint_name(outputs, "dense")
+
+
+class Dropout(nn.Module):
+    """In training sets values of [N, ...] to zero with probability `rate`, and divides the others by 1 - rate.
+
+    With `whole_images` all values of an image share one fate, as in stochastic depth (Huang et al. 2016). What becomes
+    of an image is drawn from a key of its own (rng "dropout"), by its place in the whole batch over all replicas of
+    `axis_name`: one device and several drop the same.
+    """
+
+    rate: float
+    train: bool
+    axis_name: str | None = None
+    whole_images: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        if not 0 <= self.rate <= 1:
+            raise InputError(f"a dropout rate of {self.rate}; expected one from 0 to 1")
+        if not self.train or self.rate == 0:
+            return inputs
+        if self.rate == 1:
+            return jnp.zeros_like(inputs)
+        # `init` runs outside of any replicated axis.
+        axis_name = None if self.is_initializing() else self.axis_name
+        keys = image_keys(self.make_rng("dropout"), len(inputs), axis_name)
+        shape = (1,) * (inputs.ndim - 1) if self.whole_images else inputs.shape[1:]
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, shape))(keys)
+        return jnp.where(kept, inputs / (1 - self.rate), 0)
 
 
 class NormFactory(Protocol):
@@ -124,6 +159,7 @@ class BatchNorm(nn.Module):
     taken over the replicas of `axis_name` as well, where one is given. Mean and variance are found in two passes, in
     float32 at least: E[x^2] - E[x]^2 loses digits where the mean is large against the deviation.
     `unbiased_variance` stores the running variance with torch's n / (n - 1); Flax's own BatchNorm does not.
+    `frozen` uses the running statistics in training too, and leaves them as they are.
     Variables: params `scale`, `bias`; batch_stats `mean`, `var`; each [C].
     """
 
@@ -132,6 +168,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     unbiased_variance: bool = True
+    frozen: bool = False
     dtype: DTypeLike = jnp.float32
     scale_init: Initializer = initializers.ones
 
@@ -144,7 +181,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         mean, var = running_mean.value, running_var.value
-        if self.train:
+        if self.train and not self.frozen:
             # `init` runs outside of any replicated axis.
             axis_name = None if self.is_initializing() else self.axis_name
             mean, var, count = batch_moments(inputs.astype(stats_dtype), axis_name)
@@ -165,7 +202,8 @@ def batch_moments(inputs: jax.Array, axis_name: str | None) -> tuple[jax.Array, 
     if axis_name is not None:
         mean = jax.lax.pmean(mean, axis_name)
         count *= jax.lax.axis_size(axis_name)
+    mean = checkpoint_name(mean, "moments")
     var = jnp.square(inputs - mean).mean(axes)
     if axis_name is not None:
         var = jax.lax.pmean(var, axis_name)
-    return mean, var, count
+    return mean, checkpoint_name(var, "moments"), count

@@ -5,7 +5,7 @@ networks are section 4.2's. The same class without shortcuts is the paper's plai
 `width_per_group` it is ResNeXt (resnext.py), and with wider bottlenecks Wide ResNet (arXiv 1605.07146).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from jaxnets.models.layers import (
     BatchNorm,
     Conv,
     Dense,
+    Dropout,
     Initializer,
     NormFactory,
     check_image_size,
@@ -75,6 +76,7 @@ class BasicBlock(nn.Module):
     activation: Activation
     conv: ModuleFactory
     norm: ModuleFactory
+    drop: ModuleFactory = partial(Dropout, 0.0, train=False)
     expansion: ClassVar[int] = 1
 
     @nn.compact
@@ -88,7 +90,7 @@ class BasicBlock(nn.Module):
         x = self.activation(self.norm(name="bn1")(x))
         x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
         x = self.norm(name="bn2", scale_init=_last_scale_init(self.zero_init_residual))(x)
-        x = add_shortcut(x, inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
+        x = add_shortcut(self.drop()(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
         return self.activation(x)
 
 
@@ -104,6 +106,7 @@ class Bottleneck(nn.Module):
     activation: Activation
     conv: ModuleFactory
     norm: ModuleFactory
+    drop: ModuleFactory = partial(Dropout, 0.0, train=False)
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -112,7 +115,7 @@ class Bottleneck(nn.Module):
         x = self.activation(self.norm(name="bn1")(reduce(inputs)))
         x = self.activation(self.norm(name="bn2")(transform(x)))
         x = self.norm(name="bn3", scale_init=_last_scale_init(self.zero_init_residual))(expand(x))
-        x = add_shortcut(x, inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
+        x = add_shortcut(self.drop()(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
         return self.activation(x)
 
     @property
@@ -138,8 +141,10 @@ class ResNet(nn.Module):
 
     `stem`: "imagenet" is a 7x7 convolution with stride 2 and a 3x3 max-pooling with stride 2; "cifar" is one 3x3
     convolution, for small images. `groups` is the cardinality. `norm=None` leaves normalisation out and gives the
-    convolutions biases. Initialisation: convolutions by `kernel_init` (He et al. 2015; fan out is torchvision's, fan
-    in the paper's), the last layer by torch's default.
+    convolutions biases. In training each image loses the residual of a block at random (stochastic depth), of the last
+    block with probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`.
+    Initialisation: convolutions by `kernel_init` (He et al. 2015; fan out is torchvision's, fan in the paper's), the
+    last layer by torch's default.
     """
 
     stage_sizes: Sequence[int]
@@ -151,6 +156,8 @@ class ResNet(nn.Module):
     stem: Stem = "imagenet"
     shortcut: Shortcut = "B"
     zero_init_residual: bool = False
+    stochastic_depth_rate: float = 0.0
+    dropout_rate: float = 0.0
     activation: Activation = nn.relu
     norm: NormFactory | None = BatchNorm
     axis_name: str | None = None
@@ -163,6 +170,13 @@ class ResNet(nn.Module):
         check_image_size(images, self.smallest_image, type(self).__name__)
         if self.norm is None and self.zero_init_residual:
             raise InputError("zero_init_residual needs a norm, whose last scale it sets to zero; norm is None")
+        if self.shortcut == "none" and self.stochastic_depth_rate > 0:
+            raise InputError(
+                f"stochastic_depth_rate={self.stochastic_depth_rate} needs shortcuts, which are all that is left of a "
+                "block without its residual; shortcut is 'none'"
+            )
+        drop_rates = linear_drop_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
+        dropout = partial(Dropout, train=train, axis_name=self.axis_name)
         conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
         block = partial(
             self.block,
@@ -186,8 +200,13 @@ class ResNet(nn.Module):
         for stage, size in enumerate(self.stage_sizes):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
-                x = block(filters=self.num_filters * 2**stage, stride=stride, name=f"layer{stage + 1}_{i}")(x)
-        x = x.mean(axis=(1, 2))
+                x = block(
+                    filters=self.num_filters * 2**stage,
+                    stride=stride,
+                    drop=partial(dropout, next(drop_rates), whole_images=True),
+                    name=f"layer{stage + 1}_{i}",
+                )(x)
+        x = dropout(self.dropout_rate)(x.mean(axis=(1, 2)))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 
@@ -199,6 +218,13 @@ def bind_layers(
     if norm is None:
         return conv, lambda **_: lambda inputs: inputs
     return conv, partial(norm, train=train, axis_name=axis_name, dtype=dtype)
+
+
+def linear_drop_rates(rate: float, blocks: int) -> Iterator[float]:
+    """Stochastic depth's rate of each block (Huang et al. 2016, equation 4): l / L of `rate`, for l = 1 to L."""
+    if not 0 <= rate < 1:
+        raise InputError(f"stochastic_depth_rate={rate}; expected one from 0 to below 1")
+    return (rate * (block / blocks) for block in range(1, blocks + 1))
 
 
 _cifar = partial(ResNet, block=BasicBlock, num_filters=16, stem="cifar", shortcut="A", kernel_init=he_fan_in)

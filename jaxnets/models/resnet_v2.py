@@ -14,8 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxnets.models.layers import Activation, BatchNorm, Dense, Initializer, NormFactory, check_image_size, he_fan_out
-from jaxnets.models.resnet import ModuleFactory, bind_layers
+from jaxnets.models.layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Initializer,
+    NormFactory,
+    check_image_size,
+    he_fan_out,
+)
+from jaxnets.models.resnet import ModuleFactory, bind_layers, linear_drop_rates
 
 
 class PreActivationBottleneck(nn.Module):
@@ -26,6 +35,7 @@ class PreActivationBottleneck(nn.Module):
     activation: Activation
     conv: ModuleFactory
     norm: ModuleFactory
+    drop: ModuleFactory = partial(Dropout, 0.0, train=False)
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -39,18 +49,22 @@ class PreActivationBottleneck(nn.Module):
         x = self.activation(self.norm(name="bn2")(x))
         x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
         x = self.activation(self.norm(name="bn3")(x))
-        return shortcut + self.conv(features, 1, name="conv3")(x)
+        return shortcut + self.drop()(self.conv(features, 1, name="conv3")(x))
 
 
 class PreActivationResNet(nn.Module):
     """A pre-activation network for small images: [N, H, W, 3] -> logits [N, num_classes]. Any image size works.
 
-    Initialisation: convolutions as He et al. 2015 (fan out), the last layer by torch's default.
+    In training each image loses the residual of a block at random (stochastic depth), of the last block with
+    probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`. Initialisation:
+    convolutions as He et al. 2015 (fan out), the last layer by torch's default.
     """
 
     stage_sizes: Sequence[int]
     num_classes: int = 1000
     num_filters: int = 16
+    stochastic_depth_rate: float = 0.0
+    dropout_rate: float = 0.0
     activation: Activation = nn.relu
     norm: NormFactory | None = BatchNorm
     axis_name: str | None = None
@@ -61,15 +75,22 @@ class PreActivationResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         check_image_size(images, self.smallest_image, type(self).__name__)
+        drop_rates = linear_drop_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
+        dropout = partial(Dropout, train=train, axis_name=self.axis_name)
         conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
         block = partial(PreActivationBottleneck, activation=self.activation, conv=conv, norm=norm)
         x = conv(self.num_filters, 3, padding=1, name="conv1")(images)
         for stage, size in enumerate(self.stage_sizes):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
-                x = block(filters=self.num_filters * 2**stage, stride=stride, name=f"layer{stage + 1}_{i}")(x)
+                x = block(
+                    filters=self.num_filters * 2**stage,
+                    stride=stride,
+                    drop=partial(dropout, next(drop_rates), whole_images=True),
+                    name=f"layer{stage + 1}_{i}",
+                )(x)
         x = self.activation(norm(name="bn1")(x))
-        x = x.mean(axis=(1, 2))
+        x = dropout(self.dropout_rate)(x.mean(axis=(1, 2)))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 

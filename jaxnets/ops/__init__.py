@@ -1,6 +1,7 @@
-"""Convolution, pooling and response normalisation, in forms that suit the platform."""
+"""Convolution, pooling and response normalisation, in forms that suit the platform; a random key an image."""
 
 from jaxnets.ops.conv import conv2d, plain_conv2d
+from jaxnets.ops.keys import image_keys
 from jaxnets.ops.lrn import local_response_norm
 from jaxnets.ops.pool import adaptive_avg_pool, avg_pool, max_pool
 
@@ -8,6 +9,7 @@ __all__ = [
     "adaptive_avg_pool",
     "avg_pool",
     "conv2d",
+    "image_keys",
     "local_response_norm",
     "max_pool",
     "plain_conv2d",

@@ -1,7 +1,11 @@
 """Checkpoints by orbax: what a run has learnt, with all that is needed to use it."""
 
+import json
 import os
-from collections.abc import Sequence
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -11,14 +15,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.models.registry import create_model
 from jaxnets.training.config import Config
-from jaxnets.training.step import TrainState
+from jaxnets.training.state import TrainState
 
+CHECKPOINTS = ("latest", "best")
 _FOLDER = "checkpoints"
 
 
@@ -34,42 +39,154 @@ class TrainedClassifier:
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Raises InputError unless a data set's classes are those that this classifier was trained on."""
-        if tuple(class_names) == self.class_names:
-            return
-        pairs = zip_longest(self.class_names, class_names)
-        index, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        there, trained = ("missing" if name is None else repr(name) for name in (theirs, ours))
-        raise InputError(
-            f"the data set has other classes than the classifier ({len(class_names)} and {len(self.class_names)}): "
-            f"class {index} is {there}, in training it was {trained}; give the data set that it was trained on"
-        )
+        check_classes(self.class_names, class_names)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What stands in every checkpoint beside the numbers; a run that goes on must have the same."""
+
+    config: Config
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    fingerprints: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {**asdict(self), "class_names": list(self.class_names)}
+
+    def check_goes_on(self, before: dict[str, Any]) -> None:
+        """Raises InputError where a run that began with other contents would not go on the same."""
+        check_classes(before["class_names"], self.class_names)
+        self.config.check_goes_on(Config.from_dict(before["config"]))
+        for split, fingerprint in self.fingerprints.items():
+            if before["fingerprints"][split] != fingerprint:
+                raise InputError(
+                    f"the {split} images are not those that the run began with; put those back (with their times of "
+                    "change), or train anew in another --workdir"
+                )
+
+
+def check_classes(trained: Sequence[str], class_names: Sequence[str]) -> None:
+    """Raises InputError unless the classes of a data set are those of training, in the same order."""
+    if tuple(class_names) == tuple(trained):
+        return
+    pairs = zip_longest(trained, class_names)
+    index, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    there, before = ("missing" if name is None else repr(name) for name in (theirs, ours))
+    raise InputError(
+        f"the data set has other classes than the classifier ({len(class_names)} and {len(trained)}): "
+        f"class {index} is {there}, in training it was {before}; give the data set that it was trained on"
+    )
 
 
 class Checkpoints:
-    """Writes a run's checkpoints, in the background; only the latest is kept. Use as a context manager."""
+    """A run's checkpoints: the two latest are kept, and the best. Written in the background. Use as a context manager.
 
-    def __init__(
-        self, workdir: Path, config: Config, preprocessing: Preprocessing, class_names: tuple[str, ...]
-    ) -> None:
-        self._metadata = {
-            "config": asdict(config),
-            "preprocessing": asdict(preprocessing),
-            "class_names": list(class_names),
-        }
+    A checkpoint's number counts what the run has done: steps and tests. Without a folder nothing is kept, as in the
+    processes that write no files. Raises InputError where one can't be written.
+    """
+
+    def __init__(self, workdir: Path | None, contents: Contents) -> None:
+        self._contents = contents
+        self._best: int | None = None
+        self._last = time.perf_counter()
+        self._manager: Any = None
+        if workdir is None:
+            return
         self._folder = workdir.resolve() / _FOLDER
-        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=1))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._failure(error) from None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestAndBest(self), cleanup_tmp_directories=True, create=False
+        )
+        if jax.process_count() > 1:
+            options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="process_0"
+            )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def save(self, state: TrainState) -> None:
-        """Starts to write `state`; returns as soon as it may change again. Raises InputError if it can't be written."""
+    @property
+    def seconds_since_last(self) -> float:
+        """Since the last checkpoint was begun, or since there could be one."""
+        return time.perf_counter() - self._last
+
+    @property
+    def best(self) -> int | None:
+        """The number of the best checkpoint."""
+        return self._best
+
+    def save(self, number: int, state: TrainState, position: dict[str, Any], *, best: bool = False) -> None:
+        """Starts to write `state`, in this process's memory, and where the run stands; `best` keeps it as the best."""
+        self._last = time.perf_counter()
+        if best:
+            self._best = number
+        if self._manager is None:
+            return
+        if not all(
+            np.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, np.floating)
+        ):
+            raise InputError(
+                f"the state is not finite after step {int(state.step)}, and is not saved; the checkpoints in "
+                f"{self._folder} are from before: try a smaller --lr or --weight-decay"
+            )
+        variables, rest = state.variables, _numbered(_rest(state))
+        checksums = {"variables": _checksum(variables), "training": _checksum(rest)}
+        metadata = {**self._contents.to_dict(), "position": position, "best": self._best, "checksums": checksums}
+        metadata["checksum"] = _checksum_of_json(metadata)
+        if number in self._manager.all_steps():
+            return  # the same state: a run that was stopped here, and again before its next step
         try:
             self._manager.save(
-                int(state.step),
+                number,
                 args=ocp.args.Composite(
-                    variables=ocp.args.StandardSave(state.variables),
-                    optimizer=ocp.args.StandardSave({"opt_state": state.opt_state, "step": state.step}),
-                    metadata=ocp.args.JsonSave(self._metadata),
+                    variables=ocp.args.StandardSave(variables),
+                    training=ocp.args.StandardSave(rest),
+                    metadata=ocp.args.JsonSave(metadata),
                 ),
             )
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from None
+
+    def restore(self, like: TrainState, say: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
+        """The latest state and where the run stood, or None if there is none; `like` gives its shapes and types.
+
+        A damaged checkpoint is moved aside, and the one before it taken. Raises InputError where none can be read, and
+        for one of other classes, data or settings.
+        """
+        if self._manager is None:
+            return None
+        damaged: list[tuple[int, Exception]] = []
+        for number in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                metadata = _read_metadata(self._manager, number)
+                self._contents.check_goes_on(metadata)
+                variables = _read(self._manager, number, "variables", metadata, like.variables)
+                rest = _read(self._manager, number, "training", metadata, _numbered(_rest(like)))
+            except (InputError, MemoryError):
+                raise
+            except Exception as error:  # orbax and tensorstore raise many types
+                damaged.append((number, error))
+                continue
+            for one, reason in damaged:
+                self._put_aside(one, reason, say)
+            self._best = metadata["best"]
+            return _joined(like, variables, list(rest.values())), metadata["position"]
+        if damaged:
+            raise InputError(
+                f"none of the checkpoints in {self._folder} can be read ({_first_line(damaged[0][1])}); "
+                "train again in another workdir"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Returns when all is on the disk."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise self._failure(error) from None
 
@@ -80,50 +197,121 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as failure:
+            self.wait()
+        except InputError:
             if error is None:
-                raise self._failure(failure) from None
+                raise
         finally:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
+
+    def _put_aside(self, number: int, error: Exception, say: Callable[[str], None]) -> None:
+        aside = self._folder.parent / "damaged-checkpoints" / str(number)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.move(self._folder / str(number), aside)
+        self._manager.reload()
+        say(f"warning: checkpoint {number} is damaged ({_first_line(error)}); it is moved to {aside}")
 
     def _failure(self, error: Exception) -> InputError:
         return InputError(f"a checkpoint can't be written to {self._folder} ({_first_line(error)}); is the disk full?")
 
 
-def load_classifier(workdir: Path) -> TrainedClassifier:
-    """The latest checkpoint of a run, without what only training needs. Raises InputError where none can be read."""
+class _LatestAndBest:
+    """Which checkpoints orbax keeps: the best, and two, so that there is one to go back to if the last is damaged."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        latest = sorted(checkpoint.step for checkpoint in checkpoints)[-2:]
+        return [checkpoint.step in (*latest, self._checkpoints.best) for checkpoint in checkpoints]
+
+
+def load_classifier(workdir: Path, which: str = "latest") -> TrainedClassifier:
+    """The "latest" or the "best" checkpoint of a run, without what only training needs.
+
+    Raises InputError where it can't be read.
+    """
     folder = Path(os.path.abspath(workdir)) / _FOLDER
     if not os.path.isdir(folder):
         raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
     try:
-        return _read_classifier(folder)
+        return _read_classifier(folder, which)
     except InputError as error:
         raise InputError(f"{workdir}: {error}") from None
     except Exception as error:
         # orbax and tensorstore raise many types for a file that is missing, cut short or of another form.
         raise InputError(
             f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
-            f"{_first_line(error)}); train again in another workdir"
+            f"{_first_line(error)}); train --resume falls back to the one before, or train again in another workdir"
         ) from None
 
 
-def _read_classifier(folder: Path) -> TrainedClassifier:
+def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        step = manager.latest_step()
-        if step is None:
+        number = manager.latest_step()
+        if number is None:
             raise InputError("no checkpoint was finished; train again in another workdir")
-        metadata = manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+        metadata = _read_metadata(manager, number)
+        if which == "best" and metadata["best"] in manager.all_steps():
+            number = metadata["best"]
+            metadata = _read_metadata(manager, number)
         config = Config.from_dict(metadata["config"])
         values = metadata["preprocessing"]
         preprocessing = Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         class_names = tuple(metadata["class_names"])
-        model = create_model(config.arch, num_classes=len(class_names), dtype=jnp.dtype(config.dtype))
+        model = config.create_model(len(class_names))
         side = preprocessing.crop_size
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-        restored = manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
-    return TrainedClassifier(config, model, restored["variables"], preprocessing, class_names)
+        variables = _read(manager, number, "variables", metadata, like)
+    return TrainedClassifier(config, model, jax.device_put(variables), preprocessing, class_names)
+
+
+def _read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]:
+    metadata = manager.restore(number, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+    if metadata.pop("checksum") != _checksum_of_json(metadata):
+        raise ValueError("the metadata are not those that were written")
+    return metadata
+
+
+def _read(manager: ocp.CheckpointManager, number: int, item: str, metadata: dict[str, Any], like: Any) -> Any:
+    """Arrays of the shapes and types of `like`; raises ValueError where they are not what was written."""
+    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    restored = manager.restore(number, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(arrays)}))[item]
+    if _checksum(restored) != metadata["checksums"][item]:
+        # orbax takes flipped bits and other types as they come.
+        raise ValueError(f"the {item} are not those that were written")
+    return restored
+
+
+def _checksum(tree: Any) -> int:
+    checksum = 0
+    for leaf in jax.tree.leaves(tree):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    return checksum
+
+
+def _checksum_of_json(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def _rest(state: TrainState) -> TrainState:
+    """What `state.variables` does not hold."""
+    if state.average:
+        return state.replace(average={})  # type: ignore[attr-defined]
+    return state.replace(params={}, batch_stats={})  # type: ignore[attr-defined]
+
+
+def _joined(like: TrainState, variables: Any, rest: list[Any]) -> TrainState:
+    state: TrainState = jax.tree.unflatten(jax.tree.structure(_rest(like)), rest)
+    return state.replace(average=variables) if like.average else state.replace(**variables)  # type: ignore[attr-defined]
+
+
+def _numbered(tree: Any) -> dict[str, Any]:
+    """The leaves by their place, whatever classes hold them."""
+    return {f"{place:05}": leaf for place, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def _first_line(error: Exception) -> str:

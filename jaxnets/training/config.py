@@ -1,14 +1,22 @@
 """A run's configuration, as it stands in its workdir's config.json."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
-from jaxnets.training.recipes import Recipe
+from jaxnets.models.registry import create_model
+from jaxnets.training.recipe import Recipe
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float64")
+# What may change while a run stands still: where the images lie (whether they are the same is seen from themselves),
+# how often metrics are logged, and what is computed twice to save memory.
+_MAY_CHANGE = ("dataset", "data_dir", "log_every", "remat")
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,8 @@ class Config:
     """Everything that a run's numbers follow from. `dtype` is what the network computes in.
 
     `data_dir` is where TFDS keeps its data sets (None: its own choice); `test_share` is held out of a data set that has
-    no test images; bad images stop the run or are skipped, as `on_bad_image` says.
+    no test images; bad images stop the run or are skipped, as `on_bad_image` says; metrics are logged every `log_every`
+    steps.
     """
 
     arch: str
@@ -27,14 +36,36 @@ class Config:
     data_dir: str | None = None
     test_share: float = 0.2
     on_bad_image: str = "error"
+    log_every: int = 10
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise InputError(f"unknown dtype {self.dtype!r}; expected {' or '.join(DTYPES)}")
+            raise InputError(f"unknown dtype {self.dtype!r}; expected {', '.join(DTYPES)}")
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise InputError(f"on_bad_image={self.on_bad_image!r}; expected {' or '.join(ON_BAD_IMAGE)}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed={self.seed}; expected a whole number from 0 to {2**32 - 1}")
+        if self.log_every < 1:
+            raise InputError(f"log_every={self.log_every}; expected at least 1 step")
+
+    def create_model(self, num_classes: int) -> nn.Module:
+        """The network, with what the recipe says about it. Raises InputError where it can't be had like that."""
+        recipe = self.recipe
+        options: dict[str, Any] = {}
+        if recipe.dropout_rate is not None:
+            options["dropout_rate"] = recipe.dropout_rate
+        if recipe.stochastic_depth_rate:
+            options["stochastic_depth_rate"] = recipe.stochastic_depth_rate
+        if recipe.zero_init_residual:
+            options["zero_init_residual"] = True
+        model = create_model(self.arch, num_classes=num_classes, dtype=jnp.dtype(self.dtype))
+        for option, without in (
+            ("stochastic_depth_rate", "--stochastic-depth-rate 0"),
+            ("zero_init_residual", "--no-zero-init-residual"),
+        ):
+            if option in options and not hasattr(model, option):
+                raise InputError(f"{self.arch} has no {option}, as the recipe asks for; give {without}")
+        return model.clone(**options)
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""
@@ -42,5 +73,27 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """The configuration from what `dataclasses.asdict` made of it."""
-        return cls(**{**values, "recipe": Recipe(**values["recipe"])})
+        """The configuration from what `dataclasses.asdict` made of it, or JSON of that."""
+        recipe: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values["recipe"].items()
+        }
+        return cls(**{**values, "recipe": Recipe(**recipe)})
+
+    @classmethod
+    def read(cls, path: Path) -> "Config":
+        """The configuration of a config.json; raises InputError where it is damaged or of another version."""
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged or from another version ({error})") from None
+
+    def check_goes_on(self, before: "Config") -> None:
+        """Raises InputError where a run that began as `before` would not go on the same."""
+        for ours, theirs, prefix in ((self, before, ""), (self.recipe, before.recipe, "recipe.")):
+            for setting in fields(ours):
+                now, then = getattr(ours, setting.name), getattr(theirs, setting.name)
+                if setting.name not in ("recipe", *_MAY_CHANGE) and now != then:
+                    raise InputError(
+                        f"the run began with {prefix}{setting.name}={then}, now it is {now}; resume with the same, or "
+                        "train anew in another --workdir"
+                    )

@@ -6,14 +6,14 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from jaxnets.data.batches import evaluation_slots
 from jaxnets.data.pipeline import Preprocessed, on_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
-from jaxnets.training.metrics import Sums, Totals
+from jaxnets.training.metrics import Totals
+from jaxnets.training.parallel import Parallel
 from jaxnets.training.step import evaluation_step
 
 
@@ -29,24 +29,39 @@ class Evaluation:
 class Evaluator:
     """A classifier's evaluation, compiled once for one batch size."""
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, batch_size: int) -> None:
-        self._step: Callable[..., tuple[jax.Array, Sums]] = jax.jit(
-            partial(evaluation_step, model=model, preprocessing=preprocessing)
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        parallel: Parallel | None = None,
+        compiling: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._parallel = parallel or Parallel.choose("jit")
+        self._step = self._parallel.wrap(
+            partial(evaluation_step, model=model, preprocessing=preprocessing, axis_name=self._parallel.axis_name),
+            compiling=compiling,
         )
         self._preprocessing = preprocessing
-        self._batch_size = batch_size
+        # Slots that no image needs stay empty.
+        devices = len(self._parallel.devices)
+        self._batch_size = -(-batch_size // devices) * devices
 
     def __call__(
         self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = lambda count: None
     ) -> Evaluation:
-        """What the classifier makes of a whole source; `done` is told how many images it has seen."""
+        """What the classifier makes of a whole source; `done` is told how many images it has seen.
+
+        `variables` are replicated where there are several devices; each process reads its share of the images.
+        """
         probabilities, labels, totals = [], [], Totals()
-        plan = evaluation_slots(self._batch_size, len(source))
-        for batch in on_device(read_batches(source, self._preprocessing, plan)):
-            batch_probabilities, sums = self._step(variables, *batch)
-            mask = np.asarray(batch.mask)
-            probabilities.append(np.asarray(batch_probabilities)[mask])
-            labels.append(np.asarray(batch.labels)[mask])
+        parallel = self._parallel
+        plan = evaluation_slots(self._batch_size, len(source), parallel.process_index, parallel.process_count)
+        for batch in on_device(read_batches(source, self._preprocessing, plan), parallel.put):
+            batch_probabilities, batch_labels, sums = parallel.fetch(self._step(variables, batch))
             totals.add(sums)
+            probabilities.append(batch_probabilities)
+            labels.append(batch_labels)
             done(round(totals.count))
-        return Evaluation(np.concatenate(probabilities), np.concatenate(labels), totals.means())
+        count = len(source)
+        return Evaluation(np.concatenate(probabilities)[:count], np.concatenate(labels)[:count], totals.means())

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+LOSSES = ("cross_entropy", "binary_cross_entropy")
+
 
 def smoothed_targets(labels: jax.Array, num_classes: int, label_smoothing: float = 0.0) -> jax.Array:
     """Target probabilities [N, K] of labels [N] (Szegedy et al. 2015, section 7)."""
@@ -18,11 +20,34 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy(logits.astype(dtype), targets.astype(dtype))
 
 
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array, threshold: float = 0.0) -> jax.Array:
+    """Each class as a question of its own: [N], the mean over classes, of logits and targets [N, K].
+
+    With a `threshold`, targets above it count as 1 and the others as 0 (Wightman et al. 2021, section 2).
+    """
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    if threshold:
+        targets = targets > threshold
+    return optax.sigmoid_binary_cross_entropy(logits.astype(dtype), targets.astype(dtype)).mean(axis=-1)
+
+
 def training_loss(
-    logits: jax.Array, auxiliary_logits: Sequence[jax.Array], targets: jax.Array, *, aux_weight: float
+    logits: jax.Array,
+    auxiliary_logits: Sequence[jax.Array],
+    targets: jax.Array,
+    *,
+    loss: str = "cross_entropy",
+    target_threshold: float = 0.0,
+    aux_weight: float,
 ) -> jax.Array:
     """Mean loss of a batch; any auxiliary heads count with `aux_weight` each (Szegedy et al. 2014, section 5: 0.3)."""
-    loss = cross_entropy(logits, targets).mean()
+
+    def mean_loss(logits: jax.Array) -> jax.Array:
+        if loss == "binary_cross_entropy":
+            return binary_cross_entropy(logits, targets, target_threshold).mean()
+        return cross_entropy(logits, targets).mean()
+
+    total = mean_loss(logits)
     for head in auxiliary_logits:
-        loss += aux_weight * cross_entropy(head, targets).mean()
-    return loss
+        total += aux_weight * mean_loss(head)
+    return total

@@ -1,6 +1,7 @@
 """Metrics as sums over images, so that batches of any size add up; means are taken last, never of means."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import SupportsFloat
 
 import jax
@@ -21,18 +22,26 @@ def metric_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = N
     }
 
 
+@dataclass
 class Totals:
-    """Running totals of metric sums, on the host."""
+    """Running totals of metric sums, on the host; `skipped` counts steps that were left out."""
 
-    def __init__(self) -> None:
-        self.loss = self.correct = self.count = 0.0
+    loss: float = 0.0
+    correct: float = 0.0
+    count: float = 0.0
+    skipped: int = 0
 
     def add(self, sums: Mapping[str, SupportsFloat]) -> None:
-        """Adds a batch's sums, waiting for them where they are still being computed."""
+        """Adds a batch's sums."""
         self.loss += float(sums["loss"])
         self.correct += float(sums["correct"])
         self.count += float(sums["count"])
+        self.skipped += int(float(sums.get("skipped", 0)))
 
     def means(self) -> dict[str, float]:
-        """Loss and accuracy an image, and the count of images behind them."""
-        return {"loss": self.loss / self.count, "accuracy": self.correct / self.count, "count": self.count}
+        """Loss and accuracy an image, the count of images behind them, and steps that were left out, where any were.
+
+        Of no images there are no means.
+        """
+        means = {"loss": self.loss / self.count, "accuracy": self.correct / self.count} if self.count else {}
+        return means | {"count": self.count} | ({"skipped": self.skipped} if self.skipped else {})

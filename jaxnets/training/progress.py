@@ -14,8 +14,12 @@ _SECONDS_A_LINE = 30
 class Progress:
     """Progress through `steps` steps on standard error. Use as a context manager."""
 
-    def __init__(self, steps: int) -> None:
-        self._live = sys.stderr.isatty()
+    def __init__(self, steps: int, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = sys.stderr.isatty() and not quiet
+        self._steps = steps
+        self._said = self._started = 0.0
+        self._speed = 0.0
         self._bar = tqdm(
             total=steps,
             unit="step",
@@ -24,18 +28,34 @@ class Progress:
             bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining} left",
         )
 
+    def start_at(self, step: int) -> None:
+        """Begins with steps that were taken before."""
+        self._bar.update(step)
+
     def say(self, line: str) -> None:
         """Prints a line that stays."""
-        self._bar.write(line, file=sys.stderr)
+        if not self._quiet:
+            self._bar.write(line, file=sys.stderr)
 
-    def advance(self, epoch: int, epochs: int, metrics: Mapping[str, float], images_per_second: float) -> None:
-        """Counts a step, and shows the metrics of the epoch so far."""
-        self._bar.set_postfix_str(
-            f"epoch {epoch}/{epochs}, loss {metrics['loss']:.3f}, accuracy {metrics['accuracy']:.1%}, "
-            f"{images_per_second:.0f} images/s",
-            refresh=False,
+    def advance(
+        self, step: int, epoch: int, epochs: int, metrics: Mapping[str, float], images_per_second: float
+    ) -> None:
+        """Counts a step, and shows the metrics of the epoch so far: always on a terminal, now and then elsewhere."""
+        self._speed = images_per_second
+        shown = (
+            f"epoch {epoch}/{epochs}, loss {_number(metrics, 'loss', '.3f')}, "
+            f"accuracy {_number(metrics, 'accuracy', '.1%')}, {images_per_second:.0f} images/s"
         )
+        self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
+        now = time.perf_counter()
+        if not self._started:
+            self._said = self._started = now
+            self._first_step = step
+        if not self._live and now - self._said > _SECONDS_A_LINE:
+            left = (now - self._started) / (step - self._first_step) * (self._steps - step)
+            self.say(f"step {step}/{self._steps}, {shown}, {clock(left)} left")
+            self._said = now
 
     def end_epoch(
         self,
@@ -43,13 +63,14 @@ class Progress:
         epochs: int,
         train: Mapping[str, float],
         test: Mapping[str, float],
-        images_per_second: float,
         seconds_left: float,
     ) -> None:
         """Prints what an epoch brought."""
+        self._said = time.perf_counter()
         self.say(
-            f"epoch {epoch}/{epochs}: train loss {train['loss']:.3f}, train accuracy {train['accuracy']:.1%}, "
-            f"test accuracy {test['accuracy']:.2%}, {images_per_second:.0f} images/s, {clock(seconds_left)} left"
+            f"epoch {epoch}/{epochs}: train loss {_number(train, 'loss', '.3f')}, "
+            f"train accuracy {_number(train, 'accuracy', '.1%')}, test accuracy {_number(test, 'accuracy', '.2%')}, "
+            f"{self._speed:.0f} images/s, {clock(seconds_left)} left"
         )
 
     def __enter__(self) -> "Progress":
@@ -62,12 +83,14 @@ class Progress:
 
 
 @contextmanager
-def counting(description: str, total: int) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+def counting(
+    description: str, total: int, *, quiet: bool = False
+) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
     """A bar on standard error for something counted up to `total`; a line now and then where that is no terminal.
 
     Gives `done(count)` and `say(line)`.
     """
-    live = sys.stderr.isatty()
+    live = sys.stderr.isatty() and not quiet
     bar = tqdm(
         total=total,
         desc=description,
@@ -82,15 +105,20 @@ def counting(description: str, total: int) -> Iterator[tuple[Callable[[int], Non
         nonlocal said
         bar.update(count - bar.n)
         now = time.perf_counter()
-        if not live and now - said > _SECONDS_A_LINE and count < total:
+        if not live and not quiet and now - said > _SECONDS_A_LINE and count < total:
             said = now
             say(f"{description}: {count:,} of {total:,}, {clock((now - started) / count * (total - count))} left")
 
     def say(line: str) -> None:
-        bar.write(line, file=sys.stderr)
+        if not quiet:
+            bar.write(line, file=sys.stderr)
 
     with bar:
         yield done, say
+
+
+def _number(metrics: Mapping[str, float], name: str, form: str) -> str:
+    return format(metrics[name], form) if name in metrics else "unknown"
 
 
 def clock(seconds: float) -> str:

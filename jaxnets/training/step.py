@@ -1,122 +1,183 @@
-"""One step of training and one of evaluation, as pure functions for any transformation to wrap."""
+"""One step of training and one of evaluation, as pure functions of one replica, for any transformation to wrap."""
 
+from functools import partial
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxnets.data.augmentation import color_jitter, image_keys, mix, random_erasing, random_flip, random_shift
+from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.data.trivial_augment import trivial_augment
+from jaxnets.models.layers import KEPT_OUTPUTS
 from jaxnets.training.losses import smoothed_targets, training_loss
 from jaxnets.training.metrics import Sums, metric_sums
-from jaxnets.training.recipes import Recipe
+from jaxnets.training.recipe import Recipe
+from jaxnets.training.state import TrainState, moving_average
 
-
-@flax.struct.dataclass
-class TrainState:
-    """All that training changes. `step` counts finished steps; `batch_stats` is empty for networks without norms."""
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What `model.apply` reads."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-def create_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int) -> TrainState:
-    """Freshly initialised state, a function of the seed alone."""
-
-    @jax.jit
-    def create(key: jax.Array) -> TrainState:
-        images = jax.numpy.zeros((1, image_size, image_size, 3))
-        variables = model.init(key, images, train=False)
-        params = variables["params"]
-        return TrainState(
-            step=jax.numpy.zeros((), jax.numpy.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
-
-    return create(jax.random.key(seed))
+_LARGE = 1 << 20
 
 
 def train_step(
     state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
+    batch: Batch,
     *,
     model: Any,
     optimizer: optax.GradientTransformation,
     preprocessing: Preprocessing,
     recipe: Recipe,
-    seed: int,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Sums]:
-    """Augments, normalises, and takes one step: uint8 images [N, H, W, 3], labels [N] -> new state, metric sums.
+    """Takes one step on uint8 images [N, H, W, 3] and their labels [N] -> new state, metric sums.
 
-    All randomness here follows from (seed, step). With `axis_name`, N is one replica's share; gradients and statistics
-    are averaged over the replicas and the sums added up.
+    All randomness follows from the state's key and step. With `axis_name`, N is one replica's share; gradients and
+    statistics are averaged over the replicas and the sums added up. A step whose loss, gradients or statistics are not
+    finite changes nothing but the counts of steps and of skipped ones.
     """
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), 6)
-    shift_key, dropout_key, flip_key, color_key, erasing_key, mix_key = keys
-    if axis_name is not None:
-        replica = jax.lax.axis_index(axis_name)
-        shift_key, dropout_key = (jax.random.fold_in(key, replica) for key in (shift_key, dropout_key))
-    if recipe.shift:
-        images = random_shift(shift_key, images, round(recipe.shift * images.shape[1]))
-    if recipe.flip:
-        images = random_flip(image_keys(flip_key, len(images), axis_name), images, recipe.flip)
-    if recipe.color_jitter:
-        images = color_jitter(image_keys(color_key, len(images), axis_name), images, recipe.color_jitter)
-    inputs = preprocessing.normalise(images)
-    if recipe.random_erasing:
-        inputs = random_erasing(image_keys(erasing_key, len(images), axis_name), inputs, recipe.random_erasing)
-    targets = smoothed_targets(labels, model.num_classes, recipe.label_smoothing)
-    if recipe.mixup_alpha or recipe.cutmix_alpha:
-        inputs, targets = mix(mix_key, inputs, targets, recipe.mixup_alpha, recipe.cutmix_alpha)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    augment_key, dropout_key = jax.random.split(key)
+    inputs, targets = training_inputs(augment_key, batch, model.num_classes, preprocessing, recipe, axis_name)
+    loss_of: Any = partial(_loss, model=model, recipe=recipe)
+    if recipe.remat:
+        loss_of = jax.checkpoint(loss_of, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_OUTPUTS))
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
 
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            inputs,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats", "aux_logits"],
-        )
-        loss = training_loss(
-            logits,
-            jax.tree.leaves(updates.get("aux_logits", {})),
-            targets,
-            aux_weight=recipe.aux_weight,
-        )
-        return loss, (logits, updates.get("batch_stats", {}))
+    def part(batch_stats: Any, inputs: Any, targets: Any, labels: Any, number: Any) -> tuple[Any, Any]:
+        dropout = jax.random.fold_in(dropout_key, number)
+        (loss, (logits, batch_stats)), gradients = gradient(state.params, batch_stats, inputs, targets, dropout)
+        # What is minimised, so with smoothed and mixed targets and auxiliary heads; accuracy is that of the labels.
+        return batch_stats, (loss, gradients, metric_sums(logits, labels) | {"loss": loss * len(labels)})
 
-    (_, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    sums = metric_sums(logits, labels)
+    labels, parts = jnp.asarray(batch.labels), recipe.accumulation
+    if parts == 1:
+        batch_stats, (loss, gradients, sums) = part(state.batch_stats, inputs, targets, labels, 0)
+    else:
+        cut = [array.reshape(parts, -1, *array.shape[1:]) for array in (inputs, targets, labels)]
+        cut.append(jnp.arange(parts))
+        _, shapes = jax.eval_shape(part, state.batch_stats, *(array[0] for array in cut))
+
+        def add(totals: Any, now: Any) -> tuple[Any, None]:
+            batch_stats, more = part(totals[0], *now)
+            return (batch_stats, jax.tree.map(jnp.add, totals[1], more)), None
+
+        nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        # XLA runs convolutions on the CPU many times slower inside of a loop.
+        unroll = parts if jax.default_backend() == "cpu" else 1
+        (batch_stats, (loss, gradients, sums)), _ = jax.lax.scan(add, (state.batch_stats, nothing), cut, unroll=unroll)
+        loss, gradients = jax.tree.map(lambda total: total / parts, (loss, gradients))
     if axis_name is not None:
-        gradients, batch_stats = jax.lax.pmean((gradients, batch_stats), axis_name)
+        loss, gradients = jax.lax.pmean((loss, gradients), axis_name)
+        if recipe.batch_norm == "local":
+            batch_stats = jax.lax.pmean(batch_stats, axis_name)
         sums = jax.lax.psum(sums, axis_name)
+
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+    average = state.average
+    if average:
+        variables = {"params": params, "batch_stats": batch_stats}
+        average = moving_average(average, variables, state.step, recipe.ema_decay)
+    finite = all_finite((loss, gradients, batch_stats))
+    keep = partial(jax.tree.map, partial(jnp.where, finite))
+    state = TrainState(
+        step=state.step + 1,
+        key=state.key,
+        params=keep(params, state.params),
+        batch_stats=keep(batch_stats, state.batch_stats),
+        opt_state=keep(opt_state, state.opt_state),
+        average=keep(average, state.average),
+        skipped=jnp.where(finite, 0, state.skipped + 1),
+    )
+    sums = jax.tree.map(lambda value: jnp.where(finite, value, 0), sums)
+    return state, sums | {"skipped": 1 - finite.astype(jnp.int32), "skipped_in_a_row": state.skipped}
+
+
+def training_inputs(
+    key: jax.Array,
+    batch: Batch,
+    num_classes: int,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Augmented, normalised images [N, H, W, 3] and target probabilities [N, K]; each image by chances of its own."""
+    images = jnp.asarray(batch.images)
+    shift_key, flip_key, trivial_key, color_key, erasing_key, mix_key = jax.random.split(key, 6)
+    keys = partial(image_keys, count=len(images), axis_name=axis_name)
+    if recipe.shift:
+        images = random_shift(keys(shift_key), images, round(recipe.shift * images.shape[1]))
+    if recipe.flip:
+        images = random_flip(keys(flip_key), images, recipe.flip)
+    if recipe.trivial_augment:
+        images = trivial_augment(keys(trivial_key), images)
+    if recipe.color_jitter:
+        images = color_jitter(keys(color_key), images, recipe.color_jitter)
+    inputs = preprocessing.normalise(images)
+    if recipe.random_erasing:
+        inputs = random_erasing(keys(erasing_key), inputs, recipe.random_erasing)
+    targets = smoothed_targets(jnp.asarray(batch.labels), num_classes, recipe.label_smoothing)
+    if recipe.mixup_alpha or recipe.cutmix_alpha:
+        inputs, targets = mix(mix_key, inputs, targets, recipe.mixup_alpha, recipe.cutmix_alpha)
+    return inputs, targets
+
+
+def _loss(
+    params: Any,
+    batch_stats: Any,
+    inputs: jax.Array,
+    targets: jax.Array,
+    dropout_key: jax.Array,
+    *,
+    model: Any,
+    recipe: Recipe,
+) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    logits, updates = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        inputs,
+        train=True,
+        rngs={"dropout": dropout_key},
+        mutable=["batch_stats", "aux_logits"],
+    )
+    loss = training_loss(
+        logits,
+        jax.tree.leaves(updates.get("aux_logits", {})),
+        targets,
+        loss=recipe.loss,
+        target_threshold=recipe.target_threshold,
+        aux_weight=recipe.aux_weight,
+    )
+    return loss, (logits, updates.get("batch_stats", {}))
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether all numbers of a tree are finite, and so is the sum of their squares (in float32 up to 1e19 or so)."""
+    # All but the largest as one vector: a test of each by itself takes XLA up to four times as long to compile.
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+    large = [leaf for leaf in leaves if leaf.size > _LARGE]
+    small = jnp.concatenate([leaf for leaf in leaves if leaf.size <= _LARGE])
+    return jnp.isfinite(sum(jnp.vdot(leaf, leaf) for leaf in (small, *large)))
 
 
 def evaluation_step(
     variables: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
+    batch: Batch,
     *,
     model: nn.Module,
     preprocessing: Preprocessing,
-) -> tuple[jax.Array, Sums]:
-    """Probabilities [N, K] and metric sums of uint8 images [N, H, W, 3]; masked images count for nothing."""
-    logits: Any = model.apply(variables, preprocessing.normalise(images), train=False)
-    return jax.nn.softmax(logits.astype(jax.numpy.float32)), metric_sums(logits, labels, mask)
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array, Sums]:
+    """Probabilities [N, K], labels [N] and metric sums of uint8 images [N, H, W, 3]; masked images count for nothing.
+
+    With `axis_name` all three are those of the whole batch.
+    """
+    logits: Any = model.apply(variables, preprocessing.normalise(jnp.asarray(batch.images)), train=False)
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+    labels = jnp.asarray(batch.labels)
+    sums = metric_sums(logits, labels, jnp.asarray(batch.mask))
+    if axis_name is not None:
+        probabilities, labels = jax.lax.all_gather((probabilities, labels), axis_name, tiled=True)
+        sums = jax.lax.psum(sums, axis_name)
+    return probabilities, labels, sums

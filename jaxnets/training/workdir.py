@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,59 +21,59 @@ _MOST_MISTAKES = 24
 _MOST_SAMPLES = 100
 
 
-def check_unused(path: Path) -> None:
-    """Raises InputError where a run can't be written, or where anything lies already; writes nothing."""
-    try:
-        if (path / "config.json").exists():
-            raise InputError(f"{path} already holds another run; give another --workdir, or remove it first")
-        if path.exists() and any(path.iterdir()):
-            raise InputError(f"{path} is not empty; give a --workdir that is, or that does not exist yet")
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} can't be written ({error.strerror}); give another --workdir")
-
-
 @dataclass(frozen=True)
 class Workdir:
-    """The files of a run: its configuration and classes, metrics, result, predictions and a few test images.
+    """The files of a run: its configuration and classes, result, predictions and a few test images.
 
-    Checkpoints and the report have their own owners.
+    Checkpoints, metrics and the report have their own owners.
     """
 
     path: Path
 
     @classmethod
-    def create(
-        cls, path: Path, config: Config, class_names: Sequence[str], bad_images: Sequence[BadImage]
-    ) -> "Workdir":
-        """Makes the folder and writes config.json, classes.json (the names in the order of their indices), and, where
-        images were left out, bad-images.csv. Raises InputError as `check_unused` does.
+    def prepare(cls, path: Path, config: Config, *, resume: bool = False) -> "Workdir":
+        """The folder of a new run, or with `resume` of one that is to go on; writes nothing.
+
+        Raises InputError where a run can't be written, where anything lies already that is not to go on, or where it
+        began with other settings.
         """
-        check_unused(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            with (path / "config.json").open("x", encoding="utf-8") as file:
-                file.write(config.to_json())
-            (path / "classes.json").write_text(json.dumps(list(class_names), indent=2) + "\n", encoding="utf-8")
-            if bad_images:
-                write_bad_images(path, bad_images)
+            if (path / "config.json").exists():
+                if not resume:
+                    raise InputError(
+                        f"{path} already holds another run; let it go on by --resume, or give another --workdir"
+                    )
+                config.check_goes_on(Config.read(path / "config.json"))
+            elif path.exists() and any(file.name != "config.new" for file in path.iterdir()):
+                raise InputError(f"{path} is not empty; give a --workdir that is, or that does not exist yet")
         except OSError as error:
             raise _unwritable(path, error) from None
         return cls(path)
 
-    def log(self, split: str, step: int, epoch: int, metrics: Mapping[str, float], **more: float) -> None:
-        """Adds a line to metrics.jsonl."""
-        line = {"split": split, "step": step, "epoch": epoch, **metrics, **more}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def begin(self, config: Config, class_names: Sequence[str], bad_images: Sequence[BadImage]) -> None:
+        """Makes the folder and writes config.json, classes.json (the names in the order of their indices), and, where
+        images were left out, bad-images.csv.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(self.path / "config.json", config.to_json())
+            if (self.path / "classes.json").exists():
+                return
+            _write(self.path / "classes.json", json.dumps(list(class_names), indent=2) + "\n")
+            if bad_images:
+                write_bad_images(self.path, bad_images)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run has left as its result."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def finish(
         self, result: Mapping[str, Any], dataset: Dataset, test: Evaluation, picture: Callable[[int], np.ndarray]
     ) -> None:
-        """Writes predictions.csv [one row a test image], result.json, and images to look at.
+        """Writes predictions.csv [one row a test image], images to look at, and last result.json.
 
         samples/ holds the first test image of each class as class-INDEX.png, mistakes/ the wrong answers that were
         surest, by their index in the test; `picture` gives the pixels [S, S, 3] that the network saw.
@@ -85,16 +86,29 @@ class Workdir:
             for index, (label, guess, share) in enumerate(zip(labels, predicted, surety, strict=True))
         ]
         _write_csv(self.path / "predictions.csv", ("index", "image", "class", "predicted", "probability"), rows)
-        text = json.dumps({**result, "class_names": list(names)}, indent=2)
-        (self.path / "result.json").write_text(text + "\n", encoding="utf-8")
         _, firsts = np.unique(labels, return_index=True)
         wrong = np.flatnonzero(predicted != labels)
         surest = wrong[np.argsort(-surety[wrong], kind="stable")][:_MOST_MISTAKES]
         for folder, indices in (("samples", firsts[:_MOST_SAMPLES]), ("mistakes", surest)):
-            (self.path / folder).mkdir()
+            (self.path / folder).mkdir(exist_ok=True)
             for index in indices:
                 name = f"class-{labels[index]}" if folder == "samples" else str(index)
                 Image.fromarray(picture(int(index))).save(self.path / folder / f"{name}.png")
+        _write(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} can't be written ({error.strerror}); give another --workdir")
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or, whenever the process ends, none."""
+    new = path.with_suffix(".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,7 +1,6 @@
 """The data benchmark measures what it says."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,8 +10,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import jaxnets.benchmarking.data as benchmarking
+from experiments import benchmark
 from jaxnets.errors import InputError
-from jaxnets.training.recipes import default_recipe
+from jaxnets.training.recipes import recipe_for
+from tests.training.tiny import Tiny
 
 
 @pytest.fixture
@@ -33,16 +34,21 @@ def test_rates_are_images_over_seconds() -> None:
     assert benchmarking._rate(slow) == pytest.approx(300, rel=0.3)
 
 
-def test_the_command_prints_one_object(photos: Path) -> None:
-    command = ("--data", photos, "--arch", "resnet18", "--image-size", "16", "--batch-size", "8", "--json")
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.benchmark", *map(str, command)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        check=True,
-    )
-    result = json.loads(done.stdout)
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small network, whose compiling is no part of what is tested, and short measurements."""
+    monkeypatch.setattr(benchmarking, "create_model", lambda name, **options: Tiny(**options))
+    monkeypatch.setattr(benchmarking, "_LEAST_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_prints_one_object(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--data", photos, "--arch", "resnet18", "--image-size", "16", "--batch-size", "8", "--json")
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+    benchmark.main()
+    result = json.loads(capsys.readouterr().out)
     assert (result["mode"], result["image_size"], result["batch_size"]) == ("data", 16, 8)
     rates = {name: result[f"{name}images_per_second"] for name in ("", "decoder_", "transfer_", "compute_")}
     assert all(rate > 1 for rate in rates.values())
@@ -54,8 +60,9 @@ def test_the_command_prints_one_object(photos: Path) -> None:
     assert result["peak_memory_bytes"] > 50e6
 
 
+@pytest.mark.usefixtures("quick")
 def test_arrays_have_no_decoder_and_are_as_fast_as_promised() -> None:
-    recipe = default_recipe("resnet20_cifar")
+    recipe = recipe_for("resnet20_cifar")
     result = benchmarking.benchmark_data("digits", "resnet20_cifar", recipe, None, None)
     assert "decoder_images_per_second" not in result
     # Far below what it reaches on a quiet machine, far above what decoding would.
@@ -63,8 +70,8 @@ def test_arrays_have_no_decoder_and_are_as_fast_as_promised() -> None:
 
 
 def test_peers_that_cannot_be_measured_are_refused(photos: Path) -> None:
-    recipe = default_recipe("resnet18", "photos")
+    recipe = recipe_for("resnet18", "photos")
     with pytest.raises(InputError, match="reads folders of images only"):
         benchmarking.benchmark_data("digits", "resnet18", recipe, None, "torch")
     with pytest.raises(InputError, match="random crops"):
-        benchmarking.benchmark_data(str(photos), "resnet20_cifar", default_recipe("resnet20_cifar", "x"), None, "torch")
+        benchmarking.benchmark_data(str(photos), "resnet20_cifar", recipe_for("resnet20_cifar", "x"), None, "torch")

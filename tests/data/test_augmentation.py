@@ -55,9 +55,10 @@ def random_images(count: int, height: int, width: int) -> np.ndarray:
 
 
 def augment(images: jax.Array, targets: jax.Array, axis_name: str | None) -> tuple[jax.Array, ...]:
-    """All that depends on an image's own key or on the batch's, in the training step's order."""
-    flip_key, colour_key, erasing_key, mix_key = jax.random.split(jax.random.key(5), 4)
-    flipped = random_flip(image_keys(flip_key, len(images), axis_name), images, 0.5)
+    """All that is drawn, from an image's own key or the batch's."""
+    shift_key, flip_key, colour_key, erasing_key, mix_key = jax.random.split(jax.random.key(5), 5)
+    shifted = random_shift(image_keys(shift_key, len(images), axis_name), images, 2)
+    flipped = random_flip(image_keys(flip_key, len(images), axis_name), shifted, 0.5)
     jittered = color_jitter(image_keys(colour_key, len(images), axis_name), flipped, 0.4)
     erased = random_erasing(image_keys(erasing_key, len(images), axis_name), jittered, 0.5)
     return flipped, erased, *mix(mix_key, erased, targets, 0.2, 1.0)
@@ -89,13 +90,27 @@ def test_every_image_has_a_key_of_its_own() -> None:
 
 
 def test_random_shift_moves_each_image_whole() -> None:
-    images = jnp.zeros((200, 9, 9, 3), jnp.uint8).at[:, 4, 4].set(jnp.array([1, 2, 3], jnp.uint8))
-    shifted = np.asarray(jax.jit(random_shift, static_argnums=2)(jax.random.key(0), images, 2))
+    images = jnp.zeros((SEVERAL, 9, 9, 3), jnp.uint8).at[:, 4, 4].set(jnp.array([1, 2, 3], jnp.uint8))
+    shifted = np.asarray(jax.jit(random_shift, static_argnums=2)(keys_of(0, SEVERAL), images, 2))
     places = np.argwhere(shifted[..., 0] == 1)
-    assert len(places) == 200
-    np.testing.assert_array_equal(shifted[tuple(places.T)], np.tile([1, 2, 3], (200, 1)))
-    moves = {(int(row) - 4, int(column) - 4) for _, row, column in places}
-    assert moves == {(row, column) for row in range(-2, 3) for column in range(-2, 3)}
+    assert len(places) == SEVERAL
+    np.testing.assert_array_equal(shifted[tuple(places.T)], np.tile([1, 2, 3], (SEVERAL, 1)))
+    rows, columns = places[:, 1:].T - 2
+    assert rows.min() == columns.min() == 0
+    # All 25 places alike: chi-square with 24 degrees of freedom at p = 0.0001.
+    counts = np.bincount(5 * rows + columns)
+    assert len(counts) == 25
+    assert ((counts - SEVERAL / 25) ** 2).sum() / (SEVERAL / 25) < 58.6
+
+
+def test_random_shift_is_padding_and_cropping() -> None:
+    images = random_images(30, 5, 7)
+    shifted = np.asarray(jax.jit(random_shift, static_argnums=2)(keys_of(1, 30), images, 3))
+    for image, result in zip(images, shifted, strict=True):
+        padded = np.pad(image, ((3, 3), (3, 3), (0, 0)))
+        crops = [padded[row : row + 5, column : column + 7] for row in range(7) for column in range(7)]
+        assert sum(np.array_equal(result, crop) for crop in crops) == 1
+    np.testing.assert_array_equal(random_shift(keys_of(1, 30), images, 0), images)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])

@@ -67,3 +67,101 @@ def test_evaluation_sees_every_image_once_in_full_batches(count: int, share: int
 def test_a_batch_that_processes_cannot_share_is_refused() -> None:
     with pytest.raises(InputError, match="batch_size=32 can't be shared by 3 processes"):
         training_slots(0, 0, 32, 100, 0, 3)
+
+
+def all_samples(
+    seed: int, samples: int, batch_size: int, count: int, repeats: int, processes: int = 1
+) -> list[tuple[int, int]]:
+    """Epoch and index of the first samples, in their order."""
+    seen: list[tuple[int, int]] = []
+    for step in range(-(-samples // batch_size)):
+        for process in range(processes):
+            slots = training_slots(seed, step, batch_size, count, process, processes, repeats=repeats)
+            assert slots.mask.all()
+            assert {array.shape for array in slots} == {(batch_size // processes,)}
+            seen.extend(zip(slots.epochs.tolist(), slots.indices.tolist(), strict=True))
+    return seen[:samples]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    count=st.integers(1, 60), share=st.integers(1, 9), processes=PROCESSES, repeats=st.integers(1, 5),
+    passes=st.integers(1, 3), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_repeats_show_every_image_so_often_a_pass(
+    count: int, share: int, processes: int, repeats: int, passes: int, seed: int
+) -> None:
+    groups = -(-passes * count // 2)
+    samples = 2 * repeats * groups
+    seen = all_samples(seed, samples, share * processes, count, repeats, processes)
+    # The same whatever the batch size and the processes.
+    assert seen == all_samples(seed, samples, samples, count, repeats)
+    # In full passes each image has been seen under each of its epochs' numbers, once.
+    full = sorted(sample for sample in seen if sample[0] < passes * repeats)
+    assert full == [(epoch, index) for epoch in range(passes * repeats) for index in range(count)]
+    # What was rounded up to is one image of the next pass.
+    ahead = [sample for sample in seen if sample[0] >= passes * repeats]
+    first = int(np.random.default_rng((seed, passes)).permutation(count)[0])
+    expected = [(passes * repeats + repeat, first) for repeat in range(repeats)]
+    assert ahead == (expected if passes * count % 2 else [])
+
+
+@settings(max_examples=150, deadline=None)
+@given(count=st.integers(1, 60), repeats=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
+def test_repeats_come_in_pairs_of_different_images(count: int, repeats: int, seed: int) -> None:
+    seen = all_samples(seed, 2 * repeats * 2 * count, 12, count, repeats)
+    # By hand: the passes' orders end to end, two images at a time, each pair as often as there are repeats.
+    orders = [(epoch, int(i)) for epoch in range(4) for i in np.random.default_rng((seed, epoch)).permutation(count)]
+    expected = [
+        (epoch * repeats + repeat, index)
+        for group in range(2 * count)
+        for repeat in range(repeats)
+        for epoch, index in orders[2 * group : 2 * group + 2]
+    ]
+    assert seen == expected
+    # Neighbours, which mixup mixes, are different images; of an odd number only those that two passes share may not be.
+    pairs = list(zip(seen[::2], seen[1::2], strict=True))
+    same_pass = [(one[1], other[1]) for one, other in pairs if one[0] // repeats == other[0] // repeats]
+    assert all(one != other for one, other in same_pass)
+    assert len(pairs) - len(same_pass) == (2 * repeats if count % 2 else 0)
+
+
+def test_one_image_can_be_its_own_neighbour_only_where_passes_meet() -> None:
+    # An odd number, an order that ends with the image that the next begins with.
+    count = 5
+    seed = next(seed for seed in range(100) if epoch_order(seed, 0, count)[-1] == epoch_order(seed, 1, count)[0])
+    seen = all_samples(seed, 3 * 6, 6, count, repeats=3)
+    assert [seen[place][1] == seen[place + 1][1] for place in range(0, 18, 2)] == 6 * [False] + 3 * [True]
+    # Still with other crops.
+    assert len(set(seen)) == 18
+
+
+def test_repeats_come_close_together_each_as_an_epoch() -> None:
+    slots = training_slots(7, 0, 12, 12, repeats=3)
+    first, second, third, fourth = epoch_order(7, 0, 12)[:4]
+    assert slots.indices.tolist() == 3 * [first, second] + 3 * [third, fourth]
+    assert slots.epochs.tolist() == 2 * [0, 0, 1, 1, 2, 2]
+    following = training_slots(7, 3, 12, 12, repeats=3)
+    first, second, third, fourth = epoch_order(7, 1, 12)[:4]
+    assert following.indices.tolist() == 3 * [first, second] + 3 * [third, fourth]
+    assert following.epochs.tolist() == 2 * [3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_far_epochs_do_not_overflow(repeats: int) -> None:
+    count, batch_size, step = 1_000, 12, 10**15
+    slots = training_slots(1, step, batch_size, count, 1, 2, repeats=repeats)
+    # In Python's integers, which have no end.
+    for place, epoch, index in zip(range(6, 12), slots.epochs.tolist(), slots.indices.tolist(), strict=True):
+        position = step * batch_size + place
+        visit = 2 * (position // (2 * repeats)) + position % 2
+        assert epoch == visit // count * repeats + position // 2 % repeats
+        assert index == epoch_order(1, visit // count, count)[visit % count]
+    assert slots.epochs.dtype == slots.indices.dtype == np.int64
+    assert slots.epochs.min() > 2**32
+
+
+@pytest.mark.parametrize("repeats", [0, -2])
+def test_an_image_is_seen_at_least_once(repeats: int) -> None:
+    with pytest.raises(InputError, match=f"repeats={repeats}"):
+        training_slots(0, 0, 4, 10, repeats=repeats)

@@ -3,15 +3,22 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import report
 from jaxnets.data.datasets import digits
+from jaxnets.errors import InputError
 from jaxnets.training.checkpoint import load_classifier
+from jaxnets.training.config import Config
+from jaxnets.training.recipes import recipe_for
 from tests.experiments.commands import Refuses, command, refused
+from tests.training.tiny import Tiny
 
 # Small and quick, but the whole way: a real network on the real data.
 QUICK = ("--arch", "resnet20_cifar", "--image-size", "8", "--epochs", "2", "--batch-size", "100")
@@ -45,6 +52,9 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
     assert result["train_images_per_second"] > 0
     assert 0 < result["compile_seconds"] < result["seconds"]
     assert result["device"]
+    assert (result["devices"], result["parallel"]) == (1, "jit")
+    assert result["best_test_accuracy"] == max(line["accuracy"] for line in metrics(trained) if line["split"] == "test")
+    assert 0 <= result["waiting_for_data_seconds"] < result["seconds"]
     tests = [line for line in metrics(trained) if line["split"] == "test"]
     assert [line["count"] for line in tests] == [360, 360]
     assert result["test_accuracy"] == tests[-1]["accuracy"]
@@ -96,29 +106,26 @@ def test_predict_gives_the_top_five_of_each_image(trained: Path) -> None:
     assert lines[1:6] == [f"  {shares[i]:7.2%}  {classifier.class_names[i]}" for i in best]
 
 
-def test_the_report_can_be_made_again(trained: Path) -> None:
+def test_the_report_can_be_made_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = trained / "report.html"
     before = page.read_text()
     page.unlink()
-    assert command("report", trained, folder=trained).returncode == 0
+    monkeypatch.setattr(sys, "argv", ["report", str(trained)])
+    report.main()
     assert len(page.read_text()) == pytest.approx(len(before), rel=0.01)
 
 
-def test_the_same_seed_gives_the_same_metrics(trained: Path, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_metrics_in_another_folder(trained: Path) -> None:
     def without_times(workdir: Path) -> list[dict[str, float]]:
         return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(workdir)]
 
-    assert command("train", *QUICK, "--workdir", tmp_path / "again", folder=tmp_path).returncode == 0
-    assert without_times(tmp_path / "again") == without_times(trained)
-    other = command("train", *QUICK, "--workdir", tmp_path / "other", "--seed", 1, folder=tmp_path)
-    assert other.returncode == 0
-    assert without_times(tmp_path / "other") != without_times(trained)
-
-
-def test_a_default_workdir_is_never_taken_twice(trained: Path) -> None:
-    folder = trained.parents[1]
-    assert command("train", *QUICK, folder=folder).returncode == 0
-    assert (folder / "runs" / "resnet20_cifar-digits-2" / "result.json").exists()
+    # A default workdir is never taken twice.
+    before = sorted((path, path.stat().st_mtime) for path in trained.rglob("*"))
+    assert command("train", *QUICK, folder=trained.parents[1]).returncode == 0
+    again = trained.parent / "resnet20_cifar-digits-2"
+    assert without_times(again) == without_times(trained)
+    assert (again / "predictions.csv").read_bytes() == (trained / "predictions.csv").read_bytes()
+    assert sorted((path, path.stat().st_mtime) for path in trained.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -136,7 +143,15 @@ def test_a_default_workdir_is_never_taken_twice(trained: Path) -> None:
         (["--arch", "resnet50", "--seed", "-1"], ["seed=-1"]),
         (["--arch", "resnet50", "--seed", str(2**32)], ["seed=4294967296"]),
         (["--arch", "resnet50", "--batch-size", "1438"], ["batch_size=1438", "1437 training images"]),
-        (["--arch", "resnet50", "--flip", "2"], ["flip=2", "0 to 1"]),
+        (["--arch", "resnet50", "--flip", "2"], ["flip=2", "at least 0 and at most 1"]),
+        (["--arch", "resnet50", "--recipe", "resnet_2016"], ["unknown recipe 'resnet_2016'", "resnet_2015"]),
+        (
+            ["--arch", "alexnet", "--zero-init-residual"],
+            ["alexnet has no zero_init", "--no-zero-init-residual"],
+        ),
+        (["--arch", "resnet50", "--parallel", "both"], ["--parallel", "pmap", "shard_map"]),
+        (["--arch", "resnet50", "--schedule", "step"], ["schedule=step", "decay_epochs=()"]),
+        (["--resume", "--arch", "resnet50"], ["--resume", "--workdir"]),
         (["--arch", "resnet50", "--test-share", "1"], ["test_share=1"]),
         (["--arch", "resnet50", "--on-bad-image", "ignore"], ["--on-bad-image", "error", "skip"]),
         (["--arch", "resnet50", "--workdir", "x" * 300], ["can't be written"]),
@@ -145,26 +160,67 @@ def test_a_default_workdir_is_never_taken_twice(trained: Path) -> None:
     ],
 )
 def test_train_refuses_bad_input(arguments: list[str], words: list[str], refuses: Refuses, tmp_path: Path) -> None:
-    refuses("train", *arguments, words=tuple(words))
+    refuses("train", "--parallel", "jit", *arguments, words=tuple(words))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_refuses_a_workdir_that_holds_a_run(trained: Path) -> None:
+def test_train_refuses_a_workdir_that_holds_a_run(trained: Path, refuses: Refuses) -> None:
     before = sorted((path, path.stat().st_mtime) for path in trained.rglob("*"))
-    refused(command("train", *QUICK, "--workdir", trained, folder=trained), "already holds another run", "--workdir")
+    arguments = (*QUICK, "--parallel", "jit", "--workdir", trained)
+    refuses("train", *arguments, words=("already holds another run", "--resume", "--workdir"))
+    refuses("train", *arguments, "--resume", "--lr", 0.5, words=("the run began with recipe.learning_rate=0.001",))
     assert sorted((path, path.stat().st_mtime) for path in trained.rglob("*")) == before
 
 
-def test_train_leaves_a_folder_with_other_files_alone(tmp_path: Path) -> None:
+def test_train_leaves_a_folder_with_other_files_alone(tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "predictions.csv").write_text("mine")
-    refused(command("train", *QUICK, "--workdir", ".", folder=tmp_path), "is not empty")
+    refuses("train", *QUICK, "--parallel", "jit", "--workdir", ".", words=("is not empty",))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_train_stops_when_the_loss_is_no_longer_finite(tmp_path: Path) -> None:
-    done = command("train", *QUICK, "--optimizer", "sgd", "--lr", "1e38", "--workdir", "run", folder=tmp_path)
-    refused(done, "no longer finite", "--lr")
+def test_train_stops_when_steps_are_no_longer_finite(
+    tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Tiny(**options))
+    arguments = ("--optimizer", "sgd", "--lr", "1e38", "--parallel", "jit", "--workdir", "run")
+    refuses("train", *QUICK, *arguments, words=("10 steps in a row", "--lr"))
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_the_best_checkpoint_can_be_asked_for(name: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(workdir: Path, which: str) -> None:
+        asked.append((workdir, which))
+        raise InputError("enough")
+
+    monkeypatch.setattr("experiments.command.load_classifier", load)
+    images = ["image.png"] if name == "predict" else []
+    refuses(name, "run", *images, words=("enough",))
+    refuses(name, "run", *images, "--checkpoint", "best", words=("enough",))
+    assert asked == [(Path("run"), "latest"), (Path("run"), "best")]
+    refuses(name, "run", *images, "--checkpoint", "worst", words=("--checkpoint", "latest", "best"))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float64", True), ("bfloat16", False)])
+def test_what_was_trained_in_64_bits_is_tested_in_64_bits(
+    dtype: str, expected: bool, refuses: Refuses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    enabled = []
+
+    def load(workdir: Path, which: str) -> None:
+        enabled.append(jax.config.jax_enable_x64)
+        raise InputError("enough")
+
+    monkeypatch.setattr("experiments.command.load_classifier", load)
+    config = Config("resnet20_cifar", recipe_for("resnet20_cifar"), dtype=dtype)
+    (tmp_path / "config.json").write_text(config.to_json())
+    try:
+        refuses("evaluate", tmp_path, words=("enough",))
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert enabled == [expected]
 
 
 def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, refuses: Refuses) -> None:

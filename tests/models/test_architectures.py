@@ -186,6 +186,18 @@ def test_alexnet_drops_before_or_after_its_hidden_dense_layers(name: str, droppe
     assert {layer: not value.any() for layer, value in inputs.items()} == dropped
 
 
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
+def test_alexnet_can_be_narrow(name: str) -> None:
+    def shapes(**options: Any) -> dict[str, tuple[int, ...]]:
+        model = jaxnets.create_model(name, num_classes=5, **options)
+        params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 64, 64, 3)), train=False))["params"]
+        return {layer: leaves["kernel"].shape for layer, leaves in params.items()}
+
+    wide = shapes()
+    assert shapes(hidden_features=32) == wide | {"fc1": (9216, 32), "fc2": (32, 32), "fc3": (32, 5)}
+    assert wide == shapes(hidden_features=4096)
+
+
 def test_alexnet_2012_normalises_responses_after_the_first_two_layers() -> None:
     calls = []
 

@@ -1,11 +1,15 @@
 """Batch normalisation against numpy and against Flax's own."""
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxnets
 from jaxnets.models.layers import BatchNorm
 
 
@@ -83,3 +87,59 @@ def test_statistics_stay_float32_in_bfloat16() -> None:
     outputs, variables = BatchNorm(train=True, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), inputs)
     assert outputs.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def random_like(shapes: Any) -> Any:
+    """Positive numbers in the shapes of variables."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.uniform(0.1, 1, leaf.shape), leaf.dtype), shapes)
+
+
+def assert_same_bytes(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("axis_name", [None, "replicas"])
+def test_frozen_statistics_are_used_and_left_as_they_are(axis_name: str | None) -> None:
+    inputs = jnp.asarray(data(8, 3, 3, 6), jnp.float32)
+    # Only the axis tells that nothing is averaged over it.
+    frozen, still = BatchNorm(train=True, frozen=True, axis_name=axis_name), BatchNorm(train=False)
+    shapes = jax.eval_shape(lambda: frozen.init(jax.random.key(0), inputs))
+    assert shapes == jax.eval_shape(lambda: still.init(jax.random.key(0), inputs))
+    variables = random_like(shapes)
+    outputs, updates = frozen.apply(variables, inputs, mutable=["batch_stats"])
+    assert_same_bytes(updates["batch_stats"], variables["batch_stats"])
+    assert_same_bytes(outputs, still.apply(variables, inputs))
+
+    def gradients(module: BatchNorm) -> Any:
+        def loss(params: Any, inputs: jax.Array) -> jax.Array:
+            return jnp.sin(module.apply({**variables, "params": params}, inputs)).sum()
+
+        return jax.grad(loss, argnums=(0, 1))(variables["params"], inputs)
+
+    assert_same_bytes(gradients(frozen), gradients(still))
+    assert all(np.asarray(leaf).all() for leaf in jax.tree.leaves(gradients(frozen)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("googlenet", {"aux_logits": False, "dropout_rate": 0.0}), ("resnet18", {"stage_sizes": (1, 1)}),
+     ("resnet164_v2_cifar", {"stage_sizes": (1, 1)})],
+)  # fmt: skip
+def test_any_network_can_be_frozen(name: str, options: dict[str, Any]) -> None:
+    model: Any = jaxnets.create_model(name, num_classes=3, **options)
+    frozen = model.clone(norm=partial(model.norm, frozen=True))
+    images = jnp.asarray(data(2, 16, 16, 3), jnp.float32)
+    variables = random_like(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False)))
+
+    @jax.jit
+    def run(variables: Any) -> Any:
+        return model.apply(variables, images, train=False), frozen.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+
+    expected, (logits, updates) = run(variables)
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+    assert_same_bytes(updates["batch_stats"], variables["batch_stats"])

@@ -2,47 +2,133 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-import jaxnets
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.training.checkpoint import Checkpoints, load_classifier
+from jaxnets.training.checkpoint import Checkpoints, Contents, load_classifier
 from jaxnets.training.config import Config
-from jaxnets.training.recipes import default_recipe
-from jaxnets.training.step import TrainState, create_state
+from jaxnets.training.history import Position
+from jaxnets.training.state import TrainState
+from tests.training.tiny import PLAIN, Tiny, make_state, make_variables
 
-PREPROCESSING = Preprocessing(8, 10, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
-CONFIG = Config("resnet20_cifar", default_recipe("resnet20_cifar"))
+# Beside the weights there is an optimiser's state, and an average that differs from the weights.
+RECIPE = replace(PLAIN, optimizer="adam", ema_decay=0.9, decay_epochs=(1.0, 2.5))
+CONFIG = Config("resnet20_cifar", RECIPE, dataset="none", seed=7, log_every=3)
 # A string sort would put "10" before "2".
 CLASSES = ("1", "2", "10", "naïve")
+PREPROCESSING = Preprocessing(8, 10, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
+CONTENTS = Contents(CONFIG, PREPROCESSING, CLASSES, {"train": "a", "test": "b"})
+NUMBERS = (3, 5, 10, 11)
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def state_at(number: int) -> TrainState:
+    """A state that no other number has."""
+    state = make_state(RECIPE, make_variables(Tiny(num_classes=4)))
+    random = np.random.default_rng(number)
+    return jax.tree.map(lambda leaf: np.asarray(random.normal(0, 9, leaf.shape)).astype(leaf.dtype), state)
+
+
+def position_at(number: int) -> dict[str, Any]:
+    position = Position(step=number - 1, epochs_tested=1, best_accuracy=0.1 + number, log_bytes=2**40)
+    position.epoch.loss = 1 / 3
+    return position.to_dict()
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four checkpoints were written, of which the first was the best."""
     workdir = tmp_path_factory.mktemp("run")
-    state = create_state(jaxnets.create_model(CONFIG.arch, num_classes=4), optax.sgd(0.1, momentum=0.9), 0, 8)
-    with Checkpoints(workdir, CONFIG, PREPROCESSING, CLASSES) as checkpoints:
-        checkpoints.save(state)
-        checkpoints.save(state.replace(step=state.step + 7))
-    return workdir, state
+    with Checkpoints(workdir, CONTENTS) as checkpoints:
+        for number in NUMBERS:
+            checkpoints.save(number, state_at(number), position_at(number), best=number == 3)
+        assert checkpoints.best == 3
+    return workdir
 
 
-def test_a_classifier_comes_back_with_all_that_it_needs(saved: tuple[Path, TrainState]) -> None:
-    workdir, state = saved
-    assert [folder.name for folder in (workdir / "checkpoints").iterdir()] == ["7"]
-    classifier = load_classifier(workdir)
+def assert_same(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_the_two_latest_and_the_best_are_kept(saved: Path) -> None:
+    assert sorted(int(folder.name) for folder in (saved / "checkpoints").iterdir()) == [3, 10, 11]
+
+
+@pytest.mark.parametrize(("which", "number"), [("latest", 11), ("best", 3)])
+def test_a_classifier_comes_back_with_all_that_it_needs(saved: Path, which: str, number: int) -> None:
+    classifier = load_classifier(saved, which)
     assert (classifier.config, classifier.preprocessing, classifier.class_names) == (CONFIG, PREPROCESSING, CLASSES)
-    jax.tree.map(np.testing.assert_array_equal, classifier.variables, state.variables)
+    assert_same(classifier.variables, state_at(number).average)
 
 
-def test_a_classifier_knows_its_classes(saved: tuple[Path, TrainState]) -> None:
-    classifier = load_classifier(saved[0])
+def test_weights_are_taken_where_there_is_no_average(tmp_path: Path) -> None:
+    contents = replace(CONTENTS, config=replace(CONFIG, recipe=replace(RECIPE, ema_decay=0.0)))
+    state = state_at(1).replace(average={})  # type: ignore[attr-defined]
+    with Checkpoints(tmp_path, contents) as checkpoints:
+        checkpoints.save(1, state, position_at(1))
+        restored = checkpoints.restore(state_at(2).replace(average={}), print)  # type: ignore[attr-defined]
+    assert restored is not None
+    assert_same(restored[0], state)
+    for which in ("latest", "best"):
+        variables = load_classifier(tmp_path, which).variables
+        assert_same(variables, {"params": state.params, "batch_stats": state.batch_stats})
+
+
+def test_all_of_a_run_comes_back(saved: Path) -> None:
+    with Checkpoints(saved, CONTENTS) as checkpoints:
+        restored = checkpoints.restore(state_at(99), print)
+        assert checkpoints.best == 3
+    assert restored is not None
+    state, position = restored
+    assert_same(state, state_at(11))
+    dtypes = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (state, state_at(11))]
+    assert dtypes[0] == dtypes[1]
+    assert position == position_at(11)
+    assert Position.from_dict(position).to_dict() == position
+    assert Position.from_dict(position).number == 11
+
+
+def test_nothing_comes_back_of_nothing(tmp_path: Path) -> None:
+    for workdir in (tmp_path, None):
+        with Checkpoints(workdir, CONTENTS) as checkpoints:
+            assert checkpoints.restore(state_at(0), print) is None
+    with Checkpoints(None, CONTENTS) as checkpoints:
+        checkpoints.save(1, state_at(1), position_at(1), best=True)
+        checkpoints.wait()
+        assert checkpoints.best == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"class_names": ("1", "10", "2", "naïve")}, "class 1 is '10', in training it was '2'"),
+        ({"fingerprints": {"train": "a", "test": "c"}}, "the test images are not those that the run began with"),
+        ({"config": replace(CONFIG, seed=8)}, "the run began with seed=7, now it is 8"),
+        (
+            {"config": replace(CONFIG, recipe=replace(RECIPE, flip=0.25))},
+            r"the run began with recipe.flip=0.0, now it is 0.25",
+        ),
+    ],
+)
+def test_another_run_does_not_go_on(saved: Path, change: dict[str, Any], words: str) -> None:
+    with (
+        Checkpoints(saved, replace(CONTENTS, **change)) as checkpoints,
+        pytest.raises(InputError, match=words),
+    ):
+        checkpoints.restore(state_at(0), print)
+
+
+def test_a_classifier_knows_its_classes(saved: Path) -> None:
+    classifier = load_classifier(saved)
     classifier.check_classes(CLASSES)
     for other, words in (
         (("1", "10", "2", "naïve"), "class 1 is '10', in training it was '2'"),
@@ -67,19 +153,28 @@ def cut(name: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize("damage", [remove("metadata"), remove("variables"), cut("metadata"), cut("variables")])
-def test_a_damaged_checkpoint_is_named(
-    saved: tuple[Path, TrainState], damage: Callable[[Path], None], tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_named(saved: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(saved[0], workdir)
-    damage(workdir / "checkpoints" / "7")
+    shutil.copytree(saved, workdir)
+    damage(workdir / "checkpoints" / "11")
     with pytest.raises(InputError, match="its checkpoint is damaged") as raised:
         load_classifier(workdir)
     assert str(workdir) in str(raised.value)
     assert "\n" not in str(raised.value)
+    # A run goes on from the one before.
+    said: list[str] = []
+    with Checkpoints(workdir, CONTENTS) as checkpoints:
+        restored = checkpoints.restore(state_at(0), said.append)
+    assert restored is not None
+    assert_same(restored[0], state_at(10))
+    (line,) = said
+    assert line.startswith("warning: checkpoint 11 is damaged")
+    assert (workdir / "damaged-checkpoints" / "11").is_dir()
 
 
 def test_a_run_without_a_finished_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run"):
+        load_classifier(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="no checkpoint was finished"):
         load_classifier(tmp_path)

@@ -1,37 +1,57 @@
 """A run from Python."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnets.data.sources import ArraySource, Dataset
+from jaxnets.data.sources import ArraySource, Dataset, Record
 from jaxnets.errors import InputError
+from jaxnets.training import loop
+from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
+from jaxnets.training.evaluation import Evaluation, Evaluator
 from jaxnets.training.loop import train
-from jaxnets.training.recipes import default_recipe
+from jaxnets.training.parallel import Compiled, Parallel
+from tests.training.tiny import GREYS, PLAIN, PREPROCESSING, Tiny, greys
+
+JIT = Parallel.choose("jit")
+# Eight steps, four an epoch.
+RECIPE = replace(PLAIN, epochs=2, learning_rate=0.1)
 
 
-def two_greys(count: int) -> ArraySource:
-    """Dark and light images, which any network tells apart."""
-    labels = np.arange(count) % 2
-    noise = np.random.default_rng(count).integers(0, 60, (count, 8, 8))
-    return ArraySource((noise + 190 * labels[:, None, None]).astype(np.uint8), labels)
+def run(workdir: Path, dataset: Any = GREYS, *, log_every: int = 1, **changes: Any) -> dict[str, Any]:
+    config = Config("resnet20_cifar", replace(RECIPE, **changes), "greys", log_every=log_every)
+    return train(config, workdir, dataset, parallel=JIT)
 
 
-DATASET = Dataset("greys", ("dark", "light"), two_greys(96), two_greys(21), (0.5,) * 3, (0.4,) * 3)
-RECIPE = replace(
-    default_recipe("resnet20_cifar", "greys"), image_size=8, epochs=2, batch_size=16, shift=0.0, label_smoothing=0.0
-)
+def strict(text: str) -> dict[str, Any]:
+    """JSON as its standard has it, without NaN and Infinity."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    return json.loads(text, parse_constant=refuse)
 
 
+def lines(workdir: Path, split: str) -> list[dict[str, Any]]:
+    text = (workdir / "metrics.jsonl").read_text()
+    return [line for line in map(strict, text.splitlines()) if line["split"] == split]
+
+
+@pytest.mark.usefixtures("tiny")
 def test_arrays_of_ones_own_train_a_classifier(tmp_path: Path) -> None:
-    config = Config("resnet20_cifar", RECIPE, dataset="greys")
-    result = train(config, tmp_path / "run", DATASET)
-    assert result["test_accuracy"] == 1.0
-    assert (result["test_images"], result["train_images"], result["steps"]) == (21, 96, 12)
+    result = run(tmp_path / "run", replace(GREYS, train=greys(96)))
+    assert result["test_accuracy"] == result["best_test_accuracy"] == 1.0
+    assert (result["test_images"], result["train_images"], result["steps"]) == (13, 96, 24)
+    assert (result["devices"], result["parallel"]) == (1, "jit")
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["dark", "light"]
     assert 0 <= result["waiting_for_data_seconds"] < result["seconds"]
 
@@ -41,12 +61,280 @@ def test_arrays_of_ones_own_train_a_classifier(tmp_path: Path) -> None:
     [
         ({"class_names": ("dark",)}, "label 1; expected 0 to 0"),
         ({"class_names": ("dark", "light", "none")}, "class 'none' has no training images"),
-        ({"train": two_greys(8)}, "batch_size=16, but greys has 8 training images"),
+        ({"train": greys(4)}, "batch_size=8, but greys has 4 training images"),
     ],
 )
 def test_data_that_cannot_train_is_refused_before_anything_is_written(
-    tmp_path: Path, change: dict[str, object], words: str
+    tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        train(Config("resnet20_cifar", RECIPE, dataset="greys"), tmp_path / "run", replace(DATASET, **change))  # type: ignore[arg-type]
+        run(tmp_path / "run", replace(GREYS, **change))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_metrics_are_of_the_steps_that_they_name(tmp_path: Path) -> None:
+    run(tmp_path / "each", schedule="linear", warmup_epochs=0.5)
+    result = run(tmp_path / "some", schedule="linear", warmup_epochs=0.5, log_every=3)
+    each, some = (lines(tmp_path / name, "train") for name in ("each", "some"))
+    assert [line["step"] for line in each] == list(range(1, 9))
+    # The rate with which the step was made: up to the peak after one step (a fifth of eight at most), down to 0 at 8.
+    expected = [0.05, *(0.1 * (8 - step) / 7 for step in range(1, 8))]
+    np.testing.assert_allclose([line["learning_rate"] for line in each], expected, rtol=1e-5)
+    # And at the end of each epoch.
+    assert [line["step"] for line in some] == [3, 4, 6, 8]
+    assert [line["epoch"] for line in some] == [1, 1, 2, 2]
+    np.testing.assert_allclose([line["learning_rate"] for line in some], np.array(expected)[[2, 3, 5, 7]], rtol=1e-5)
+    for line, steps in zip(some, ([0, 1, 2], [3], [4, 5], [6, 7]), strict=True):
+        for name in ("loss", "accuracy"):
+            assert line[name] == pytest.approx(np.mean([each[step][name] for step in steps]), rel=1e-5)
+        assert line["count"] == 8 * len(steps)
+    (first, last) = lines(tmp_path / "some", "test")
+    assert (first["step"], first["epoch"], last["step"], last["epoch"]) == (4, 1, 8, 2)
+    assert (last["accuracy"], last["loss"], last["count"]) == (result["test_accuracy"], result["test_loss"], 13)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    losses = {}
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        train(Config("resnet20_cifar", RECIPE, "greys", seed, log_every=1), tmp_path / name, GREYS, parallel=JIT)
+        losses[name] = [line["loss"] for split in ("train", "test") for line in lines(tmp_path / name, split)]
+    assert losses["first"] == losses["again"]
+    assert not set(losses["first"]) & set(losses["other"])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_rate_is_that_of_the_steps_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where all gradients are 1, the weights go down by the rates.
+    class Slope(nn.Module):
+        num_classes: int = 2
+        axis_name: str | None = None
+
+        @nn.compact
+        def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+            return jnp.zeros((len(images), 2)) + self.param("weight", nn.initializers.zeros, ())
+
+    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Slope())
+    monkeypatch.setattr("jaxnets.training.step.training_loss", lambda logits, *_, **__: logits[0, 0])
+    run(tmp_path / "run", schedule="polynomial", power=2.0, end_share=0.1)
+    rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
+    np.testing.assert_allclose(rates, [0.1 * (0.1 + 0.9 * (1 - step / 8) ** 2) for step in range(8)], rtol=1e-5)
+    weight = load_classifier(tmp_path / "run").variables["params"]["weight"]
+    np.testing.assert_allclose(weight, -sum(rates), rtol=1e-5)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *results: tuple[float, float]) -> list[Any]:
+    """Tests bring these accuracies and losses; what was tested is noted."""
+    tested: list[Any] = []
+
+    class Scripted(Evaluator):
+        def __call__(self, variables: Any, *rest: Any) -> Evaluation:
+            accuracy, loss = results[len(tested)]
+            tested.append(jax.tree.map(np.asarray, variables))
+            return replace(
+                super().__call__(variables, *rest), metrics={"accuracy": accuracy, "loss": loss, "count": 13}
+            )
+
+    monkeypatch.setattr(loop, "Evaluator", Scripted)
+    return tested
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("patience", "results", "best_epoch"),
+    [
+        (0, [(0.5, 1.0), (0.7, 1.0), (0.6, 0.5), (0.7, 1.0), (0.7, 1.1)], 2),
+        # Of equal accuracies the smaller loss is better.
+        (0, [(0.7, 1.0), (0.7, 0.9), (0.6, 0.1), (0.7, 0.8), (0.1, 0.1)], 4),
+        (2, [(0.5, 1.0), (0.7, 1.0), (0.6, 1.0), (0.8, 2.0), (0.8, 1.9)], 5),
+        (2, [(0.5, 1.0), (0.7, 1.0), (0.6, 1.0), (0.7, 1.0)], 2),
+        (1, [(0.5, 1.0), (0.5, 1.0)], 1),
+    ],
+)
+def test_the_best_is_kept_and_patience_ends(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: int,
+    results: list[tuple[float, float]],
+    best_epoch: int,
+) -> None:
+    tested = scripted(monkeypatch, *results)
+    result = run(tmp_path / "run", epochs=5, patience_epochs=patience, batch_size=16)
+    assert result["epochs"] == len(tested) == len(results)
+    assert result["steps"] == 2 * len(results) == lines(tmp_path / "run", "test")[-1]["step"]
+    assert (result["best_epoch"], result["best_test_accuracy"]) == (best_epoch, results[best_epoch - 1][0])
+    assert result["test_accuracy"] == results[-1][0]
+    for which, number in (("best", best_epoch), ("latest", len(results))):
+        variables = load_classifier(tmp_path / "run", which).variables
+        jax.tree.map(np.testing.assert_array_equal, variables, tested[number - 1])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_each_epoch_may_have_another_image_size(tmp_path: Path) -> None:
+    run(tmp_path / "run", train_image_sizes=(6, 8, 12), epochs=3, batch_size=16)
+    assert load_classifier(tmp_path / "run").preprocessing.crop_size == 8
+    assert [line["step"] for line in lines(tmp_path / "run", "test")] == [2, 4, 6]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["train_image_sizes"] == [6, 8, 12]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_metrics_are_read_while_the_next_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    call, device_get = Compiled.__call__, jax.device_get
+
+    def dispatch(self: Compiled, replicated: Any, batch: Any) -> Any:
+        if hasattr(replicated, "opt_state"):
+            calls.append("step")
+        return call(self, replicated, batch)
+
+    def get(tree: Any) -> Any:
+        if isinstance(tree, dict) and "skipped" in tree:
+            calls.append("read")
+        return device_get(tree)
+
+    monkeypatch.setattr(Compiled, "__call__", dispatch)
+    monkeypatch.setattr(jax, "device_get", get)
+    run(tmp_path / "run")
+    # The test at the end of an epoch needs all that was before it.
+    epoch = ["step", "step", "read", "step", "read", "step", "read", "read"]
+    assert calls == 2 * epoch
+
+
+class Slow(ArraySource):
+    """Takes its time over each image, in training alone."""
+
+    seconds = 0.0
+
+    def __getitem__(self, index: int) -> Record:
+        time.sleep(self.seconds)
+        return super().__getitem__(index)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_waiting_for_data_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxnets.data.pipeline.available_cores", lambda: 1)
+    source = greys(32)
+    dataset = replace(GREYS, train=Slow(source.images, source.labels))
+    # Random crops, as other images are held in memory.
+    quick = run(tmp_path / "quick", dataset, min_crop_area=0.9)
+    monkeypatch.setattr(Slow, "seconds", 0.01)
+    slow = run(tmp_path / "slow", dataset, min_crop_area=0.9)
+    # Of 0.64 s some may pass while the step is compiled.
+    assert 0.3 < slow["waiting_for_data_seconds"] < slow["seconds"]
+    assert quick["waiting_for_data_seconds"] < 0.2
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, message: str, at: int) -> None:
+    call, steps = Compiled.__call__, iter(range(100))
+
+    def fail(self: Compiled, replicated: Any, batch: Any) -> Any:
+        if hasattr(replicated, "opt_state") and next(steps) == at:
+            raise jax.errors.JaxRuntimeError(message)
+        return call(self, replicated, batch)
+
+    monkeypatch.setattr(Compiled, "__call__", fail)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("at", [0, 3])
+def test_too_little_memory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    failing(monkeypatch, "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17 bytes.\nLong\nlist", at)
+    with pytest.raises(
+        InputError, match=r"^out of memory with batch_size=8 .*allocate 17 bytes.*--batch-size 4"
+    ) as raised:
+        run(tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_other_failures_are_not_called_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, "INTERNAL: CUDNN_STATUS_EXECUTION_FAILED", 1)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="CUDNN"):
+        run(tmp_path / "run")
+
+
+class Trapped(Tiny):
+    """Makes an infinite loss of a batch that holds a white image."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        trapped = (images > 0.99 / PREPROCESSING.std[0]).all((1, 2, 3)).any()
+        return super().__call__(images, train) + jnp.where(trapped & train, jnp.inf, 0)
+
+
+def with_white_images(monkeypatch: pytest.MonkeyPatch, which: slice) -> Dataset:
+    """For the trapped network."""
+    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Trapped(**options))
+    source = greys(32)
+    source.images[which] = 255
+    return replace(GREYS, train=source, mean=(0.0,) * 3, std=PREPROCESSING.std[:1] * 3)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_ten_steps_in_a_row_that_are_not_finite_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config("resnet20_cifar", replace(RECIPE, epochs=4), "greys", log_every=1)
+    dataset = with_white_images(monkeypatch, slice(None))
+    with pytest.raises(InputError, match=r"^10 steps in a row, up to step 10, .* --lr than 0.1") as raised:
+        train(config, tmp_path / "run", dataset, parallel=JIT, seconds_a_checkpoint=0)
+    assert "\n" not in str(raised.value)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "was not finite" in line]
+    assert warnings == [f"warning: step {step} was not finite; it is left out" for step in range(1, 10)]
+    trained = lines(tmp_path / "run", "train")
+    assert [(line["step"], line["count"], line["skipped"]) for line in trained] == [(n, 0, 1) for n in range(1, 10)]
+    assert not any("loss" in line for line in trained)
+    assert len(lines(tmp_path / "run", "test")) == 2
+    # What is saved is what the run began with.
+    variables = load_classifier(tmp_path / "run").variables
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+    np.testing.assert_array_equal(variables["batch_stats"]["bn1"]["mean"], 0)
+    np.testing.assert_array_equal(variables["params"]["bn1"]["scale"], 1)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_too_large_a_rate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^10 steps in a row, up to step 1[01], .* --lr than 1e\+38"):
+        run(tmp_path / "run", epochs=4, learning_rate=1e38)
+    assert lines(tmp_path / "run", "train")[-1]["skipped"] == 1
+    variables = load_classifier(tmp_path / "run").variables
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_goes_on_without_a_step_that_was_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = with_white_images(monkeypatch, slice(7, 8))
+    result = run(tmp_path / "run", dataset, log_every=4, ema_decay=0.5)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "was not finite" in line]
+    assert len(warnings) == 2
+    assert [(line["count"], line["skipped"]) for line in lines(tmp_path / "run", "train")] == [(24, 1), (24, 1)]
+    assert (result["steps"], result["epochs"]) == (8, 2)
+    assert np.isfinite(result["test_loss"])
+    variables = load_classifier(tmp_path / "run").variables
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_tests_the_moving_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[Any] = []
+    call = Compiled.__call__
+
+    def note(self: Compiled, replicated: Any, batch: Any) -> Any:
+        result = call(self, replicated, batch)
+        if hasattr(replicated, "opt_state"):
+            states.append(jax.tree.map(np.asarray, result[0]))
+        return result
+
+    monkeypatch.setattr(Compiled, "__call__", note)
+    tested = scripted(monkeypatch, (0.5, 1.0), (0.6, 1.0))
+    run(tmp_path / "run", ema_decay=0.8)
+    for step, variables in ((4, tested[0]), (8, tested[1])):
+        jax.tree.map(np.testing.assert_array_equal, variables, states[step - 1].average)
+        assert np.abs(variables["params"]["fc"]["kernel"] - states[step - 1].params["fc"]["kernel"]).max() > 1e-4
+        assert np.abs(variables["batch_stats"]["bn1"]["mean"] - states[step - 1].batch_stats["bn1"]["mean"]).min() > 0
+    jax.tree.map(np.testing.assert_array_equal, load_classifier(tmp_path / "run").variables, tested[1])

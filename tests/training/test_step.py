@@ -1,47 +1,30 @@
-"""The training step: its loss, its gradients over replicas, its optimisers."""
+"""The training step: its loss, its gradients, its chances, and what it does with numbers that are not finite."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-import jaxnets
 import jaxnets.training.step as training_step
-from jaxnets.data.preprocessing import Preprocessing
-from jaxnets.errors import InputError
-from jaxnets.training.losses import cross_entropy, smoothed_targets, training_loss
-from jaxnets.training.metrics import metric_sums
-from jaxnets.training.optimizers import OPTIMIZERS, make_optimizer, warmup_cosine
-from jaxnets.training.recipes import Recipe, default_recipe
-from jaxnets.training.step import create_state, train_step
+from jaxnets.training.losses import binary_cross_entropy, cross_entropy, smoothed_targets, training_loss
+from jaxnets.training.metrics import Totals, metric_sums
+from jaxnets.training.state import create_state
+from tests.training.tiny import (
+    PLAIN,
+    Tiny,
+    compiled_step,
+    make_batch,
+    make_state,
+    make_variables,
+    normalised,
+    optimizer_of,
+    step_of,
+)
 
-PREPROCESSING = Preprocessing(8, 8, (0.3, 0.3, 0.3), (0.4, 0.4, 0.4))
-RECIPE = Recipe(image_size=8, epochs=1, batch_size=8, optimizer="momentum", learning_rate=0.1, weight_decay=1e-3)
-
-
-def batch(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    stream = np.random.RandomState(0)
-    return stream.randint(0, 256, (count, 8, 8, 3)).astype(np.uint8), np.arange(count, dtype=np.int32) % 3
-
-
-def make_step(recipe: Recipe = RECIPE, axis_name: str | None = None, **options: Any) -> tuple[Any, Any]:
-    model = jaxnets.create_model("resnet20_cifar", num_classes=3, stage_sizes=(1, 1), axis_name=axis_name, **options)
-    optimizer = make_optimizer(recipe.optimizer, optax.constant_schedule(recipe.learning_rate), recipe.weight_decay)
-    step = partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        preprocessing=PREPROCESSING,
-        recipe=recipe,
-        seed=0,
-        axis_name=axis_name,
-    )
-    return step, create_state(model.clone(axis_name=None), optimizer, 0, 8)
+BATCH = make_batch()
 
 
 def test_cross_entropy_is_the_formula() -> None:
@@ -52,6 +35,17 @@ def test_cross_entropy_is_the_formula() -> None:
         targets = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
         actual = cross_entropy(jnp.asarray(logits), smoothed_targets(labels, 5, smoothing))
         np.testing.assert_allclose(actual, -(targets * np.log(shares)).sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_binary_cross_entropy_is_the_formula(threshold: float) -> None:
+    logits, targets = np.random.RandomState(0).standard_normal((4, 5)), np.random.RandomState(1).uniform(size=(4, 5))
+    expected = targets if threshold == 0 else np.where(targets > threshold, 1, 0)
+    shares = 1 / (1 + np.exp(-logits))
+    formula = -(expected * np.log(shares) + (1 - expected) * np.log(1 - shares)).mean(axis=1)
+    actual = binary_cross_entropy(jnp.asarray(logits), jnp.asarray(targets), threshold)
+    np.testing.assert_allclose(actual, formula, rtol=1e-5)
+    assert binary_cross_entropy(jnp.asarray(logits, jnp.bfloat16), targets).dtype == jnp.float32
 
 
 def test_auxiliary_heads_count_with_their_weight() -> None:
@@ -73,160 +67,178 @@ def test_masked_images_count_for_nothing() -> None:
         np.testing.assert_allclose(actual[name], value, rtol=1e-6)
 
 
-AUGMENTED = replace(RECIPE, flip=0.5, color_jitter=0.4, random_erasing=0.5, mixup_alpha=0.2, cutmix_alpha=1.0)
-
-
-@pytest.mark.parametrize("recipe", [RECIPE, AUGMENTED])
-def test_replicas_together_take_the_step_of_one_device(recipe: Recipe) -> None:
-    images, labels = batch()
-    single, state = make_step(recipe)
-    several, _ = make_step(recipe, axis_name="replicas")
-    expected, expected_sums = jax.jit(single)(state, images, labels)
-
-    def shard(array: np.ndarray) -> np.ndarray:
-        return array.reshape(4, 2, *array.shape[1:])
-
-    actual, sums = jax.jit(jax.vmap(several, in_axes=(None, 0, 0), axis_name="replicas"))(
-        state, shard(images), shard(labels)
-    )
-    for replica in range(4):
-        jax.tree.map(
-            lambda a, e, r=replica: np.testing.assert_allclose(a[r], e, atol=2e-5),
-            (actual.params, actual.batch_stats, sums),
-            (expected.params, expected.batch_stats, expected_sums),
-        )
-
-
 def test_the_step_is_gradient_descent_with_decay_on_kernels_alone() -> None:
-    recipe = Recipe(
-        image_size=8, epochs=1, batch_size=8, optimizer="sgd", learning_rate=0.5, weight_decay=0.01, label_smoothing=0.2
-    )
-    step, state = make_step(recipe)
-    images, labels = batch()
-    after, _ = jax.jit(step)(state, images, labels)
-    model = step.keywords["model"]
+    recipe = replace(PLAIN, learning_rate=0.5, weight_decay=0.01, label_smoothing=0.2)
+    model = Tiny()
+    state = make_state(recipe, make_variables(model))
+    after, sums = compiled_step(recipe, model)(state, BATCH)
+    inputs = jnp.asarray(normalised(BATCH.images), jnp.float32)
 
     def loss(params: Any) -> Any:
-        logits, _ = model.apply(
-            {"params": params, "batch_stats": state.batch_stats}, PREPROCESSING.normalise(images), train=True,
-            mutable=["batch_stats"],
-        )  # fmt: skip
-        targets = 0.8 * jax.nn.one_hot(labels, 3) + 0.2 / 3
-        return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits: Any = model.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
+        targets = 0.8 * jax.nn.one_hot(BATCH.labels, 3) + 0.2 / 3
+        return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean(), logits
 
-    gradients = jax.jit(jax.grad(loss))(state.params)
+    (mean, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.5 * (g + 0.01 * p * (p.ndim > 1)), state.params, gradients)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), after.params, expected)
     assert after.step == 1
+    # The loss is what is minimised, accuracy that of the labels.
+    np.testing.assert_allclose(sums["loss"], 8 * mean, rtol=1e-5)
+    assert sums["correct"] == (np.asarray(logits).argmax(-1) == BATCH.labels).sum()
+    assert sums["count"] == 8
 
 
-@pytest.mark.parametrize("name", ["flip", "color_jitter", "random_erasing", "mixup_alpha", "cutmix_alpha"])
-def test_every_augmentation_changes_the_step(name: str) -> None:
-    images, labels = batch()
-    plain, state = make_step()
-    changed, _ = make_step(replace(RECIPE, **{name: 0.8}))
-    # Of one batch chance may leave all as it is.
-    states = [state.replace(step=state.step + number) for number in range(3)]
-    plain_losses, losses = ([float(jax.jit(f)(s, images, labels)[1]["loss"]) for s in states] for f in (plain, changed))
-    assert plain_losses[0] == plain_losses[1]
-    assert len({*losses, plain_losses[0]}) > 1
+class Listener:
+    """Notes the key that a network draws its own chances from."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        self.keys: list[jax.Array] = []
+
+    def apply(self, variables: Any, inputs: jax.Array, *, rngs: dict[str, jax.Array], **_: Any) -> Any:
+        self.keys.append(rngs["dropout"])
+        return variables["params"]["logits"], {"batch_stats": {}}
 
 
 def test_every_kind_of_chance_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     # fold_in(key, i) is split(key)[i]: a key that is split once more, or in another number, comes again.
     used: list[tuple[int, ...]] = []
+    mixed: list[jax.Array] = []
 
-    def note(key: jax.Array) -> jax.Array:
-        used.extend(map(tuple, np.atleast_2d(jax.random.key_data(key)).tolist()))
-        return key
+    def note(keys: jax.Array) -> None:
+        used.extend(map(tuple, np.atleast_2d(jax.random.key_data(keys)).tolist()))
 
-    for name in ("random_shift", "random_flip", "color_jitter", "random_erasing", "mix"):
-        original = getattr(training_step, name)
-        monkeypatch.setattr(training_step, name, lambda key, *rest, original=original: original(note(key), *rest))
-    recipe = replace(AUGMENTED, shift=0.2)
-    step, state = make_step(recipe)
-    with jax.disable_jit():
-        step(state, *batch(2))
-    # A shift and a mix for the batch; flip, colour and erasing for each of two images; and what their owners draw from.
-    shift, mix = used[0], used[-1]
-    assert len(used) == len(set(used)) == 8
-    inner = [jax.random.split(jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32)), 4) for key in (shift, mix)]
-    children = {tuple(data) for keys in inner for data in jax.random.key_data(keys).tolist()}
+    def spy(name: str) -> Any:
+        def call(keys: jax.Array, images: jax.Array, *rest: Any) -> Any:
+            note(keys)
+            if name == "mix":
+                mixed.append(keys)
+                return images, rest[0]
+            return images
+
+        return call
+
+    for name in ("random_shift", "random_flip", "trivial_augment", "color_jitter", "random_erasing", "mix"):
+        monkeypatch.setattr(training_step, name, spy(name))
+    model = Listener()
+    chances = {"shift": 0.2, "flip": 0.5, "trivial_augment": True, "color_jitter": 0.4, "random_erasing": 0.5}
+    recipe = replace(PLAIN, **chances, mixup_alpha=0.2, cutmix_alpha=1.0)  # type: ignore[arg-type]
+    state = make_state(recipe, {"params": {"logits": jnp.zeros((2, 3))}, "batch_stats": {}})
+    for number in range(2):
+        step_of(recipe, model)(state.replace(step=jnp.int32(number)), make_batch(2))
+    for key in model.keys:
+        note(key)
+    # In each step five for each of two images, one for mixing, one for the network; and what mixing draws from.
+    assert len(used) == len(set(used)) == 2 * (5 * 2 + 1 + 1)
+    children = {tuple(data) for key in mixed for data in jax.random.key_data(jax.random.split(key, 4)).tolist()}
     assert len(children) == 8
     assert not children & set(used)
 
 
 def test_chance_follows_from_the_seed_and_the_step_alone() -> None:
-    recipe = Recipe(
-        image_size=8, epochs=1, batch_size=8, optimizer="sgd", learning_rate=0.1, weight_decay=0.0, shift=0.25
+    recipe, model = replace(PLAIN, shift=0.25), Tiny(dropout_rate=0.3)
+    state = make_state(recipe, make_variables(model))
+    step = compiled_step(recipe, model)
+    first, again, later, elsewhere = (
+        float(step(start, BATCH)[1]["loss"])
+        for start in (
+            state,
+            state,
+            state.replace(step=state.step + 1),
+            state.replace(key=jax.random.key_data(jax.random.key(1))),
+        )
     )
-    step, state = make_step(recipe)
-    images, labels = batch()
-    jitted = jax.jit(step)
-    first, again = (jitted(state, images, labels)[1] for _ in range(2))
-    later = jitted(state.replace(step=state.step + 1), images, labels)[1]
-    assert first["loss"] == again["loss"] != later["loss"]
+    assert first == again
+    assert len({first, later, elsewhere}) == 3
 
 
-def test_schedule_warms_up_and_ends_at_zero() -> None:
-    schedule = warmup_cosine(0.4, 100, 10)
-    values = [float(schedule(step)) for step in range(101)]
-    np.testing.assert_allclose(values[:11], np.linspace(0.4 / 11, 0.4, 11), atol=1e-7)
-    np.testing.assert_allclose(values[10:], 0.2 * (1 + np.cos(np.pi * np.arange(91) / 90)), atol=1e-6)
-    # A short run is not all warm-up.
-    assert float(warmup_cosine(0.4, 1, 5)(0)) == pytest.approx(0.4)
-    assert float(warmup_cosine(0.4, 50, 50)(10)) == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_learns_a_batch_by_heart(name: str) -> None:
-    rate = {"sgd": 0.1, "momentum": 0.05, "adagrad": 0.05, "rmsprop": 0.003, "adam": 0.01}[name]
-    recipe = Recipe(
-        image_size=8, epochs=1, batch_size=8, optimizer=name, learning_rate=rate, weight_decay=0.0, label_smoothing=0.0
+def test_a_new_state_follows_from_the_seed_alone() -> None:
+    first, again, other = (create_state(Tiny(), optimizer_of(PLAIN), seed, 8, average=True) for seed in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first.params["conv1"]["kernel"] != other.params["conv1"]["kernel"]).all()
+    assert (first.step, first.skipped) == (0, 0)
+    jax.tree.map(
+        np.testing.assert_array_equal, first.average, {"params": first.params, "batch_stats": first.batch_stats}
     )
-    step, state = make_step(recipe)
-    images, labels = batch()
-    jitted = jax.jit(step)
-    losses = []
-    for _ in range(60):
-        state, sums = jitted(state, images, labels)
-        losses.append(float(sums["loss"] / sums["count"]))
-    assert losses[-1] < 0.1 < losses[0]
+    assert first.variables is first.average
+    assert create_state(Tiny(norm=None), optimizer_of(PLAIN), 0, 8).batch_stats == {}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"image_size": -8}, "image_size=-8"),
-        ({"learning_rate": -0.1}, "learning_rate=-0.1"),
-        ({"learning_rate": 0.0}, "learning_rate=0"),
-        ({"learning_rate": -1}, "learning_rate=-1"),
-        ({"weight_decay": -1}, "weight_decay=-1"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan"),
-        ({"flip": 1.5}, "flip=1.5; expected a share from 0 to 1"),
-        ({"crop_pct": 1e-12}, "crop_pct=1e-12"),
-        ({"min_crop_area": 2}, "min_crop_area=2"),
-        ({"mixup_alpha": -0.2}, "mixup_alpha=-0.2"),
-        ({"optimizer": "adm"}, "unknown optimizer 'adm'.*adam"),
-    ],
-)
-def test_recipes_refuse_what_cannot_train(change: dict[str, Any], message: str) -> None:
-    values = {
-        "image_size": 8,
-        "epochs": 1,
-        "batch_size": 8,
-        "optimizer": "sgd",
-        "learning_rate": 0.1,
-        "weight_decay": 0.0,
-    }
-    with pytest.raises(InputError, match=message):
-        Recipe(**(values | change))
+class Faulty:
+    """Its logits are its parameters; some part of it is infinite if asked."""
+
+    num_classes = 3
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def apply(self, variables: Any, inputs: jax.Array, **_: Any) -> Any:
+        logits, mean = variables["params"]["logits"], inputs.mean((0, 1, 2))
+        infinity = jnp.exp(1000 + mean.sum())
+        if self.fault == "loss":
+            # The right answer is impossible; the slopes of the others know nothing of it.
+            logits = logits.at[0, 0].set(-infinity)
+        if self.fault == "gradients":
+            # The root of 0, whose slope is infinite, times the slope of what is below it, which is 0.
+            logits += jnp.sqrt(0 * jnp.square(logits))
+        if self.fault == "statistics":
+            mean += infinity
+        return logits, {"batch_stats": {"mean": mean}}
 
 
-@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
-def test_every_network_takes_the_images_of_its_recipe(dataset: str) -> None:
-    for name in jaxnets.list_models():
-        model = jaxnets.create_model(name, num_classes=10)
-        assert default_recipe(name, dataset).image_size >= model.smallest_image
+@pytest.mark.parametrize("fault", ["loss", "gradients", "statistics"])
+@pytest.mark.parametrize("count", [3, 3000])
+def test_a_step_that_is_not_finite_changes_nothing(fault: str, count: int) -> None:
+    # The logits are few, or one large parameter.
+    recipe = replace(PLAIN, optimizer="adam", ema_decay=0.5)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, count)), jnp.float32)
+    state = make_state(recipe, {"params": {"logits": logits}, "batch_stats": {"mean": jnp.ones(3)}})
+    model = Faulty(fault)
+    good, bad = Faulty("none"), model
+    good.num_classes = bad.num_classes = count  # type: ignore[misc]
+    faulty = jax.jit(step_of(recipe, bad))
+    step = jax.jit(step_of(recipe, good))
+
+    state, sums = step(state, BATCH)
+    assert (sums["skipped"], sums["skipped_in_a_row"], sums["count"]) == (0, 0, 8)
+    after = state
+    for number in (1, 2):
+        after, sums = faulty(after, BATCH)
+        kept = [(old.params, old.batch_stats, old.opt_state, old.average, old.key) for old in (state, after)]
+        for one, other in zip(*map(jax.tree.leaves, kept), strict=True):
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+        assert (after.step, after.skipped) == (1 + number, number)
+        # Nothing that is not finite gets into the sums.
+        assert {name: float(value) for name, value in sums.items()} == {
+            "loss": 0, "correct": 0, "count": 0, "skipped": 1, "skipped_in_a_row": number,
+        }  # fmt: skip
+    after, sums = step(after, BATCH)
+    assert (after.skipped, sums["skipped"], sums["skipped_in_a_row"]) == (0, 0, 0)
+    expected, _ = step(state, BATCH)
+    np.testing.assert_array_equal(after.params["logits"], expected.params["logits"])
+
+
+def test_statistics_that_overflow_are_caught_where_the_loss_is_finite() -> None:
+    # A variance beyond float32 makes all outputs of a norm its bias.
+    variables = make_variables(Tiny())
+    variables["params"]["conv1"]["kernel"] *= 1e25
+    inputs = jnp.asarray(normalised(BATCH.images), jnp.float32)
+    logits, updates = Tiny().apply(variables, inputs, train=True, mutable=["batch_stats"])
+    assert np.isfinite(logits).all()
+    assert np.isinf(updates["batch_stats"]["bn1"]["var"]).all()
+    state = make_state(PLAIN, variables)
+    after, sums = compiled_step(PLAIN, Tiny())(state, BATCH)
+    assert sums["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, state.batch_stats)
+
+
+def test_means_are_of_the_images_that_counted() -> None:
+    totals = Totals()
+    assert totals.means() == {"count": 0}
+    totals.add({"loss": 0, "correct": 0, "count": 0, "skipped": 1})
+    assert totals.means() == {"count": 0, "skipped": 1}
+    totals.add({"loss": 6.0, "correct": 3, "count": 4, "skipped": 0})
+    assert totals.means() == {"loss": 1.5, "accuracy": 0.75, "count": 4, "skipped": 1}

@@ -1,0 +1,122 @@
+"""Whose statistics batch normalisation uses in training, and how the running ones are found anew for the test."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.data.batches import training_slots
+from jaxnets.data.pipeline import Batch, on_device, read_batches
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.data.sources import Source
+from jaxnets.training.config import Config
+from jaxnets.training.parallel import Parallel
+from jaxnets.training.recipe import Recipe
+
+# Wu & He 2018 (Group Normalization), figure 1: the error of ResNet-50 rises as it falls below 16 images.
+_SMALL_BATCH = 16
+
+
+def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> nn.Module:
+    """The network with statistics of each replica ("local"), of all of them ("synchronised"), or of before ("frozen").
+
+    The replicas of `axis_name` draw their chances apart from each other in any case.
+    """
+    model = model.clone(axis_name=axis_name)
+    norm = getattr(model, "norm", None)
+    if norm is None:
+        return model
+    if kind == "frozen":
+        return model.clone(norm=partial(norm, frozen=True))
+    if kind == "local" and axis_name is not None:
+        return model.clone(norm=lambda **arguments: norm(**{**arguments, "axis_name": None}))
+    return model
+
+
+def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> str | None:
+    """What to say where too few images are normalised together to do it well; None where nothing is to be said."""
+    kind = recipe.batch_norm
+    together = recipe.batch_size // recipe.accumulation // (1 if kind == "synchronised" else replicas)
+    if not has_norm or kind == "frozen" or together >= _SMALL_BATCH:
+        return None
+    way = "" if replicas == 1 or kind == "synchronised" else "--batch-norm synchronised, "
+    return (
+        f"warning: batch normalisation sees {together} images at a time, which is few (below {_SMALL_BATCH}); "
+        f"{way}a larger --batch-size, or --precise-batch-norm-images may help"
+    )
+
+
+def batch_moments(
+    variables: Any, batch: Batch, *, model: Any, preprocessing: Preprocessing, axis_name: str | None
+) -> Any:
+    """Mean and mean square of what enters each norm, for one batch of uint8 images [N, H, W, 3]."""
+    # Nothing is kept of the running statistics, and nothing but them is left to chance.
+    options: dict[str, Any] = {"norm": partial(model.norm, momentum=0.0, unbiased_variance=False)}
+    if hasattr(model, "stochastic_depth_rate"):
+        options["stochastic_depth_rate"] = 0.0
+    _, updates = model.clone(**options).apply(
+        variables,
+        preprocessing.normalise(jnp.asarray(batch.images)),
+        train=True,
+        rngs={"dropout": jax.random.key(0)},
+        mutable=["batch_stats", "aux_logits"],
+    )
+    moments = jax.tree.map(
+        lambda stats: {"mean": stats["mean"], "square": stats["var"] + stats["mean"] ** 2},
+        updates["batch_stats"],
+        is_leaf=lambda node: "mean" in node,
+    )
+    return moments if axis_name is None else jax.lax.pmean(moments, axis_name)
+
+
+class Recalibration:
+    """Finds the running statistics anew over training images, as the test sees images (Wu & Johnson 2021, section 3).
+
+    The statistics are those of the whole population of batches of one size: the mean of their means, and of their mean
+    squares less its square.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        parallel: Parallel,
+        compiling: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._parallel = parallel
+        self._preprocessing = preprocessing
+        self._moments = parallel.wrap(
+            partial(batch_moments, model=model, preprocessing=preprocessing, axis_name=parallel.axis_name),
+            compiling=compiling,
+        )
+
+    def __call__(
+        self,
+        variables: Any,
+        source: Source,
+        config: Config,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> Any:
+        """batch_stats of `variables` over so many images as the recipe says, in whole batches; `done` counts them."""
+        parallel, size, seed = self._parallel, config.recipe.batch_size, config.seed
+        images = config.recipe.precise_batch_norm_images
+        batches = max(1, min(images, len(source)) // size)
+        process = (parallel.process_index, parallel.process_count)
+        plan = (training_slots(seed, step, size, len(source), *process) for step in range(batches))
+        total: Any = None
+        for number, batch in enumerate(on_device(read_batches(source, self._preprocessing, plan), parallel.put)):
+            moments = jax.tree.map(np.float64, parallel.fetch(self._moments(variables, batch)))
+            total = moments if total is None else jax.tree.map(np.add, total, moments)
+            done((number + 1) * size)
+
+        def statistics(node: dict[str, np.ndarray], old: dict[str, Any]) -> dict[str, np.ndarray]:
+            mean, square = node["mean"] / batches, node["square"] / batches
+            return {"mean": mean.astype(old["mean"].dtype), "var": (square - mean**2).astype(old["var"].dtype)}
+
+        return parallel.replicate(
+            jax.tree.map(statistics, total, variables["batch_stats"], is_leaf=lambda node: "square" in node)
+        )

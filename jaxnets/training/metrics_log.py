@@ -1,0 +1,64 @@
+"""metrics.jsonl, and the same for TensorBoard."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jaxnets.errors import InputError
+
+
+class MetricsLog:
+    """Lines of metrics of a run that may have been stopped: what came after its checkpoint is written again.
+
+    Use as a context manager.
+    """
+
+    def __init__(self, workdir: Path, bytes_before: int, step_before: int, tensorboard: bool = False) -> None:
+        self._path = workdir / "metrics.jsonl"
+        if bytes_before and (not self._path.exists() or self._path.stat().st_size < bytes_before):
+            raise InputError(f"{self._path} is shorter than the run that is to go on has written; put it back")
+        with self._path.open("ab") as file:
+            file.truncate(bytes_before)
+        self._writer = _tensorboard(workdir, step_before) if tensorboard else None
+
+    def add(self, split: str, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Adds a line."""
+        # JSON has no infinity.
+        metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = {"split": split, "step": step, "epoch": epoch, **metrics}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def bytes_on_disk(self) -> int:
+        """How long metrics.jsonl is, all of it on the disk."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def require_tensorboard() -> None:
+    """Raises InputError unless TensorBoard's files can be written."""
+    if find_spec("tensorboardX") is None:
+        raise InputError("TensorBoard's files need tensorboardX; pip install 'jaxnets[tensorboard]'")
+
+
+def _tensorboard(workdir: Path, step_before: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    # Whatever TensorBoard has seen of later steps, it forgets.
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step_before + 1)
