@@ -58,7 +58,7 @@ def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def classifier_of(arguments: argparse.Namespace) -> TrainedClassifier:
     """What the run has learnt."""
     config = arguments.workdir / "config.json"
-    if config.exists() and Config.read(config).dtype == "float64":
+    if os.path.exists(config) and Config.read(config).dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     return load_classifier(arguments.workdir, arguments.checkpoint)
 

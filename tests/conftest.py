@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from jaxnets.models import registry
+
 
 def pytest_configure(config: pytest.Config) -> None:
     cache = config.cache.mkdir("jax")
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # What several devices do is tested on a CPU that is cut into as many.
     jax.config.update("jax_num_cpu_devices", 8)
 
@@ -19,3 +21,21 @@ def float64() -> Iterator[None]:
     """Runs a test with 64-bit types enabled."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module() -> Iterator[None]:
+    """Lets go of what a module's tests have compiled: all of it together takes gigabytes."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def small_networks() -> Iterator[None]:
+    """Makes small networks of all families known by name."""
+    from tests.training.networks import register
+
+    before = registry._FAMILIES["cifar"]
+    register()
+    yield
+    registry._FAMILIES["cifar"] = before

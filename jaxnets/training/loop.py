@@ -1,5 +1,6 @@
 """A run from its configuration to its result."""
 
+import math
 import time
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
@@ -142,7 +143,7 @@ def train(
 
     result = _result(config, run, parallel, history.position) | {
         "test_accuracy": test.metrics["accuracy"],
-        "test_loss": test.metrics["loss"],
+        "test_loss": test.metrics["loss"] if math.isfinite(test.metrics["loss"]) else None,
         "test_images": round(test.metrics["count"]),
         "compile_seconds": take_step.seconds,
         "seconds": history.seconds,

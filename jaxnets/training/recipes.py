@@ -8,7 +8,7 @@ from jaxnets.training.recipe import Recipe
 
 # Krizhevsky et al. 2012, section 5. The paper lowers the rate by hand, three times in about 90 epochs, when the
 # validation error stops falling. Crops of 224 in 256 pixels are 0.77 of the area; its colours change along principal
-# components, here as brightness, contrast and saturation.
+# components, here as brightness, contrast and saturation. Biases do not decay, as in its code (cuda-convnet).
 ALEXNET_2012 = Recipe(
     image_size=224,
     epochs=90,
@@ -16,7 +16,6 @@ ALEXNET_2012 = Recipe(
     optimizer="momentum",
     learning_rate=0.01,
     weight_decay=5e-4,
-    decay_norms_and_biases=True,
     label_smoothing=0.0,
     schedule="multi_step",
     warmup_epochs=0.0,

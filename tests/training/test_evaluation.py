@@ -1,5 +1,7 @@
 """Evaluation: every image once, however it is cut and spread."""
 
+from itertools import product
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnets.training.evaluation import Evaluator
-from tests.training.networks import RECIPE, cpus, images
+from tests.training.networks import RECIPE, compiling, cpus, images
 
 SOURCE = images(21, 1)
 
@@ -33,8 +35,9 @@ def test_is_that_of_one_image_at_a_time() -> None:
     accuracy = float(np.mean(np.argmax(shares, axis=1) == SOURCE.labels))
     assert 0 < accuracy < 1
 
-    for batch_size in (1, 7, 64):
-        for parallel in (cpus(1), *(cpus(count, kind) for count in (2, 8) for kind in ("pmap", "shard_map"))):
+    spread = (cpus(1), *(cpus(count, kind) for count in (2, 8) for kind in ("pmap", "shard_map")))
+    with compiling(quickly=True):
+        for batch_size, parallel in product((1, 7, 64), spread):
             seen: list[int] = []
             evaluate = Evaluator(model, preprocessing, batch_size, parallel)
             actual = evaluate(parallel.replicate(variables), SOURCE, seen.append)

@@ -24,11 +24,10 @@ from tests.training.networks import (
     images,
     largest_difference,
     losses,
-    register,
     saved,
 )
 
-register()
+pytestmark = pytest.mark.usefixtures("small_networks")
 
 # After each of 20 steps, and after each of two batches of five tests.
 MOMENTS = range(1, 31)
@@ -60,7 +59,7 @@ def test_a_stopped_run_ends_as_one_that_never_was(
     devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train = trainer(monkeypatch, devices, precise_batch_norm_images=32 if devices == 1 else 0, **QUICK)
+    train = trainer(monkeypatch, devices, precise_batch_norm_images=0 if devices == 1 else 32, **QUICK)
     assert train(whole)
     # Within the first epoch, at its end, twice at one place of the test, at the end of the test; and so on.
     for place, stop in enumerate((2, 2, 1, 1, 4, 3, 9)):
@@ -107,7 +106,7 @@ def test_a_run_that_ends_between_its_last_files_writes_them_again(
 ) -> None:
     train = trainer(monkeypatch, **QUICK, epochs=2)
     assert train(tmp_path / "whole")
-    for name in ("config.json", "classes.json", "result.json"):
+    for name in ("classes.json", "result.json"):
         with monkeypatch.context() as patch:
             patch.setattr(workdir, "_write", partial(write_unless, name, workdir._write))
             with pytest.raises(KeyboardInterrupt):
