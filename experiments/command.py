@@ -11,8 +11,9 @@ import jax
 from absl import logging
 
 from jaxnets.errors import InputError
-from jaxnets.training.checkpoint import CHECKPOINTS, TrainedClassifier, load_classifier
+from jaxnets.training.checkpoint import CHECKPOINTS, load_classifier
 from jaxnets.training.config import Config
+from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.interruption import Interrupted
 
 

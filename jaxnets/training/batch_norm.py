@@ -37,17 +37,17 @@ def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> nn.Mo
     return model
 
 
-def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> str | None:
-    """What to say where too few images are normalised together to do it well; None where nothing is to be said."""
+def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> list[str]:
+    """What to say where too few images are normalised together to do it well."""
     kind = recipe.batch_norm
     together = recipe.batch_size // recipe.accumulation // (1 if kind == "synchronised" else replicas)
     if not has_norm or kind == "frozen" or together >= _SMALL_BATCH:
-        return None
+        return []
     way = "" if replicas == 1 or kind == "synchronised" else "--batch-norm synchronised, "
-    return (
+    return [
         f"warning: batch normalisation sees {together} images at a time, which is few (below {_SMALL_BATCH}); "
         f"{way}a larger --batch-size, or --precise-batch-norm-images may help"
-    )
+    ]
 
 
 def batch_moments(

@@ -6,13 +6,10 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,63 +18,11 @@ import orbax.checkpoint as ocp
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.contents import Contents, TrainedClassifier
 from jaxnets.training.state import TrainState
 
 CHECKPOINTS = ("latest", "best")
 _FOLDER = "checkpoints"
-
-
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """A network with its weights, the preprocessing that they were trained with, and the names of the classes."""
-
-    config: Config
-    model: nn.Module
-    variables: dict[str, Any]
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-
-    def check_classes(self, class_names: Sequence[str]) -> None:
-        """Raises InputError unless a data set's classes are those that this classifier was trained on."""
-        check_classes(self.class_names, class_names)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What stands in every checkpoint beside the numbers; a run that goes on must have the same."""
-
-    config: Config
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    fingerprints: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {**asdict(self), "class_names": list(self.class_names)}
-
-    def check_goes_on(self, before: dict[str, Any]) -> None:
-        """Raises InputError where a run that began with other contents would not go on the same."""
-        check_classes(before["class_names"], self.class_names)
-        self.config.check_goes_on(Config.from_dict(before["config"]))
-        for split, fingerprint in self.fingerprints.items():
-            if before["fingerprints"][split] != fingerprint:
-                raise InputError(
-                    f"the {split} images are not those that the run began with; put those back (with their times of "
-                    "change), or train anew in another --workdir"
-                )
-
-
-def check_classes(trained: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises InputError unless the classes of a data set are those of training, in the same order."""
-    if tuple(class_names) == tuple(trained):
-        return
-    pairs = zip_longest(trained, class_names)
-    index, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    there, before = ("missing" if name is None else repr(name) for name in (theirs, ours))
-    raise InputError(
-        f"the data set has other classes than the classifier ({len(class_names)} and {len(trained)}): "
-        f"class {index} is {there}, in training it was {before}; give the data set that it was trained on"
-    )
 
 
 class Checkpoints:
@@ -117,6 +62,12 @@ class Checkpoints:
     def best(self) -> int | None:
         """The number of the best checkpoint."""
         return self._best
+
+    def last(self) -> Path | None:
+        """The folder of the latest checkpoint that is on the disk as a whole; None if there is none here."""
+        self.wait()
+        number = self._manager.latest_step() if self._manager is not None else None
+        return None if number is None else self._folder / str(number)
 
     def save(self, number: int, state: TrainState, position: dict[str, Any], *, best: bool = False) -> None:
         """Starts to write `state`, in this process's memory, and where the run stands; `best` keeps it as the best."""
@@ -289,7 +240,7 @@ def _read(manager: ocp.CheckpointManager, number: int, item: str, metadata: dict
 def _checksum(tree: Any) -> int:
     checksum = 0
     for leaf in jax.tree.leaves(tree):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, checksum)
     return checksum
 
 

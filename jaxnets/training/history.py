@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -71,6 +72,7 @@ class History:
         config: Config,
         schedule: Schedule,
         steps_through: Callable[[int], int],
+        last_checkpoint: Callable[[], Path | None],
         started: float,
     ) -> None:
         self.position = position
@@ -80,6 +82,7 @@ class History:
         self._log_every = config.log_every
         self._schedule = schedule
         self._steps_through = steps_through
+        self._last_checkpoint = last_checkpoint
         self._unread: Sums | None = None
         self._seconds_before = position.seconds
         self._started, self._epoch_started = started, time.perf_counter()
@@ -118,9 +121,11 @@ class History:
         at.line.add(sums)
         at.epoch.add(sums)
         if sums["skipped_in_a_row"] >= _MOST_SKIPPED:
+            kept = self._last_checkpoint()
             raise InputError(
-                f"{_MOST_SKIPPED} steps in a row, up to step {at.step}, were not finite, and were left out; try a "
-                f"smaller --lr than {recipe.learning_rate}, or --clip-norm 1"
+                f"{_MOST_SKIPPED} steps in a row, up to step {at.step}, were not finite, and were left out; "
+                f"{f'the last good checkpoint is {kept}' if kept else 'no checkpoint was written'}; train again in "
+                f"another --workdir with a smaller --lr than {recipe.learning_rate}, or --clip-norm 1"
             )
         if sums["skipped"]:
             at.skipped += 1

@@ -75,14 +75,17 @@ def train(
         restored = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if resume else None
         state, stood = restored or (state, Position().to_dict())
         state, position = parallel.replicate(state), Position.from_dict(parallel.tell(stood))
-        if warning := small_batch_warning(recipe, len(parallel.devices), has_norm=bool(state.batch_stats)):
+        small_batch = small_batch_warning(recipe, len(parallel.devices), has_norm=bool(state.batch_stats))
+        for warning in [*recipe.warnings(), *small_batch]:
             progress.say(warning)
 
         # Who reads, who keeps the books, who steps, who tests.
         batches = stack.enter_context(closing(on_device(run.feed.batches(position.step, run.steps), parallel.put)))
         log = parallel.on_primary(lambda: MetricsLog(workdir, position.log_bytes, position.step, tensorboard))
         stack.enter_context(log or nullcontext())
-        history = History(position, log, progress, config, run.schedule, run.feed.steps_through, started)
+        history = History(
+            position, log, progress, config, run.schedule, run.feed.steps_through, checkpoints.last, started
+        )
         asked_to_stop = Vote(interruption, parallel)
 
         def save(*, best: bool = False) -> None:

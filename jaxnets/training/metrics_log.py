@@ -60,5 +60,7 @@ def require_tensorboard() -> None:
 def _tensorboard(workdir: Path, step_before: int) -> Any:
     from tensorboardX import SummaryWriter
 
-    # Whatever TensorBoard has seen of later steps, it forgets.
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step_before + 1)
+    # Whatever TensorBoard has seen of later steps, it forgets. tensorboardX names its files by the second alone, and a
+    # run that goes on within one would overwrite the file before.
+    suffix = f".{step_before}"
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step_before + 1, filename_suffix=suffix)

@@ -18,10 +18,25 @@ _INFINITY = float("inf")
 
 
 def _setting(
-    help: str, default: Any = MISSING, *, least: float = 0, most: float = _INFINITY, of: tuple[str, ...] = ()
+    help: str,
+    default: Any = MISSING,
+    *,
+    least: float = 0,
+    most: float = _INFINITY,
+    of: tuple[str, ...] = (),
+    only_with: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
-    """A field with what it means, and the numbers from `least` to `most`, or the names, that it may be."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most, "of": of})
+    """A field with what it means, and the numbers from `least` to `most`, or the names, that it may be.
+
+    `only_with` names another field, and the values of it without which this one has no effect.
+    """
+    metadata = {"help": help, "least": least, "most": most, "of": of, "only_with": only_with}
+    return field(default=default, metadata=metadata)
+
+
+_MOMENTUM = ("optimizer", ("momentum", "nesterov", "adam", "adamw", "lars", "lamb", "muon"))
+_DECAYING = ("schedule", ("step", "multi_step", "exponential"))
+_ENDING = ("schedule", ("linear", "cosine", "polynomial"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,9 @@ class Recipe:
     learning_rate: float = _setting("peak of the learning rate", least=1e-12)
     weight_decay: float = _setting("weight decay of the kernels")
 
-    momentum: float = _setting("momentum, or the first beta of adam and its kin", 0.9, most=0.99999)
+    momentum: float = _setting(
+        "momentum, or the first beta of adam and its kin", 0.9, most=0.99999, only_with=_MOMENTUM
+    )
     decoupled_weight_decay: bool = _setting("decay weights beside the update, not through the gradient", False)
     decay_norms_and_biases: bool = _setting("decay these too, not the kernels alone", False)
     clip_norm: float = _setting("largest global norm of the gradients; 0: any", 0.0)
@@ -43,18 +60,25 @@ class Recipe:
     loss: str = _setting("what is minimised", "cross_entropy", of=LOSSES)
     label_smoothing: float = _setting("share of the targets that is spread over all classes", 0.1, most=1)
     target_threshold: float = _setting(
-        "binary_cross_entropy counts targets above it as 1, the others as 0; 0: takes them as they are", 0.0, most=1
+        "binary_cross_entropy counts targets above it as 1, the others as 0; 0: takes them as they are",
+        0.0,
+        most=1,
+        only_with=("loss", ("binary_cross_entropy",)),
     )
     aux_weight: float = _setting("weight of each auxiliary head's loss", 0.3)
 
     schedule: str = _setting("how the learning rate goes on after the warm-up", "cosine", of=SCHEDULES)
     warmup_epochs: float = _setting("epochs of linear warm-up, at most a fifth of all; one_cycle: of its rise", 1.0)
     decay_epochs: tuple[float, ...] = _setting(
-        "epochs at which multi_step decays, or the one period of step and exponential", ()
+        "epochs at which multi_step decays, or the one period of step and exponential", (), only_with=_DECAYING
     )
-    decay_factor: float = _setting("what step, multi_step and exponential multiply the learning rate by", 0.1, most=1)
-    end_share: float = _setting("share of the peak at which linear, cosine and polynomial end", 0.0, most=1)
-    power: float = _setting("of polynomial", 1.0)
+    decay_factor: float = _setting(
+        "what step, multi_step and exponential multiply the learning rate by", 0.1, most=1, only_with=_DECAYING
+    )
+    end_share: float = _setting(
+        "share of the peak at which linear, cosine and polynomial end", 0.0, most=1, only_with=_ENDING
+    )
+    power: float = _setting("of polynomial", 1.0, only_with=("schedule", ("polynomial",)))
 
     train_image_sizes: tuple[int, ...] = _setting(
         "pixels a side of the training images, each for as many epochs; none: image_size", (), least=1
@@ -108,6 +132,24 @@ class Recipe:
             raise InputError(f"decay_epochs={self.decay_epochs}; schedule={self.schedule} needs one period, such as 30")
         if self.schedule == "multi_step" and not (self.decay_epochs and increasing):
             raise InputError(f"decay_epochs={self.decay_epochs}; schedule=multi_step needs some, such as 30 60 80")
+
+    def warnings(self) -> list[str]:
+        """What is allowed, but hardly meant: settings without effect, and a learning rate that never decays."""
+        found = []
+        for setting in fields(self):
+            value, only_with = getattr(self, setting.name), setting.metadata["only_with"]
+            if only_with and value != setting.default and getattr(self, only_with[0]) not in only_with[1]:
+                other, values = only_with
+                found.append(
+                    f"warning: {setting.name}={value} has no effect with {other}={getattr(self, other)}, only with "
+                    + ", ".join(values)
+                )
+        if self.schedule in ("step", "multi_step") and self.decay_epochs[0] >= self.epochs:
+            found.append(
+                f"warning: the learning rate never decays: decay_epochs={self.decay_epochs} is beyond "
+                f"epochs={self.epochs}; give others by --decay-epochs"
+            )
+        return found
 
     def preprocessing(self, mean: Channels, std: Channels) -> Preprocessing:
         """What evaluation does with an image before the network sees it."""

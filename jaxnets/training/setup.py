@@ -17,8 +17,8 @@ from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
 from jaxnets.training.batch_norm import with_batch_norm
-from jaxnets.training.checkpoint import Contents
 from jaxnets.training.config import Config
+from jaxnets.training.contents import Contents
 from jaxnets.training.feed import TrainingFeed
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting

@@ -101,7 +101,7 @@ def test_networks_without_norms_take_any_kind() -> None:
 
 def test_few_images_at_a_time_are_warned_of() -> None:
     def said(replicas: int = 1, has_norm: bool = True, **changes: Any) -> str:
-        return small_batch_warning(replace(PLAIN, **changes), replicas, has_norm=has_norm) or ""
+        return "".join(small_batch_warning(replace(PLAIN, **changes), replicas, has_norm=has_norm))
 
     assert "sees 15 images at a time" in said(batch_size=15)
     assert said(batch_size=16) == ""

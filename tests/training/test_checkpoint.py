@@ -12,8 +12,9 @@ import pytest
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.training.checkpoint import Checkpoints, Contents, load_classifier
+from jaxnets.training.checkpoint import Checkpoints, load_classifier
 from jaxnets.training.config import Config
+from jaxnets.training.contents import Contents
 from jaxnets.training.history import Position
 from jaxnets.training.state import TrainState
 from tests.training.tiny import PLAIN, Tiny, make_state, make_variables

@@ -280,6 +280,8 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_a_run(
     with pytest.raises(InputError, match=r"^10 steps in a row, up to step 10, .* --lr than 0.1") as raised:
         train(config, tmp_path / "run", dataset, parallel=JIT, seconds_a_checkpoint=0)
     assert "\n" not in str(raised.value)
+    latest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    assert f"the last good checkpoint is {latest};" in str(raised.value)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "was not finite" in line]
     assert warnings == [f"warning: step {step} was not finite; it is left out" for step in range(1, 10)]
     trained = lines(tmp_path / "run", "train")

@@ -70,14 +70,14 @@ def test_without_tensorboardx_a_run_says_what_to_install(tmp_path: Path, monkeyp
 
 
 def test_what_came_after_the_checkpoint_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both files are begun within one second.
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
     with MetricsLog(tmp_path, 0, 0, tensorboard=True) as log:
         log.add("train", 10, 1, {"loss": 2.5})
         kept = log.bytes_on_disk()
         log.add("train", 20, 2, {"loss": 1.5})
     assert kept == len((tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
-    # tensorboardX names its files by the second.
-    later = time.time() + 10
-    monkeypatch.setattr(time, "time", lambda: later)
     with MetricsLog(tmp_path, kept, 12, tensorboard=True) as log:
         log.add("train", 20, 2, {"loss": 1.25, "seconds": float("nan")})
     assert lines(tmp_path) == [

@@ -1,6 +1,7 @@
 """The recipes: what their papers and reference implementations say, and that networks can be trained by them."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -310,6 +311,49 @@ def test_on_digits_recipes_keep_how_they_train(name: str) -> None:
         if name != "fast":
             for setting in ("epochs", "optimizer", "learning_rate", "loss", "mixup_alpha", "ema_decay", "decay_epochs"):
                 assert getattr(recipe, setting) == getattr(published, setting)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"momentum": 0.8}, "momentum=0.8 has no effect with optimizer=sgd, only with momentum, nesterov"),
+        ({"end_share": 0.1, "schedule": "constant"}, "end_share=0.1 has no effect with schedule=constant"),
+        ({"power": 2.0}, "power=2.0 has no effect with schedule=cosine, only with polynomial"),
+        ({"decay_epochs": (3.0,)}, r"decay_epochs=\(3.0,\) has no effect with schedule=cosine, only with step"),
+        ({"decay_factor": 0.5}, "decay_factor=0.5 has no effect with schedule=cosine"),
+        ({"target_threshold": 0.2}, "target_threshold=0.2 has no effect with loss=cross_entropy"),
+        (
+            {"schedule": "multi_step", "decay_epochs": (30.0, 60.0), "epochs": 20},
+            r"rate never decays: decay_epochs=\(30.0, 60.0\) is beyond epochs=20; .*--decay-epochs",
+        ),
+        ({"schedule": "step", "decay_epochs": (20.0,), "epochs": 20}, "rate never decays"),
+    ],
+)
+def test_what_is_hardly_meant_is_warned_of(change: dict[str, Any], words: str) -> None:
+    (warning,) = replace(LEAST, **change).warnings()
+    assert re.match(f"warning: .*{words}", warning)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"momentum": 0.8, "optimizer": "muon"},
+        {"end_share": 0.1, "schedule": "linear"},
+        {"power": 2.0, "end_share": 0.1, "schedule": "polynomial"},
+        {"decay_epochs": (3.0,), "decay_factor": 0.5, "schedule": "exponential"},
+        {"schedule": "multi_step", "decay_epochs": (19.0, 60.0), "epochs": 20},
+        {"target_threshold": 0.2, "loss": "binary_cross_entropy"},
+    ],
+)
+def test_settings_that_have_an_effect_go_without_a_warning(change: dict[str, Any]) -> None:
+    assert replace(LEAST, **change).warnings() == []
+
+
+def test_no_recipe_needs_a_warning() -> None:
+    for arch in ("alexnet", "googlenet", "resnet50", "resnext50_32x4d", "resnet20_cifar"):
+        for dataset in ("digits", "imagenet2012"):
+            for name in (None, *RECIPES):
+                assert recipe_for(arch, dataset, name).warnings() == []
 
 
 def test_unknown_recipes_and_networks_are_refused() -> None:

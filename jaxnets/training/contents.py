@@ -1,0 +1,65 @@
+"""What stands in a checkpoint beside the numbers, and what a classifier is that comes back from one."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from typing import Any
+
+import flax.linen as nn
+
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.errors import InputError
+from jaxnets.training.config import Config
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A network with its weights, the preprocessing that they were trained with, and the names of the classes."""
+
+    config: Config
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Raises InputError unless a data set's classes are those that this classifier was trained on."""
+        check_classes(self.class_names, class_names)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What stands in every checkpoint beside the numbers; a run that goes on must have the same."""
+
+    config: Config
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    fingerprints: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {**asdict(self), "class_names": list(self.class_names)}
+
+    def check_goes_on(self, before: dict[str, Any]) -> None:
+        """Raises InputError where a run that began with other contents would not go on the same."""
+        check_classes(before["class_names"], self.class_names)
+        self.config.check_goes_on(Config.from_dict(before["config"]))
+        for split, fingerprint in self.fingerprints.items():
+            if before["fingerprints"][split] != fingerprint:
+                raise InputError(
+                    f"the {split} images are not those that the run began with; put those back (with their times of "
+                    "change), or train anew in another --workdir"
+                )
+
+
+def check_classes(trained: Sequence[str], class_names: Sequence[str]) -> None:
+    """Raises InputError unless the classes of a data set are those of training, in the same order."""
+    if tuple(class_names) == tuple(trained):
+        return
+    pairs = zip_longest(trained, class_names)
+    index, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    there, before = ("missing" if name is None else repr(name) for name in (theirs, ours))
+    raise InputError(
+        f"the data set has other classes than the classifier ({len(class_names)} and {len(trained)}): "
+        f"class {index} is {there}, in training it was {before}; give the data set that it was trained on"
+    )
