@@ -53,7 +53,7 @@ def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> lis
 def batch_moments(
     variables: Any, batch: Batch, *, model: Any, preprocessing: Preprocessing, axis_name: str | None
 ) -> Any:
-    """Mean and mean square of what enters each norm, for one batch of uint8 images [N, H, W, 3]."""
+    """Mean and variance of what enters each norm, for one batch of uint8 images [N, H, W, 3]."""
     # Nothing is kept of the running statistics, and nothing but them is left to chance.
     options: dict[str, Any] = {"norm": partial(model.norm, momentum=0.0, unbiased_variance=False)}
     if hasattr(model, "stochastic_depth_rate"):
@@ -65,19 +65,22 @@ def batch_moments(
         rngs={"dropout": jax.random.key(0)},
         mutable=["batch_stats", "aux_logits"],
     )
-    moments = jax.tree.map(
-        lambda stats: {"mean": stats["mean"], "square": stats["var"] + stats["mean"] ** 2},
-        updates["batch_stats"],
-        is_leaf=lambda node: "mean" in node,
-    )
-    return moments if axis_name is None else jax.lax.pmean(moments, axis_name)
+    moments = updates["batch_stats"]
+    if axis_name is None:
+        return moments
+
+    def over_replicas(own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        mean = jax.lax.pmean(own["mean"], axis_name)
+        return {"mean": mean, "var": jax.lax.pmean(own["var"] + (own["mean"] - mean) ** 2, axis_name)}
+
+    return jax.tree.map(over_replicas, moments, is_leaf=_is_moments)
 
 
 class Recalibration:
     """Finds the running statistics anew over training images, as the test sees images (Wu & Johnson 2021, section 3).
 
     The statistics are those of the whole population of batches of one size: the mean of their means, and of their mean
-    squares less its square.
+    squares less its square, in float64, as they differ little where the mean is large.
     """
 
     def __init__(
@@ -107,16 +110,24 @@ class Recalibration:
         batches = max(1, min(images, len(source)) // size)
         process = (parallel.process_index, parallel.process_count)
         plan = (training_slots(seed, step, size, len(source), *process) for step in range(batches))
+        squared = partial(jax.tree.map, _with_square, is_leaf=_is_moments)
         total: Any = None
         for number, batch in enumerate(on_device(read_batches(source, self._preprocessing, plan), parallel.put)):
-            moments = jax.tree.map(np.float64, parallel.fetch(self._moments(variables, batch)))
+            moments = squared(jax.tree.map(np.float64, parallel.fetch(self._moments(variables, batch))))
             total = moments if total is None else jax.tree.map(np.add, total, moments)
             done((number + 1) * size)
 
         def statistics(node: dict[str, np.ndarray], old: dict[str, Any]) -> dict[str, np.ndarray]:
             mean, square = node["mean"] / batches, node["square"] / batches
-            return {"mean": mean.astype(old["mean"].dtype), "var": (square - mean**2).astype(old["var"].dtype)}
+            var = np.maximum(square - mean**2, 0)
+            return {"mean": mean.astype(old["mean"].dtype), "var": var.astype(old["var"].dtype)}
 
-        return parallel.replicate(
-            jax.tree.map(statistics, total, variables["batch_stats"], is_leaf=lambda node: "square" in node)
-        )
+        return parallel.replicate(jax.tree.map(statistics, total, variables["batch_stats"], is_leaf=_is_moments))
+
+
+def _is_moments(node: Any) -> bool:
+    return "mean" in node
+
+
+def _with_square(moments: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"mean": moments["mean"], "square": moments["var"] + moments["mean"] ** 2}

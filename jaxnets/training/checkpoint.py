@@ -79,9 +79,11 @@ class Checkpoints:
         if not all(
             np.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, np.floating)
         ):
+            kept = self.last()
+            good = f"the last good checkpoint is {kept}; " if kept else ""
             raise InputError(
-                f"the state is not finite after step {int(state.step)}, and is not saved; the checkpoints in "
-                f"{self._folder} are from before: try a smaller --lr or --weight-decay"
+                f"the state is not finite after step {int(state.step)}, and is not saved; {good}train again in another "
+                "--workdir with a smaller --lr or --weight-decay"
             )
         variables, rest = state.variables, _numbered(_rest(state))
         checksums = {"variables": _checksum(variables), "training": _checksum(rest)}

@@ -4,11 +4,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxnets.data.pipeline import Batch
 from jaxnets.errors import InputError
@@ -16,7 +18,6 @@ from jaxnets.training.config import Config
 from jaxnets.training.metrics import Sums, Totals
 from jaxnets.training.metrics_log import MetricsLog
 from jaxnets.training.progress import Progress
-from jaxnets.training.schedules import Schedule
 
 # Steps in a row that are not finite, after which a run is given up.
 _MOST_SKIPPED = 10
@@ -70,7 +71,7 @@ class History:
         log: MetricsLog | None,
         progress: Progress,
         config: Config,
-        schedule: Schedule,
+        rates: np.ndarray,
         steps_through: Callable[[int], int],
         last_checkpoint: Callable[[], Path | None],
         started: float,
@@ -80,10 +81,12 @@ class History:
         self._progress = progress
         self._recipe = config.recipe
         self._log_every = config.log_every
-        self._schedule = schedule
+        self._rates = rates
         self._steps_through = steps_through
         self._last_checkpoint = last_checkpoint
         self._unread: Sums | None = None
+        self._watcher = ThreadPoolExecutor(1, "steps")
+        self._finished: Future[float] | None = None
         self._seconds_before = position.seconds
         self._started, self._epoch_started = started, time.perf_counter()
         self._epoch_images = 0
@@ -97,6 +100,7 @@ class History:
     def trained(self, sums: Sums) -> None:
         """Notes a step's sums, which need not be ready, and reads those of the step before."""
         unread, self._unread = self._unread, sums
+        self._finished = self._watcher.submit(_when_ready, sums)
         if unread is not None:
             self._read(unread)
 
@@ -122,10 +126,10 @@ class History:
         at.epoch.add(sums)
         if sums["skipped_in_a_row"] >= _MOST_SKIPPED:
             kept = self._last_checkpoint()
+            good = f"the last good checkpoint is {kept}; " if kept else ""
             raise InputError(
-                f"{_MOST_SKIPPED} steps in a row, up to step {at.step}, were not finite, and were left out; "
-                f"{f'the last good checkpoint is {kept}' if kept else 'no checkpoint was written'}; train again in "
-                f"another --workdir with a smaller --lr than {recipe.learning_rate}, or --clip-norm 1"
+                f"{_MOST_SKIPPED} steps in a row, up to step {at.step}, were not finite, and were left out; {good}"
+                f"train again in another --workdir with a smaller --lr than {recipe.learning_rate}, or --clip-norm 1"
             )
         if sums["skipped"]:
             at.skipped += 1
@@ -139,7 +143,7 @@ class History:
         if at.step % self._log_every == 0 or at.step == self._steps_through(epoch):
             if self._log is not None:
                 # The optimiser has not counted the steps that were left out.
-                rate = {"learning_rate": float(self._schedule(at.step - 1 - at.skipped)), "images_per_second": speed}
+                rate = {"learning_rate": float(self._rates[at.step - 1 - at.skipped]), "images_per_second": speed}
                 self._log.add("train", at.step, epoch, at.line.means() | rate)
             at.line = Totals()
 
@@ -151,10 +155,13 @@ class History:
         self._progress.say(f"compiled in {seconds:.1f} s")
 
     def timed_wait(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time that is lost to waiting for it is noted."""
-        asked = time.perf_counter()
+        """The next batch; the time that is lost to waiting for it is noted: while no step is under way."""
+        lost_since = time.perf_counter()
         batch = next(batches)
-        self.position.waiting_seconds += time.perf_counter() - asked
+        came = time.perf_counter()
+        if self._finished is not None:
+            lost_since = max(lost_since, self._finished.result() if self._finished.done() else came)
+        self.position.waiting_seconds += max(came - lost_since, 0.0)
         return batch
 
     def begin_epoch(self) -> None:
@@ -189,3 +196,8 @@ class History:
         """Whether the last `patience_epochs` have brought nothing better."""
         patience, at = self._recipe.patience_epochs, self.position
         return bool(patience) and at.epochs_tested - at.best_epoch >= patience
+
+
+def _when_ready(sums: Sums) -> float:
+    jax.block_until_ready(sums)
+    return time.perf_counter()

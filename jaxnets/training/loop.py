@@ -22,7 +22,7 @@ from jaxnets.training.metrics_log import MetricsLog, require_tensorboard
 from jaxnets.training.parallel import Parallel, memory_explained
 from jaxnets.training.progress import Progress
 from jaxnets.training.setup import Setup, set_up
-from jaxnets.training.state import create_state
+from jaxnets.training.state import TrainState, create_state
 from jaxnets.training.step import train_step
 from jaxnets.training.workdir import Workdir
 
@@ -70,11 +70,8 @@ def train(
             f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}; compiling ..."
         )
 
-        # The state and the run's position: as they were saved, or new; the same in all processes.
-        state = create_state(run.network, run.optimizer, config.seed, recipe.image_size, average=recipe.ema_decay > 0)
-        restored = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if resume else None
-        state, stood = restored or (state, Position().to_dict())
-        state, position = parallel.replicate(state), Position.from_dict(parallel.tell(stood))
+        state, position = _saved_or_new(run, parallel, checkpoints if resume else None, progress)
+        progress.start_at(position.step)
         small_batch = small_batch_warning(recipe, len(parallel.devices), has_norm=bool(state.batch_stats))
         for warning in [*recipe.warnings(), *small_batch]:
             progress.say(warning)
@@ -83,9 +80,7 @@ def train(
         batches = stack.enter_context(closing(on_device(run.feed.batches(position.step, run.steps), parallel.put)))
         log = parallel.on_primary(lambda: MetricsLog(workdir, position.log_bytes, position.step, tensorboard))
         stack.enter_context(log or nullcontext())
-        history = History(
-            position, log, progress, config, run.schedule, run.feed.steps_through, checkpoints.last, started
-        )
+        history = History(position, log, progress, config, run.rates, run.feed.steps_through, checkpoints.last, started)
         asked_to_stop = Vote(interruption, parallel)
 
         def save(*, best: bool = False) -> None:
@@ -101,6 +96,7 @@ def train(
         def stop_if_asked(_: int = 0) -> None:
             if asked_to_stop():
                 save()
+                checkpoints.wait()
                 raise Interrupted(interruption.requested)
 
         take_step = parallel.wrap(
@@ -155,6 +151,18 @@ def train(
         files.finish(result, run.dataset, test, run.test_picture)
         write_report(workdir)
     return result
+
+
+def _saved_or_new(
+    run: Setup, parallel: Parallel, checkpoints: Checkpoints | None, progress: Progress
+) -> tuple[TrainState, Position]:
+    """The state and the run's position: as they were saved in `checkpoints`, or new; the same in all processes."""
+    config = run.contents.config
+    recipe = config.recipe
+    state = create_state(run.network, run.optimizer, config.seed, recipe.image_size, average=recipe.ema_decay > 0)
+    saved = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if checkpoints else None
+    state, position = saved or (state, Position().to_dict())
+    return parallel.replicate(state), Position.from_dict(parallel.tell(position))
 
 
 def _result(config: Config, run: Setup, parallel: Parallel, position: Position) -> dict[str, Any]:

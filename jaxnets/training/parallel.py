@@ -255,7 +255,8 @@ def memory_explained(batch_size: int) -> Iterator[None]:
             raise
         raise InputError(
             f"out of memory with batch_size={batch_size} ({str(error).splitlines()[0][:120]}); try --batch-size "
-            f"{max(1, batch_size // 2)}, --accumulation 2, --remat, --dtype bfloat16, or a smaller --image-size"
+            f"{max(1, batch_size // 2)}, --accumulation 2, --remat, --dtype bfloat16, or a smaller --image-size (and "
+            "--train-image-sizes)"
         ) from None
 
 

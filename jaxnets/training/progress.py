@@ -29,8 +29,8 @@ class Progress:
         )
 
     def start_at(self, step: int) -> None:
-        """Begins with steps that were taken before."""
-        self._bar.update(step)
+        """Begins after steps that were taken before, which tell nothing of the speed."""
+        self._bar.initial = self._bar.n = self._bar.last_print_n = step
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""

@@ -35,6 +35,8 @@ def _setting(
 
 
 _MOMENTUM = ("optimizer", ("momentum", "nesterov", "adam", "adamw", "lars", "lamb", "muon"))
+# lars and lamb have a place of their own for it.
+_DECOUPLING = ("optimizer", ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "muon"))
 _DECAYING = ("schedule", ("step", "multi_step", "exponential"))
 _ENDING = ("schedule", ("linear", "cosine", "polynomial"))
 
@@ -53,7 +55,9 @@ class Recipe:
     momentum: float = _setting(
         "momentum, or the first beta of adam and its kin", 0.9, most=0.99999, only_with=_MOMENTUM
     )
-    decoupled_weight_decay: bool = _setting("decay weights beside the update, not through the gradient", False)
+    decoupled_weight_decay: bool = _setting(
+        "decay weights beside the update, not through the gradient", False, only_with=_DECOUPLING
+    )
     decay_norms_and_biases: bool = _setting("decay these too, not the kernels alone", False)
     clip_norm: float = _setting("largest global norm of the gradients; 0: any", 0.0)
     accumulation: int = _setting("parts that a step's batch is computed in, to save memory", 1, least=1)
@@ -148,6 +152,11 @@ class Recipe:
             found.append(
                 f"warning: the learning rate never decays: decay_epochs={self.decay_epochs} is beyond "
                 f"epochs={self.epochs}; give others by --decay-epochs"
+            )
+        if max(self.train_image_sizes, default=0) > self.image_size:
+            found.append(
+                f"warning: training images have train_image_sizes={self.train_image_sizes}, more than those of the "
+                f"test, image_size={self.image_size}; give others by --train-image-sizes"
             )
         return found
 

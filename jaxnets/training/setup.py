@@ -23,12 +23,14 @@ from jaxnets.training.feed import TrainingFeed
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
-from jaxnets.training.schedules import Schedule
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run's data and network. `network` is the plain one, `model` the same as it is trained on several devices."""
+    """A run's data and network. `network` is the plain one, `model` the same as it is trained on several devices.
+
+    `rates` are the learning rates [steps].
+    """
 
     dataset: Dataset
     bad_images: list[BadImage]
@@ -40,7 +42,7 @@ class Setup:
     model: nn.Module
     num_params: int
     steps: int
-    schedule: Schedule
+    rates: np.ndarray
     optimizer: optax.GradientTransformation
 
     def test_picture(self, index: int) -> np.ndarray:
@@ -100,7 +102,8 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel) -> Setup
         model=with_batch_norm(network, recipe.batch_norm, parallel.axis_name),
         num_params=num_params,
         steps=steps,
-        schedule=schedule,
+        # All at once: on a GPU a rate would queue up behind the step that runs.
+        rates=np.asarray(jax.jit(schedule)(np.arange(steps))),
         optimizer=recipe.make_optimizer(schedule),
     )
 

@@ -151,6 +151,21 @@ def test_statistics_found_anew_are_those_of_the_population(images: int, counted:
     jax.tree.map(np.testing.assert_array_equal, recalibrate(other, SOURCE, config), statistics)
 
 
+def test_statistics_found_anew_are_exact_where_the_mean_is_large() -> None:
+    # White images with one grey level of noise, of which float32 would see nothing in a mean of squares.
+    noise = np.random.default_rng(6).integers(0, 2, (24, 8, 8, 3))
+    source = ArraySource((254 + noise).astype(np.uint8), np.arange(24) % 3)
+    dim = replace(PREPROCESSING, mean=(-30.0,) * 3, std=(1.0,) * 3)
+    config = Config("resnet20_cifar", replace(PLAIN, precise_batch_norm_images=24), seed=3)
+    for parallel, axis in ((JIT, None), (Parallel.choose("pmap", jax.devices()[:4]), "replicas")):
+        model: Any = with_batch_norm(Tiny(), "local", axis)
+        variables = parallel.replicate(VARIABLES)
+        statistics = Recalibration(model, dim, parallel)(variables, source, config)["bn0"]
+        pixels = source.images.astype(float) / 255 + 30
+        np.testing.assert_allclose(statistics["mean"], pixels.mean((0, 1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(statistics["var"], pixels.var((0, 1, 2)), rtol=0.02)
+
+
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("decay", [0.0, 0.6])
 def test_a_run_tests_its_average_with_statistics_found_anew(decay: float, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """A run from Python."""
 
+import errno
 import json
+import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import CheckpointManager
 
 from jaxnets.data.sources import ArraySource, Dataset, Record
 from jaxnets.errors import InputError
@@ -18,6 +22,7 @@ from jaxnets.training import loop
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation, Evaluator
+from jaxnets.training.interruption import Interruption
 from jaxnets.training.loop import train
 from jaxnets.training.parallel import Compiled, Parallel
 from tests.training.tiny import GREYS, PLAIN, PREPROCESSING, Tiny, greys
@@ -171,10 +176,20 @@ def test_the_best_is_kept_and_patience_ends(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_each_epoch_may_have_another_image_size(tmp_path: Path) -> None:
+def test_each_epoch_may_have_another_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    call = Compiled.__call__
+
+    def note(self: Compiled, replicated: Any, batch: Any) -> Any:
+        if hasattr(replicated, "opt_state"):
+            sizes.append(batch.images.shape[1])
+        return call(self, replicated, batch)
+
+    monkeypatch.setattr(Compiled, "__call__", note)
     run(tmp_path / "run", train_image_sizes=(6, 8, 12), epochs=3, batch_size=16)
     assert load_classifier(tmp_path / "run").preprocessing.crop_size == 8
     assert [line["step"] for line in lines(tmp_path / "run", "test")] == [2, 4, 6]
+    assert sizes == [6, 6, 8, 8, 12, 12]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["train_image_sizes"] == [6, 8, 12]
 
 
@@ -222,6 +237,27 @@ def test_waiting_for_data_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     slow = run(tmp_path / "slow", dataset, min_crop_area=0.9)
     # Of 1.9 s some may pass while the step is compiled.
     assert quick["waiting_for_data_seconds"] + 0.3 < slow["waiting_for_data_seconds"] < slow["seconds"]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_full_disk_is_named_even_where_the_run_was_asked_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    wait, failures = CheckpointManager.wait_until_finished, iter([OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+
+    def full(self: Any) -> None:
+        wait(self)
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(CheckpointManager, "wait_until_finished", full)
+    interruption = Interruption()
+    interruption.requested = signal.SIGTERM if asked else None
+    with pytest.raises(InputError, match=r"a checkpoint can't be written to .*No space left.*is the disk full\?"):
+        train(
+            Config("resnet20_cifar", RECIPE, "greys"), tmp_path / "run", GREYS, parallel=JIT, interruption=interruption
+        )
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, message: str, at: int) -> None:

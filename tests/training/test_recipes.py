@@ -327,6 +327,11 @@ def test_on_digits_recipes_keep_how_they_train(name: str) -> None:
             r"rate never decays: decay_epochs=\(30.0, 60.0\) is beyond epochs=20; .*--decay-epochs",
         ),
         ({"schedule": "step", "decay_epochs": (20.0,), "epochs": 20}, "rate never decays"),
+        ({"decoupled_weight_decay": True, "optimizer": "lars"}, "decoupled_weight_decay=True has no effect with"),
+        (
+            {"train_image_sizes": (6, 10), "epochs": 2},
+            r"train_image_sizes=\(6, 10\), more than those of the test, image_size=8; .*--train-image-sizes",
+        ),
     ],
 )
 def test_what_is_hardly_meant_is_warned_of(change: dict[str, Any], words: str) -> None:
@@ -343,6 +348,8 @@ def test_what_is_hardly_meant_is_warned_of(change: dict[str, Any], words: str) -
         {"decay_epochs": (3.0,), "decay_factor": 0.5, "schedule": "exponential"},
         {"schedule": "multi_step", "decay_epochs": (19.0, 60.0), "epochs": 20},
         {"target_threshold": 0.2, "loss": "binary_cross_entropy"},
+        {"decoupled_weight_decay": True, "optimizer": "adamw"},
+        {"train_image_sizes": (6, 8), "epochs": 2},
     ],
 )
 def test_settings_that_have_an_effect_go_without_a_warning(change: dict[str, Any]) -> None:
