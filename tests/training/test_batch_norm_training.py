@@ -152,9 +152,9 @@ def test_statistics_found_anew_are_those_of_the_population(images: int, counted:
 
 
 def test_statistics_found_anew_are_exact_where_the_mean_is_large() -> None:
-    # White images with one grey level of noise, of which float32 would see nothing in a mean of squares.
-    noise = np.random.default_rng(6).integers(0, 2, (24, 8, 8, 3))
-    source = ArraySource((254 + noise).astype(np.uint8), np.arange(24) % 3)
+    # White images that differ by one grey level, of which float32 would see nothing in a mean of squares.
+    levels = np.random.default_rng(6).integers(254, 256, (24, 1, 1, 3))
+    source = ArraySource(np.tile(levels, (1, 8, 8, 1)).astype(np.uint8), np.arange(24) % 3)
     dim = replace(PREPROCESSING, mean=(-30.0,) * 3, std=(1.0,) * 3)
     config = Config("resnet20_cifar", replace(PLAIN, precise_batch_norm_images=24), seed=3)
     for parallel, axis in ((JIT, None), (Parallel.choose("pmap", jax.devices()[:4]), "replicas")):
