@@ -244,13 +244,20 @@ def test_waiting_for_data_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_full_disk_is_named_even_where_the_run_was_asked_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
-    wait, failures = CheckpointManager.wait_until_finished, iter([OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+    save, wait = CheckpointManager.save, CheckpointManager.wait_until_finished
+    failures: list[OSError] = []
+
+    def begin(self: Any, *arguments: Any, **options: Any) -> Any:
+        begun = save(self, *arguments, **options)
+        failures.append(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        return begun
 
     def full(self: Any) -> None:
         wait(self)
-        for failure in failures:
-            raise failure
+        if failures:
+            raise failures.pop()
 
+    monkeypatch.setattr(CheckpointManager, "save", begin)
     monkeypatch.setattr(CheckpointManager, "wait_until_finished", full)
     interruption = Interruption()
     interruption.requested = signal.SIGTERM if asked else None
