@@ -66,9 +66,13 @@ class Preprocessing:
         )
 
     def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """Normalised floats from uint8 images, or floats from 0 to 255; shapes [..., 3], on the device."""
-        mean, std = (255 * jnp.asarray(channels, jnp.float32) for channels in (self.mean, self.std))
-        return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+        """Normalised floats from uint8 images, or floats from 0 to 255; shapes [..., 3], on the device.
+
+        Computed in float32 at least.
+        """
+        precise = jnp.promote_types(dtype, jnp.float32)
+        mean, std = (255 * jnp.asarray(channels, precise) for channels in (self.mean, self.std))
+        return ((images.astype(precise) - mean) / std).astype(dtype)
 
 
 def resized(width: int, height: int, short: int) -> tuple[int, int]:

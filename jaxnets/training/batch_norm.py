@@ -13,6 +13,7 @@ from jaxnets.data.batches import training_slots
 from jaxnets.data.pipeline import Batch, on_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
+from jaxnets.models.layers import param_dtype
 from jaxnets.training.config import Config
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
@@ -60,7 +61,7 @@ def batch_moments(
         options["stochastic_depth_rate"] = 0.0
     _, updates = model.clone(**options).apply(
         variables,
-        preprocessing.normalise(jnp.asarray(batch.images)),
+        preprocessing.normalise(jnp.asarray(batch.images), param_dtype(model.dtype)),
         train=True,
         rngs={"dropout": jax.random.key(0)},
         mutable=["batch_stats", "aux_logits"],

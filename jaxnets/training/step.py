@@ -3,16 +3,16 @@
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from jaxnets.data.augmentation import color_jitter, image_keys, mix, random_erasing, random_flip, random_shift
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.trivial_augment import trivial_augment
-from jaxnets.models.layers import KEPT_OUTPUTS
+from jaxnets.models.layers import KEPT_OUTPUTS, param_dtype
 from jaxnets.training.losses import smoothed_targets, training_loss
 from jaxnets.training.metrics import Sums, metric_sums
 from jaxnets.training.recipe import Recipe
@@ -39,7 +39,9 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     augment_key, dropout_key = jax.random.split(key)
-    inputs, targets = training_inputs(augment_key, batch, model.num_classes, preprocessing, recipe, axis_name)
+    inputs, targets = training_inputs(
+        augment_key, batch, model.num_classes, preprocessing, recipe, axis_name, param_dtype(model.dtype)
+    )
     loss_of: Any = partial(_loss, model=model, recipe=recipe)
     if recipe.remat:
         loss_of = jax.checkpoint(loss_of, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_OUTPUTS))
@@ -102,8 +104,12 @@ def training_inputs(
     preprocessing: Preprocessing,
     recipe: Recipe,
     axis_name: str | None,
+    dtype: DTypeLike = jnp.float32,
 ) -> tuple[jax.Array, jax.Array]:
-    """Augmented, normalised images [N, H, W, 3] and target probabilities [N, K]; each image by chances of its own."""
+    """Augmented, normalised images [N, H, W, 3] of `dtype` and target probabilities [N, K].
+
+    Each image is changed by chances of its own.
+    """
     images = jnp.asarray(batch.images)
     shift_key, flip_key, trivial_key, color_key, erasing_key, mix_key = jax.random.split(key, 6)
     keys = partial(image_keys, count=len(images), axis_name=axis_name)
@@ -115,7 +121,7 @@ def training_inputs(
         images = trivial_augment(keys(trivial_key), images)
     if recipe.color_jitter:
         images = color_jitter(keys(color_key), images, recipe.color_jitter)
-    inputs = preprocessing.normalise(images)
+    inputs = preprocessing.normalise(images, dtype)
     if recipe.random_erasing:
         inputs = random_erasing(keys(erasing_key), inputs, recipe.random_erasing)
     targets = smoothed_targets(jnp.asarray(batch.labels), num_classes, recipe.label_smoothing)
@@ -165,7 +171,7 @@ def evaluation_step(
     variables: Any,
     batch: Batch,
     *,
-    model: nn.Module,
+    model: Any,
     preprocessing: Preprocessing,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array, Sums]:
@@ -173,7 +179,8 @@ def evaluation_step(
 
     With `axis_name` all three are those of the whole batch.
     """
-    logits: Any = model.apply(variables, preprocessing.normalise(jnp.asarray(batch.images)), train=False)
+    inputs = preprocessing.normalise(jnp.asarray(batch.images), param_dtype(model.dtype))
+    logits = model.apply(variables, inputs, train=False)
     probabilities = jax.nn.softmax(logits.astype(jnp.float32))
     labels = jnp.asarray(batch.labels)
     sums = metric_sums(logits, labels, jnp.asarray(batch.mask))

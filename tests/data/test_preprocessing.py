@@ -134,6 +134,9 @@ def test_normalise_keeps_to_the_type_asked_for() -> None:
     assert half.dtype == jnp.bfloat16
     # Rounded once, at the end.
     np.testing.assert_array_equal(half, preprocessing.normalise(levels).astype(jnp.bfloat16))
+    with jax.enable_x64(True):
+        double = preprocessing.normalise(levels, jnp.float64)
+    np.testing.assert_allclose(double, expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3), (31, 33), (700, 699)])

@@ -13,6 +13,7 @@ from jaxnets.training.config import Config
 from tests.experiments.commands import Refuses
 from tests.training.networks import (
     FAMILIES,
+    STEADY,
     STILL,
     Trainer,
     arguments,
@@ -81,7 +82,7 @@ def test_two_processes_stop_together_and_train_what_one_would(tmp_path: Path, mo
 def test_two_processes_of_four_devices_train_what_one_device_would(
     arch: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = config(arch, dtype="float64")
+    setup = config(arch, dtype="float64", **STEADY.get(arch, {}))
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert Trainer(setup, cpus(1), monkeypatch, quickly=False)(whole)
     all_ended(launch(run, setup, setup, devices=4, kind=kind, quickly=False), 0, within=600)
