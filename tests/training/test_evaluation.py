@@ -1,6 +1,7 @@
 """Evaluation: every image once, however it is cut and spread."""
 
 from itertools import product
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ SOURCE = images(21, 1)
 
 class Quick(nn.Module):
     """Compiles in a moment; no two images get the same logits."""
+
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:

@@ -115,6 +115,7 @@ def test_the_rate_is_that_of_the_steps_that_were_made(tmp_path: Path, monkeypatc
     class Slope(nn.Module):
         num_classes: int = 2
         axis_name: str | None = None
+        dtype: Any = jnp.float32
 
         @nn.compact
         def __call__(self, images: jax.Array, train: bool) -> jax.Array:

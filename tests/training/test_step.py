@@ -94,6 +94,7 @@ class Listener:
     """Notes the key that a network draws its own chances from."""
 
     num_classes = 3
+    dtype = jnp.float32
 
     def __init__(self) -> None:
         self.keys: list[jax.Array] = []
@@ -171,6 +172,7 @@ class Faulty:
     """Its logits are its parameters; some part of it is infinite if asked."""
 
     num_classes = 3
+    dtype = jnp.float32
 
     def __init__(self, fault: str) -> None:
         self.fault = fault

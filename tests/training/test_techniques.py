@@ -40,6 +40,7 @@ class Probe:
     """Stands in for a network: its logits are its parameters, and its statistics are the images that it was given."""
 
     num_classes = 3
+    dtype = jnp.float32
 
     def apply(self, variables: Any, inputs: jax.Array, **_: Any) -> tuple[jax.Array, dict[str, Any]]:
         params = variables["params"]
