@@ -12,8 +12,10 @@ import jaxnets.training.step as training_step
 from jaxnets.training.losses import binary_cross_entropy, cross_entropy, smoothed_targets, training_loss
 from jaxnets.training.metrics import Totals, metric_sums
 from jaxnets.training.state import create_state
+from jaxnets.training.step import evaluation_step
 from tests.training.tiny import (
     PLAIN,
+    PREPROCESSING,
     Tiny,
     compiled_step,
     make_batch,
@@ -88,6 +90,32 @@ def test_the_step_is_gradient_descent_with_decay_on_kernels_alone() -> None:
     np.testing.assert_allclose(sums["loss"], 8 * mean, rtol=1e-5)
     assert sums["correct"] == (np.asarray(logits).argmax(-1) == BATCH.labels).sum()
     assert sums["count"] == 8
+
+
+class Viewer:
+    """Its logits are the images' mean colours; it has nothing to learn."""
+
+    num_classes = 3
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+
+    def apply(self, variables: Any, inputs: jax.Array, *, train: bool, **_: Any) -> Any:
+        logits = inputs.mean((1, 2)) + variables["params"]["bias"]
+        return (logits, {"batch_stats": {}}) if train else logits
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float64, 1e-13), (jnp.float32, 1e-6), (jnp.bfloat16, 1e-6)])
+def test_images_are_as_precise_as_the_network(dtype: Any, error: float) -> None:
+    model, variables = Viewer(dtype), {"params": {"bias": jnp.zeros(3)}, "batch_stats": {}}
+    logits = normalised(BATCH.images).mean((1, 2))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = -np.log(shares[np.arange(8), BATCH.labels]).sum()
+    _, trained = step_of(PLAIN, model)(make_state(PLAIN, variables), BATCH)
+    _, _, tested = evaluation_step(variables, BATCH, model=model, preprocessing=PREPROCESSING)
+    for sums in (trained, tested):
+        assert abs(float(sums["loss"]) / expected - 1) < error
 
 
 class Listener:
