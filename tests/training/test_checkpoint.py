@@ -173,6 +173,21 @@ def test_a_damaged_checkpoint_is_named(saved: Path, damage: Callable[[Path], Non
     assert (workdir / "damaged-checkpoints" / "11").is_dir()
 
 
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    broken = state_at(4)
+    broken.average["params"]["fc"]["kernel"][0, 0] = np.inf
+    with Checkpoints(tmp_path, CONTENTS) as checkpoints:
+        with pytest.raises(InputError, match=r"^the state is not finite after step .*, and is not saved; train again"):
+            checkpoints.save(2, broken, position_at(2))
+        checkpoints.save(3, state_at(3), position_at(3))
+        good = tmp_path / "checkpoints" / "3"
+        with pytest.raises(InputError, match=f"the last good checkpoint is {good}; train again in another --workdir"):
+            checkpoints.save(4, broken, position_at(4), best=True)
+        restored = checkpoints.restore(state_at(0), print)
+    assert restored is not None
+    assert_same(restored[0], state_at(3))
+
+
 def test_a_run_without_a_finished_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         load_classifier(tmp_path)
