@@ -135,7 +135,9 @@ class Recipe:
         if self.schedule in ("step", "exponential") and (len(self.decay_epochs) != 1 or not increasing):
             raise InputError(f"decay_epochs={self.decay_epochs}; schedule={self.schedule} needs one period, such as 30")
         if self.schedule == "multi_step" and not (self.decay_epochs and increasing):
-            raise InputError(f"decay_epochs={self.decay_epochs}; schedule=multi_step needs some, such as 30 60 80")
+            raise InputError(
+                f"decay_epochs={self.decay_epochs}; schedule=multi_step needs increasing ones, such as 30 60 80"
+            )
 
     def warnings(self) -> list[str]:
         """What is allowed, but hardly meant: settings without effect, and a learning rate that never decays."""
