@@ -10,11 +10,16 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from jaxnets.data.folder import named_images
+from jaxnets.data.sources import Source
+from jaxnets.data.verification import ON_BAD_IMAGE, usable
 from jaxnets.errors import InputError
+from jaxnets.pretrained import Pretrained, load_pretrained
 from jaxnets.training.checkpoint import CHECKPOINTS, load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.interruption import Interrupted
+from jaxnets.training.progress import counting
 
 
 def run(main: Callable[[], None]) -> None:
@@ -56,12 +61,68 @@ def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> argparse.ArgumentParser:
+    """The arguments of commands that use a run or other weights; with `images`, on those."""
+    parser.usage = f"%(prog)s (WORKDIR | --arch NAME [--weights W]) {'IMAGE... ' if images else ''}[options]"
+    help = "folder of a run, unless --arch is given" + ("; then image files, and folders of them" if images else "")
+    parser.add_argument("paths", type=Path, nargs="*", metavar="path", help=help)
+    parser.add_argument("--arch", help="network, such as resnet50, in the place of a run's folder")
+    parser.add_argument(
+        "--weights", default="DEFAULT", help="of --arch: a published name (default: DEFAULT), or a file"
+    )
+    parser.add_argument(
+        "--checkpoint", choices=CHECKPOINTS, default="latest", help="of the run's end (default), or of its best test"
+    )
+    if images:
+        parser.add_argument("--batch-size", type=int, default=32, help="images computed at once (default: 32)")
+        parser.add_argument(
+            "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="stop at a bad one (default), or leave it out"
+        )
+    return parser
+
+
+def weights_of(arguments: argparse.Namespace) -> tuple[str, Pretrained]:
+    """The network's name, and itself with its weights."""
+    if arguments.arch is not None:
+        return arguments.arch, load_pretrained(arguments.arch, arguments.weights)
+    if arguments.weights != "DEFAULT":
+        raise InputError(f"--weights {arguments.weights} needs the network they are for, as --arch")
+    if not arguments.paths:
+        raise InputError("give the folder of a run, or a network as --arch")
+    arguments.workdir = arguments.paths[0]
+    run = classifier_of(arguments)
+    return run.config.arch, Pretrained(run.model, run.variables, run.preprocessing, run.class_names)
+
+
+def images_of(arguments: argparse.Namespace) -> Source:
+    """The images that are named beside the weights. Bad ones are left out, and named, if that is asked for."""
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
+    paths = arguments.paths if arguments.arch is not None else arguments.paths[1:]
+    if not paths:
+        raise InputError("no images; name image files, or folders of them")
+    images: Source = named_images(paths)
+    if arguments.on_bad_image == "skip":
+        with counting("checking images", len(images)) as (done, say):
+            images, bad, _ = usable(images, 1, done)
+            for image in bad:
+                say(f"left out: {image.where}: {image.reason}")
+        if not len(images):
+            raise InputError(f"none of {len(bad)} images can be read; the first is {bad[0].where} ({bad[0].reason})")
+    return images
+
+
 def classifier_of(arguments: argparse.Namespace) -> TrainedClassifier:
     """What the run has learnt."""
-    config = arguments.workdir / "config.json"
+    prepare_for(arguments.workdir)
+    return load_classifier(arguments.workdir, arguments.checkpoint)
+
+
+def prepare_for(workdir: Path) -> None:
+    """Allows 64-bit types where the run was trained in them."""
+    config = workdir / "config.json"
     if os.path.exists(config) and Config.read(config).dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    return load_classifier(arguments.workdir, arguments.checkpoint)
 
 
 def _fail(line: str) -> None:

@@ -1,33 +1,40 @@
-"""Classify images: python -m experiments.predict WORKDIR IMAGE..."""
+"""Classify images: python -m experiments.predict (WORKDIR | --arch NAME) IMAGE..."""
 
 import argparse
+import sys
 from pathlib import Path
 
-import numpy as np
-
-from experiments.command import add_classifier, classifier_of, run
-from jaxnets.data.folder import FolderSource
-from jaxnets.training.evaluation import Evaluator
+from experiments.command import add_weights, images_of, run, weights_of
+from jaxnets.errors import InputError
+from jaxnets.prediction import FORMATS, predict, write_predictions
 from jaxnets.training.progress import counting
-
-_TOP = 5
 
 
 def main() -> None:
-    """Prints the five likeliest classes of each image, with their probabilities."""
+    """Gives the likeliest classes of each image, with their probabilities, by a run or by published weights."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=main.__doc__)
-    add_classifier(parser)
-    parser.add_argument("images", type=Path, nargs="+", metavar="image", help="image file of any size")
+    add_weights(parser, images=True)
+    parser.add_argument("--topk", type=int, default=5, metavar="N", help="classes an image (default: 5)")
+    parser.add_argument("--format", choices=FORMATS, help="of the answers (default: by the name of --output, or text)")
+    parser.add_argument("--output", type=Path, help="file for the answers, such as answers.csv (default: the terminal)")
     arguments = parser.parse_args()
-    classifier = classifier_of(arguments)
-    images = FolderSource(Path(), [(str(path), 0) for path in arguments.images])
-    evaluate = Evaluator(classifier.model, classifier.preprocessing, min(len(images), 32))
+    output: Path | None = arguments.output
+    format = arguments.format or (output.suffix.removeprefix(".") if output else "text")
+    if format not in FORMATS:
+        raise InputError(f"--output {output} has no format of its own; name it .csv or .json, or give --format")
+    if output is not None and output.exists():
+        raise InputError(f"--output {output} exists already; give another name, or remove it")
+    images = images_of(arguments)
+    _, classifier = weights_of(arguments)
     with counting("predicting", len(images)) as (done, _):
-        probabilities = evaluate(classifier.variables, images, done).probabilities
-    for path, shares in zip(arguments.images, probabilities, strict=True):
-        print(path)
-        for index in np.argsort(-shares, kind="stable")[:_TOP]:
-            print(f"  {shares[index]:7.2%}  {classifier.class_names[index]}")
+        answers = predict(classifier, images, top=arguments.topk, batch_size=arguments.batch_size, done=done)
+        if output is None:
+            write_predictions(answers, sys.stdout, format)
+            return
+        new = output.with_name(f"{output.name}.new")
+        with new.open("w", encoding="utf-8", newline="") as file:
+            write_predictions(answers, file, format)
+        new.replace(output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Train a classifier: python -m experiments.train --arch resnet50."""
 
 import argparse
+import os
 import types
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,12 +13,14 @@ from experiments.command import run
 from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
+from jaxnets.pretrained import describe
 from jaxnets.training.config import DTYPES, Config
 from jaxnets.training.interruption import Interruption
 from jaxnets.training.loop import SECONDS_A_CHECKPOINT, train
 from jaxnets.training.parallel import PARALLEL, PLATFORMS, Parallel, choose_platform, join_processes
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
+from jaxnets.transfer import TRANSFERS
 
 _FLAGS = {"learning_rate": "--lr"}
 _MUCH_WAITING = 0.1
@@ -60,6 +63,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="decides initial weights, sample order and augmentation (default: 0)")
     parser.add_argument("--log-every", type=int, help="steps between lines of metrics (default: 10)")
     parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well")
+
+    start = parser.add_argument_group("starting from weights that are there already")
+    start.add_argument(
+        "--weights",
+        help="IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT (downloaded once), a .pth, .pt or .safetensors file, or the "
+        "workdir of a run",
+    )
+    start.add_argument(
+        "--transfer",
+        choices=TRANSFERS,
+        help="train all of them (default), those from --train-from on, or a new head alone; without --weights: DEFAULT",
+    )
+    start.add_argument(
+        "--train-from",
+        metavar="STAGE",
+        help="first stage that --transfer partial trains, such as layer4 (default: the latest half of the parameters)",
+    )
 
     going_on = parser.add_argument_group("stopping and going on")
     going_on.add_argument(
@@ -122,6 +142,10 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
         given["dataset"] = absolute(given["dataset"])
     if "data_dir" in given:
         given["data_dir"] = str(given["data_dir"].expanduser().absolute())
+    if "weights" in given:
+        given["weights"] = absolute_weights(given["weights"])
+    elif "transfer" in given:
+        given["weights"] = "DEFAULT"
     config = configuration(given, workdir if resume else None)
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -143,8 +167,27 @@ def configuration(given: dict[str, Any], before: Path | None) -> Config:
             raise InputError(f"--recipe {name} needs --arch; without both the run goes on by its own recipe")
         config = Config.read(before / "config.json")
         return replace(config, recipe=replace(config.recipe, **changes), **given)
+    if "weights" in given:
+        name = name or ("linear_probe" if given.get("transfer") == "head" else "finetune")
     recipe = recipe_for(given["arch"], given.get("dataset", "digits"), name)
+    if "weights" in given:
+        recipe = seen_as_before(recipe, given, before)
     return Config(recipe=replace(recipe, **changes), **given)
+
+
+def seen_as_before(recipe: Recipe, given: dict[str, Any], before: Path | None) -> Recipe:
+    """The recipe, with images of the size that the weights were tested on; where a run goes on, of its own."""
+    if before is not None and (before / "config.json").exists():
+        theirs = Config.read(before / "config.json").recipe
+        return replace(recipe, image_size=theirs.image_size, crop_pct=theirs.crop_pct)
+    theirs = describe(given["arch"], given["weights"]).preprocessing
+    return replace(recipe, image_size=theirs.crop_size, crop_pct=theirs.crop_size / theirs.resize_size)
+
+
+def absolute_weights(weights: str) -> str:
+    """A published name as it is, a path wherever one is then."""
+    path = Path(weights).expanduser()
+    return str(path.absolute()) if path.exists() or os.sep in weights or path.suffix else weights
 
 
 def default_workdir(config: Config) -> Path:

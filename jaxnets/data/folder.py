@@ -57,6 +57,23 @@ class FolderSource:
         return digest.hexdigest()
 
 
+def named_images(paths: Sequence[Path]) -> FolderSource:
+    """The image files named, and those at any depth below the folders named, in order; all with label 0.
+
+    Raises InputError for a folder without image files.
+    """
+    files: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(os.fspath(path))
+            continue
+        below = sorted(_images(path), key=_order)
+        if not below:
+            raise InputError(f"{_shown(path)} holds no image files (.jpg, .png, ...); give files or a folder of them")
+        files += below
+    return FolderSource(Path(), [(file, 0) for file in files])
+
+
 def load_folder(root: Path, test_share: float) -> Dataset:
     """The images below `root`; without a val/ or test/ folder, `test_share` of each class is held out, always the same.
 

@@ -26,7 +26,7 @@ _IMAGES_A_TASK = 8
 _BATCHES_AHEAD = 3
 _BATCHES_ON_THEIR_WAY = 2
 # Up to here, a source whose images do not change from epoch to epoch is decoded once and held.
-_MOST_BYTES_HELD = 2 << 30
+MOST_BYTES_HELD = 2 << 30
 
 
 Item = TypeVar("Item")
@@ -51,7 +51,7 @@ class RandomCrops:
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """Images [N, S, S, 3] and labels [N] in memory, as the network reads them."""
+    """Images [N, S, S, 3], or features [N, C], and labels [N] in memory, as the network reads them."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -70,7 +70,7 @@ def hold_if_small(
 ) -> Source | Preprocessed:
     """The source, or, where it fits, all its images preprocessed once and for all; `done` is told how many are."""
     count, side = len(source), preprocessing.crop_size
-    if count * side**2 * 3 > _MOST_BYTES_HELD:
+    if count * side**2 * 3 > MOST_BYTES_HELD:
         return source
     images, labels = np.empty((count, side, side, 3), np.uint8), np.empty(count, np.int32)
     ready = 0
@@ -137,7 +137,7 @@ def _start(
             image, labels[slot] = source[index]
             try:
                 if crops is None or draws is None:
-                    images[slot] = preprocessing(image)
+                    images[slot] = preprocessing.pixels(image)
                 else:
                     crop_into(images[slot], image, crops.min_area, draws[slot])
             except InputError as error:

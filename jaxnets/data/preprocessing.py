@@ -1,6 +1,7 @@
 """From an image of any size to what a network reads: uint8 squares on the host, normalised floats on the device."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxnets.data.sources import PHOTO_MEAN, PHOTO_STD, Channels
 from jaxnets.errors import InputError
 
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Picture = Image.Image | np.ndarray | bytes
 # Rows either side that a row of the result may depend on, at a scale of 1: of bicubic interpolation, and one to spare.
 _REACH = 3
 
@@ -41,7 +43,17 @@ class Preprocessing:
         if self.interpolation not in _INTERPOLATIONS:
             raise InputError(f"unknown interpolation {self.interpolation!r}; expected {' or '.join(_INTERPOLATIONS)}")
 
-    def __call__(self, image: Image.Image | np.ndarray | bytes) -> np.ndarray:
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The value of which `dataclasses.asdict`, or JSON of that, is given."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def __call__(self, image: Picture, dtype: DTypeLike = np.float32) -> np.ndarray:
+        """What a network reads of an image: normalised floats [crop_size, crop_size, 3]; InputError as of `pixels`."""
+        mean, std = (np.asarray(channels, dtype) for channels in (self.mean, self.std))
+        return (self.pixels(image) / np.asarray(255, dtype) - mean) / std
+
+    def pixels(self, image: Picture) -> np.ndarray:
         """uint8 [crop_size, crop_size, 3] of a PIL image, uint8 pixels [H, W(, 1 or 3)], or the bytes of an image file.
 
         Raises InputError, giving the reason, for an image that can't be read.

@@ -20,13 +20,16 @@ from jaxnets.models.layers import (
     Dense,
     Dropout,
     Initializer,
+    Stages,
     check_image_size,
+    sow_feature,
     torch_kernel_init,
 )
 from jaxnets.ops import adaptive_avg_pool, local_response_norm, max_pool
 from jaxnets.ops.windows import smallest_input
 
 Normalise = Callable[[jax.Array], jax.Array]
+_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "fc3")
 
 
 class AlexNet(nn.Module):
@@ -45,6 +48,8 @@ class AlexNet(nn.Module):
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     smallest_image: ClassVar[int] = smallest_input([(11, 4, 2, False), *3 * [(3, 2, 0, False)]])
+    stages: ClassVar[Stages] = {name: (name,) for name in _LAYERS}
+    head_dropout_rate: ClassVar[float] = 0.0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -53,17 +58,18 @@ class AlexNet(nn.Module):
         conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, bias_init=None, dtype=self.dtype)
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         dropout = partial(Dropout, self.dropout_rate, train=train, axis_name=self.axis_name)
-        x = lrn(self.activation(conv(64, 11, stride=4, padding=2, name="conv1")(images)))
+        keep = partial(sow_feature, self)
+        x = keep("conv1", lrn(self.activation(conv(64, 11, stride=4, padding=2, name="conv1")(images))))
         x = max_pool(x, 3, stride=2)
-        x = lrn(self.activation(conv(192, 5, padding=2, name="conv2")(x)))
+        x = keep("conv2", lrn(self.activation(conv(192, 5, padding=2, name="conv2")(x))))
         x = max_pool(x, 3, stride=2)
-        x = self.activation(conv(384, 3, padding=1, name="conv3")(x))
-        x = self.activation(conv(256, 3, padding=1, name="conv4")(x))
-        x = self.activation(conv(256, 3, padding=1, name="conv5")(x))
+        x = keep("conv3", self.activation(conv(384, 3, padding=1, name="conv3")(x)))
+        x = keep("conv4", self.activation(conv(256, 3, padding=1, name="conv4")(x)))
+        x = keep("conv5", self.activation(conv(256, 3, padding=1, name="conv5")(x)))
         x = max_pool(x, 3, stride=2)
         x = adaptive_avg_pool(x, 6).reshape(x.shape[0], -1)
-        x = self.activation(dense(self.hidden_features, name="fc1")(dropout()(x)))
-        x = self.activation(dense(self.hidden_features, name="fc2")(dropout()(x)))
+        x = keep("fc1", self.activation(dense(self.hidden_features, name="fc1")(dropout()(x))))
+        x = keep("fc2", self.activation(dense(self.hidden_features, name="fc2")(dropout()(x))))
         return dense(self.num_classes, name="fc3")(x)
 
 
@@ -86,6 +92,12 @@ class AlexNet2012(nn.Module):
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     smallest_image: ClassVar[int] = smallest_input([(11, 4, 2, False), *3 * [(3, 2, 0, False)]])
+    stages: ClassVar[Stages] = {name: (name,) for name in _LAYERS}
+
+    @property
+    def head_dropout_rate(self) -> float:
+        """Of the dropout between the stage before the last and the last."""
+        return self.dropout_rate
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -94,19 +106,24 @@ class AlexNet2012(nn.Module):
         conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype)
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         dropout = partial(Dropout, self.dropout_rate, train=train, axis_name=self.axis_name)
+        keep = partial(sow_feature, self)
         ones, zeros = initializers.ones, initializers.zeros
-        x = lrn(self.activation(conv(96, 11, stride=4, padding=2, bias_init=zeros, name="conv1")(images)))
+        x = keep(
+            "conv1", lrn(self.activation(conv(96, 11, stride=4, padding=2, bias_init=zeros, name="conv1")(images)))
+        )
         x = max_pool(x, 3, stride=2)
-        x = lrn(self.activation(conv(256, 5, padding=2, groups=self.groups, bias_init=ones, name="conv2")(x)))
+        x = keep(
+            "conv2", lrn(self.activation(conv(256, 5, padding=2, groups=self.groups, bias_init=ones, name="conv2")(x)))
+        )
         x = max_pool(x, 3, stride=2)
-        x = self.activation(conv(384, 3, padding=1, bias_init=zeros, name="conv3")(x))
-        x = self.activation(conv(384, 3, padding=1, groups=self.groups, bias_init=ones, name="conv4")(x))
-        x = self.activation(conv(256, 3, padding=1, groups=self.groups, bias_init=ones, name="conv5")(x))
+        x = keep("conv3", self.activation(conv(384, 3, padding=1, bias_init=zeros, name="conv3")(x)))
+        x = keep("conv4", self.activation(conv(384, 3, padding=1, groups=self.groups, bias_init=ones, name="conv4")(x)))
+        x = keep("conv5", self.activation(conv(256, 3, padding=1, groups=self.groups, bias_init=ones, name="conv5")(x)))
         x = max_pool(x, 3, stride=2)
         x = adaptive_avg_pool(x, 6).reshape(x.shape[0], -1)
-        x = dropout()(self.activation(dense(self.hidden_features, bias_init=ones, name="fc1")(x)))
-        x = dropout()(self.activation(dense(self.hidden_features, bias_init=ones, name="fc2")(x)))
-        return dense(self.num_classes, bias_init=zeros, name="fc3")(x)
+        x = keep("fc1", self.activation(dense(self.hidden_features, bias_init=ones, name="fc1")(x)))
+        x = keep("fc2", self.activation(dense(self.hidden_features, bias_init=ones, name="fc2")(dropout()(x))))
+        return dense(self.num_classes, bias_init=zeros, name="fc3")(dropout()(x))
 
 
 def _identity(x: jax.Array) -> jax.Array:

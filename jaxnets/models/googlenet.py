@@ -6,7 +6,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,9 @@ from jaxnets.models.layers import (
     Dropout,
     Initializer,
     NormFactory,
+    Stages,
     check_image_size,
+    sow_feature,
 )
 from jaxnets.ops import adaptive_avg_pool, avg_pool, local_response_norm, max_pool
 from jaxnets.ops.windows import output_size, smallest_input
@@ -158,6 +160,21 @@ class GoogLeNet(nn.Module):
         """The smallest image side, in pixels, that leaves every pooling a pixel."""
         return smallest_input([(7, 2, 3, False), *3 * [(3, 2, 0, True)], (self.last_pool_window, 2, 0, True)])
 
+    stages: ClassVar[Stages] = {
+        **{name: (name,) for name in ("conv1", "conv2", "conv3", "inception3a", "inception3b")},
+        "inception4a": ("inception4a", "aux1"),
+        **{name: (name,) for name in ("inception4b", "inception4c")},
+        "inception4d": ("inception4d", "aux2"),
+        **{name: (name,) for name in ("inception4e", "inception5a", "inception5b")},
+        "pool": (),
+        "fc": ("fc",),
+    }
+
+    @property
+    def head_dropout_rate(self) -> float:
+        """Of the dropout between the stage before the last and the last."""
+        return self.dropout_rate
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         check_image_size(images, self.smallest_image, type(self).__name__)
@@ -189,29 +206,30 @@ class GoogLeNet(nn.Module):
         heads = self.aux_logits and (train or self.is_initializing())
         lrn = self.lrn or (lambda x: x)
         pool = partial(max_pool, stride=2, ceil_mode=True)
+        keep = partial(sow_feature, self)
 
         x = renormalise(images) if self.transform_input else images
-        x = unit(64, 7, stride=2, padding=3, name="conv1")(x)
+        x = keep("conv1", unit(64, 7, stride=2, padding=3, name="conv1")(x))
         x = lrn(pool(x, 3))
-        x = unit(64, 1, name="conv2")(x)
-        x = lrn(unit(192, 3, padding=1, name="conv3")(x))
+        x = keep("conv2", unit(64, 1, name="conv2")(x))
+        x = keep("conv3", lrn(unit(192, 3, padding=1, name="conv3")(x)))
         x = pool(x, 3)
-        x = inception((64, 96, 128, 16, 32, 32), name="inception3a")(x)
-        x = inception((128, 128, 192, 32, 96, 64), name="inception3b")(x)
+        x = keep("inception3a", inception((64, 96, 128, 16, 32, 32), name="inception3a")(x))
+        x = keep("inception3b", inception((128, 128, 192, 32, 96, 64), name="inception3b")(x))
         x = pool(x, 3)
-        x = inception((192, 96, 208, 16, 48, 64), name="inception4a")(x)
+        x = keep("inception4a", inception((192, 96, 208, 16, 48, 64), name="inception4a")(x))
         if heads:
             head(name="aux1")(x)
-        x = inception((160, 112, 224, 24, 64, 64), name="inception4b")(x)
-        x = inception((128, 128, 256, 24, 64, 64), name="inception4c")(x)
-        x = inception((112, 144, 288, 32, 64, 64), name="inception4d")(x)
+        x = keep("inception4b", inception((160, 112, 224, 24, 64, 64), name="inception4b")(x))
+        x = keep("inception4c", inception((128, 128, 256, 24, 64, 64), name="inception4c")(x))
+        x = keep("inception4d", inception((112, 144, 288, 32, 64, 64), name="inception4d")(x))
         if heads:
             head(name="aux2")(x)
-        x = inception((256, 160, 320, 32, 128, 128), name="inception4e")(x)
+        x = keep("inception4e", inception((256, 160, 320, 32, 128, 128), name="inception4e")(x))
         x = pool(x, self.last_pool_window)
-        x = inception((256, 160, 320, 32, 128, 128), name="inception5a")(x)
-        x = inception((384, 192, 384, 48, 128, 128), name="inception5b")(x)
-        x = x.mean(axis=(1, 2))
+        x = keep("inception5a", inception((256, 160, 320, 32, 128, 128), name="inception5a")(x))
+        x = keep("inception5b", inception((384, 192, 384, 48, 128, 128), name="inception5b")(x))
+        x = keep("pool", x.mean(axis=(1, 2)))
         x = Dropout(self.dropout_rate, train=train, axis_name=self.axis_name)(x)
         return dense(self.num_classes, name="fc")(x)
 

@@ -15,6 +15,9 @@ from jaxnets.ops import conv2d, image_keys
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = initializers.Initializer
+# A network's stages in their order, each with the names of its modules (and so of its parameters). The last is the
+# classifier, which reads what the one before it puts out.
+Stages = dict[str, tuple[str, ...]]
 
 # What torch gives nn.Conv2d and nn.Linear: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -144,6 +147,16 @@ class Dropout(nn.Module):
         return jnp.where(kept, inputs / (1 - self.rate), 0)
 
 
+def sow_feature(module: nn.Module, stage: str, value: jax.Array) -> jax.Array:
+    """Returns `value`, and sows it as what `stage` puts out, for `jaxnets.features`; costs nothing where nobody asks.
+
+    All stages share one variable of the collection "features", a dict: a name of its own would be the submodule's.
+    """
+    if not module.is_initializing():
+        module.sow("features", "outputs", {stage: value}, init_fn=dict, reduce_fn=lambda old, new: old | new)
+    return value
+
+
 class NormFactory(Protocol):
     """What a network's `norm` argument must accept: `BatchNorm`, a partial of it, or a class of the same form."""
 
@@ -159,7 +172,8 @@ class BatchNorm(nn.Module):
     taken over the replicas of `axis_name` as well, where one is given. Mean and variance are found in two passes, in
     float32 at least: E[x^2] - E[x]^2 loses digits where the mean is large against the deviation.
     `unbiased_variance` stores the running variance with torch's n / (n - 1); Flax's own BatchNorm does not.
-    `frozen` uses the running statistics in training too, and leaves them as they are.
+    `frozen` uses the running statistics in training too, and leaves them as they are; so does every norm within one of
+    `frozen_modules`, the names of a network's own modules.
     Variables: params `scale`, `bias`; batch_stats `mean`, `var`; each [C].
     """
 
@@ -169,6 +183,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     unbiased_variance: bool = True
     frozen: bool = False
+    frozen_modules: frozenset[str] = frozenset()
     dtype: DTypeLike = jnp.float32
     scale_init: Initializer = initializers.ones
 
@@ -181,7 +196,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         mean, var = running_mean.value, running_var.value
-        if self.train and not self.frozen:
+        if self.train and not (self.frozen or self.path[0] in self.frozen_modules):
             # `init` runs outside of any replicated axis.
             axis_name = None if self.is_initializing() else self.axis_name
             mean, var, count = batch_moments(inputs.astype(stats_dtype), axis_name)

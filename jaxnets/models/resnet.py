@@ -24,9 +24,11 @@ from jaxnets.models.layers import (
     Dropout,
     Initializer,
     NormFactory,
+    Stages,
     check_image_size,
     he_fan_in,
     he_fan_out,
+    sow_feature,
 )
 from jaxnets.ops import max_pool
 
@@ -165,6 +167,16 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     smallest_image: ClassVar[int] = 1
 
+    @property
+    def stages(self) -> Stages:
+        """The stages in their order, with the names of their modules; each block is one."""
+        return {"conv1": ("conv1", "bn1"), **block_stages(self.stage_sizes), "pool": (), "fc": ("fc",)}
+
+    @property
+    def head_dropout_rate(self) -> float:
+        """Of the dropout between the stage before the last and the last."""
+        return self.dropout_rate
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         check_image_size(images, self.smallest_image, type(self).__name__)
@@ -188,13 +200,14 @@ class ResNet(nn.Module):
             conv=conv,
             norm=norm,
         )
+        keep = partial(sow_feature, self)
         if self.stem == "imagenet":
             x = conv(self.num_filters, 7, stride=2, padding=3, name="conv1")(images)
-            x = self.activation(norm(name="bn1")(x))
+            x = keep("conv1", self.activation(norm(name="bn1")(x)))
             x = max_pool(x, 3, stride=2, padding=1)
         elif self.stem == "cifar":
             x = conv(self.num_filters, 3, padding=1, name="conv1")(images)
-            x = self.activation(norm(name="bn1")(x))
+            x = keep("conv1", self.activation(norm(name="bn1")(x)))
         else:
             raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet' or 'cifar'")
         for stage, size in enumerate(self.stage_sizes):
@@ -206,7 +219,8 @@ class ResNet(nn.Module):
                     drop=partial(dropout, next(drop_rates), whole_images=True),
                     name=f"layer{stage + 1}_{i}",
                 )(x)
-        x = dropout(self.dropout_rate)(x.mean(axis=(1, 2)))
+                keep(f"layer{stage + 1}.{i}", x)
+        x = dropout(self.dropout_rate)(keep("pool", x.mean(axis=(1, 2))))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 
@@ -218,6 +232,13 @@ def bind_layers(
     if norm is None:
         return conv, lambda **_: lambda inputs: inputs
     return conv, partial(norm, train=train, axis_name=axis_name, dtype=dtype)
+
+
+def block_stages(stage_sizes: Sequence[int]) -> Stages:
+    """Each block as a stage, "layer1.0" for the module "layer1_0"."""
+    return {
+        f"layer{number}.{i}": (f"layer{number}_{i}",) for number, size in enumerate(stage_sizes, 1) for i in range(size)
+    }
 
 
 def linear_drop_rates(rate: float, blocks: int) -> Iterator[float]:

@@ -21,10 +21,12 @@ from jaxnets.models.layers import (
     Dropout,
     Initializer,
     NormFactory,
+    Stages,
     check_image_size,
     he_fan_out,
+    sow_feature,
 )
-from jaxnets.models.resnet import ModuleFactory, bind_layers, linear_drop_rates
+from jaxnets.models.resnet import ModuleFactory, bind_layers, block_stages, linear_drop_rates
 
 
 class PreActivationBottleneck(nn.Module):
@@ -72,6 +74,17 @@ class PreActivationResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     smallest_image: ClassVar[int] = 1
 
+    @property
+    def stages(self) -> Stages:
+        """The stages in their order, with the names of their modules; each block is one."""
+        blocks = block_stages(self.stage_sizes)
+        return {"conv1": ("conv1",), **blocks, "bn1": ("bn1",), "pool": (), "fc": ("fc",)}
+
+    @property
+    def head_dropout_rate(self) -> float:
+        """Of the dropout between the stage before the last and the last."""
+        return self.dropout_rate
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         check_image_size(images, self.smallest_image, type(self).__name__)
@@ -79,7 +92,8 @@ class PreActivationResNet(nn.Module):
         dropout = partial(Dropout, train=train, axis_name=self.axis_name)
         conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
         block = partial(PreActivationBottleneck, activation=self.activation, conv=conv, norm=norm)
-        x = conv(self.num_filters, 3, padding=1, name="conv1")(images)
+        keep = partial(sow_feature, self)
+        x = keep("conv1", conv(self.num_filters, 3, padding=1, name="conv1")(images))
         for stage, size in enumerate(self.stage_sizes):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
@@ -89,8 +103,9 @@ class PreActivationResNet(nn.Module):
                     drop=partial(dropout, next(drop_rates), whole_images=True),
                     name=f"layer{stage + 1}_{i}",
                 )(x)
-        x = self.activation(norm(name="bn1")(x))
-        x = dropout(self.dropout_rate)(x.mean(axis=(1, 2)))
+                keep(f"layer{stage + 1}.{i}", x)
+        x = keep("bn1", self.activation(norm(name="bn1")(x)))
+        x = dropout(self.dropout_rate)(keep("pool", x.mean(axis=(1, 2))))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 

@@ -6,6 +6,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,8 @@ from jaxnets.training.state import TrainState
 
 CHECKPOINTS = ("latest", "best")
 _FOLDER = "checkpoints"
+# All of it said, so that orbax has nothing to warn of.
+_READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
 
 
 class Checkpoints:
@@ -181,6 +184,18 @@ class _LatestAndBest:
         return [checkpoint.step in (*latest, self._checkpoints.best) for checkpoint in checkpoints]
 
 
+def saved_contents(workdir: Path) -> dict[str, Any] | None:
+    """What stands beside the numbers in the latest checkpoint that can be read; None if there is none."""
+    folder = workdir.resolve() / _FOLDER
+    if not folder.is_dir():
+        return None
+    with ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
+        for number in sorted(manager.all_steps(), reverse=True):
+            with suppress(Exception):  # orbax and tensorstore raise many types
+                return _read_metadata(manager, number)
+    return None
+
+
 def load_classifier(workdir: Path, which: str = "latest") -> TrainedClassifier:
     """The "latest" or the "best" checkpoint of a run, without what only training needs.
 
@@ -202,7 +217,7 @@ def load_classifier(workdir: Path, which: str = "latest") -> TrainedClassifier:
 
 
 def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
         number = manager.latest_step()
         if number is None:
             raise InputError("no checkpoint was finished; train again in another workdir")
@@ -211,15 +226,14 @@ def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
             number = metadata["best"]
             metadata = _read_metadata(manager, number)
         config = Config.from_dict(metadata["config"])
-        values = metadata["preprocessing"]
-        preprocessing = Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
         class_names = tuple(metadata["class_names"])
-        model = config.create_model(len(class_names))
+        model = config.create_model(len(class_names), **metadata["options"])
         side = preprocessing.crop_size
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         variables = _read(manager, number, "variables", metadata, like)
-    return TrainedClassifier(config, model, jax.device_put(variables), preprocessing, class_names)
+    return TrainedClassifier(config, model, jax.device_put(variables), preprocessing, class_names, metadata["options"])
 
 
 def _read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]:
@@ -253,13 +267,13 @@ def _checksum_of_json(values: dict[str, Any]) -> int:
 def _rest(state: TrainState) -> TrainState:
     """What `state.variables` does not hold."""
     if state.average:
-        return state.replace(average={})  # type: ignore[attr-defined]
-    return state.replace(params={}, batch_stats={})  # type: ignore[attr-defined]
+        return state.replace(average={}, frozen={})  # type: ignore[attr-defined]
+    return state.replace(params={}, batch_stats={}, frozen={})  # type: ignore[attr-defined]
 
 
 def _joined(like: TrainState, variables: Any, rest: list[Any]) -> TrainState:
     state: TrainState = jax.tree.unflatten(jax.tree.structure(_rest(like)), rest)
-    return state.replace(average=variables) if like.average else state.replace(**variables)  # type: ignore[attr-defined]
+    return state.replace(average=like.average, frozen=like.frozen).with_variables(variables)  # type: ignore[attr-defined]
 
 
 def _numbered(tree: Any) -> dict[str, Any]:

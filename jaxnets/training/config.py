@@ -12,6 +12,7 @@ from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model
 from jaxnets.training.recipe import Recipe
+from jaxnets.transfer import TRANSFERS
 
 DTYPES = ("float32", "bfloat16", "float64")
 # What may change while a run stands still: where the images lie (whether they are the same is seen from themselves),
@@ -23,6 +24,8 @@ _MAY_CHANGE = ("dataset", "data_dir", "log_every", "remat")
 class Config:
     """Everything that a run's numbers follow from. `dtype` is what the network computes in.
 
+    `weights` are those that it starts from, as `jaxnets.load_pretrained` takes them; `transfer` says what of them is
+    trained: "full" (the same as None), "partial" (from the stage `train_from`) or "head".
     `data_dir` is where TFDS keeps its data sets (None: its own choice); `test_share` is held out of a data set that has
     no test images; bad images stop the run or are skipped, as `on_bad_image` says; metrics are logged every `log_every`
     steps.
@@ -33,6 +36,9 @@ class Config:
     dataset: str = "digits"
     seed: int = 0
     dtype: str = "float32"
+    weights: str | None = None
+    transfer: str | None = None
+    train_from: str | None = None
     data_dir: str | None = None
     test_share: float = 0.2
     on_bad_image: str = "error"
@@ -41,6 +47,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"unknown dtype {self.dtype!r}; expected {', '.join(DTYPES)}")
+        self._check_transfer()
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise InputError(f"on_bad_image={self.on_bad_image!r}; expected {' or '.join(ON_BAD_IMAGE)}")
         if not 0 <= self.seed < 2**32:
@@ -48,10 +55,29 @@ class Config:
         if self.log_every < 1:
             raise InputError(f"log_every={self.log_every}; expected at least 1 step")
 
-    def create_model(self, num_classes: int) -> nn.Module:
-        """The network, with what the recipe says about it. Raises InputError where it can't be had like that."""
+    def _check_transfer(self) -> None:
         recipe = self.recipe
-        options: dict[str, Any] = {}
+        if self.transfer not in (None, *TRANSFERS):
+            raise InputError(f"unknown transfer {self.transfer!r}; expected one of {', '.join(TRANSFERS)}")
+        if self.weights is None and self.transfer is not None:
+            raise InputError(f"transfer={self.transfer} needs weights to start from; give --weights")
+        if self.weights is None and recipe.head_epochs:
+            raise InputError(f"head_epochs={recipe.head_epochs} needs weights to start from; give --weights")
+        if self.train_from is not None and self.transfer != "partial":
+            raise InputError(f"train_from={self.train_from} goes with transfer=partial, not with {self.transfer}")
+        if self.transfer == "head" and recipe.head_epochs:
+            raise InputError("transfer=head trains the head alone in all epochs; leave out --head-epochs")
+        if self.transfer == "head" and recipe.precise_batch_norm_images:
+            raise InputError("transfer=head keeps the statistics that precise_batch_norm_images would replace")
+        if recipe.head_epochs >= recipe.epochs:
+            raise InputError(f"head_epochs={recipe.head_epochs} leaves none of epochs={recipe.epochs} for the rest")
+
+    def create_model(self, num_classes: int, **options: Any) -> nn.Module:
+        """The network, with what the recipe says about it. Raises InputError where it can't be had like that.
+
+        `options` are those that came with the weights that it starts from.
+        """
+        recipe = self.recipe
         if recipe.dropout_rate is not None:
             options["dropout_rate"] = recipe.dropout_rate
         if recipe.stochastic_depth_rate:

@@ -1,7 +1,7 @@
 """What stands in a checkpoint beside the numbers, and what a classifier is that comes back from one."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -21,6 +21,7 @@ class TrainedClassifier:
     variables: dict[str, Any]
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    options: dict[str, bool] = field(default_factory=dict)
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Raises InputError unless a data set's classes are those that this classifier was trained on."""
@@ -29,12 +30,16 @@ class TrainedClassifier:
 
 @dataclass(frozen=True)
 class Contents:
-    """What stands in every checkpoint beside the numbers; a run that goes on must have the same."""
+    """What stands in every checkpoint beside the numbers; a run that goes on must have the same.
+
+    `options` are those of the network that came with the weights that it started from.
+    """
 
     config: Config
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     fingerprints: dict[str, str]
+    options: dict[str, bool] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""

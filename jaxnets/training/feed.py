@@ -1,6 +1,7 @@
 """The batches that a run trains on, in their order, at the sizes that its recipe asks for."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
 from itertools import groupby
 
@@ -40,8 +41,14 @@ class TrainingFeed:
         if self._crops is not None:
             return self._source
         if self._held is None or self._held[0] != size:
-            self._held = size, hold_if_small(self._source, self._sized(size), done)
+            self._held = size, hold_if_small(self._source, resized(self._preprocessing, size), done)
         return self._held[1]
+
+    def holding(self, images: Preprocessed) -> "TrainingFeed":
+        """The same batches, of other images (or features) in the places of this feed's."""
+        other = copy(self)
+        other._held = self._recipe.train_image_size(0), images
+        return other
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """The host batches of the steps from `first` to before `last`, counted from 0 over the whole run."""
@@ -56,8 +63,10 @@ class TrainingFeed:
                 training_slots(self._seed, step, recipe.batch_size, count, *self._process, repeats=recipe.repeats)
                 for step in steps
             )
-            yield from read_batches(self.hold(size), self._sized(size), plan, self._crops)
+            yield from read_batches(self.hold(size), resized(self._preprocessing, size), plan, self._crops)
 
-    def _sized(self, size: int) -> Preprocessing:
-        resize = round(size * self._preprocessing.resize_size / self._preprocessing.crop_size)
-        return replace(self._preprocessing, crop_size=size, resize_size=resize)
+
+def resized(preprocessing: Preprocessing, size: int) -> Preprocessing:
+    """The same share of an image at another size."""
+    resize = round(size * preprocessing.resize_size / preprocessing.crop_size)
+    return replace(preprocessing, crop_size=size, resize_size=resize)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Collection
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 
 from jaxnets.data.pipeline import on_device
 from jaxnets.data.sources import Dataset
+from jaxnets.models.features import head_of
 from jaxnets.report import write_report
 from jaxnets.training.batch_norm import Recalibration, small_batch_warning
 from jaxnets.training.checkpoint import Checkpoints
@@ -19,10 +21,10 @@ from jaxnets.training.evaluation import Evaluator
 from jaxnets.training.history import History, Position
 from jaxnets.training.interruption import Interrupted, Interruption, Vote
 from jaxnets.training.metrics_log import MetricsLog, require_tensorboard
-from jaxnets.training.parallel import Parallel, memory_explained
+from jaxnets.training.parallel import Compiled, Parallel, memory_explained
 from jaxnets.training.progress import Progress
 from jaxnets.training.setup import Setup, set_up
-from jaxnets.training.state import TrainState, create_state
+from jaxnets.training.start import origin_of, saved_or_new
 from jaxnets.training.step import train_step
 from jaxnets.training.workdir import Workdir
 
@@ -57,7 +59,7 @@ def train(
         if files and not (workdir / "report.html").exists():
             write_report(workdir)
         return finished
-    run = set_up(config, dataset, parallel)
+    run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel))
     if files:
         files.begin(config, run.dataset.class_names, run.bad_images)
 
@@ -65,12 +67,14 @@ def train(
         stack.enter_context(memory_explained(recipe.batch_size))
         progress = stack.enter_context(Progress(run.steps, quiet=files is None))
         checkpoints = stack.enter_context(Checkpoints(workdir if files else None, run.contents))
+        trained = f" ({run.num_trained:,} of them trained)" if run.frozen else ""
         progress.say(
-            f"{config.arch}: {run.num_params:,} parameters, {run.steps} steps of {recipe.batch_size} on "
+            f"{config.arch}: {run.num_params:,} parameters{trained}, {run.steps} steps of {recipe.batch_size} on "
             f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}; compiling ..."
         )
 
-        state, position = _saved_or_new(run, parallel, checkpoints if resume else None, progress)
+        state, position = saved_or_new(run, parallel, checkpoints if resume else None, progress)
+        run = run.cache_features(state.variables, parallel)
         progress.start_at(position.step)
         small_batch = small_batch_warning(recipe, len(parallel.devices), has_norm=bool(state.batch_stats))
         for warning in [*recipe.warnings(), *small_batch]:
@@ -99,26 +103,29 @@ def train(
                 checkpoints.wait()
                 raise Interrupted(interruption.requested)
 
-        take_step = parallel.wrap(
-            partial(
+        def step_of(model: Any, held: Collection[str] = ()) -> Compiled:
+            step = partial(
                 train_step,
-                model=run.model,
+                model=model,
                 optimizer=run.optimizer,
-                preprocessing=run.preprocessing,
+                preprocessing=run.inputs,
                 recipe=recipe,
                 axis_name=parallel.axis_name,
-            ),
-            donate=True,
-            compiling=save_before_compiling,
-            compiled=history.compiled,
-        )
-        evaluate = Evaluator(run.network, run.preprocessing, recipe.batch_size, parallel, save_before_compiling)
+                held=held,
+            )
+            return parallel.wrap(step, donate=True, compiling=save_before_compiling, compiled=history.compiled)
+
+        steps = {"all": step_of(run.model)}
+        if recipe.head_epochs:
+            steps["head"] = step_of(run.head_model, set(state.params) - {head_of(run.network)})
+        evaluate = Evaluator(run.network, run.inputs, recipe.batch_size, parallel, save_before_compiling)
         recalibrate = Recalibration(run.model, run.preprocessing, parallel, save_before_compiling)
 
         test = None
         for epoch in range(position.epochs_tested + 1, recipe.epochs + 1):
             if history.is_over:
                 break
+            take_step = steps["head" if epoch <= recipe.head_epochs else "all"]
             history.begin_epoch()
             for _ in range(history.position.step, run.feed.steps_through(epoch)):
                 batch = history.timed_wait(batches)
@@ -144,7 +151,7 @@ def train(
         "test_accuracy": test.metrics["accuracy"],
         "test_loss": test.metrics["loss"] if math.isfinite(test.metrics["loss"]) else None,
         "test_images": round(test.metrics["count"]),
-        "compile_seconds": take_step.seconds,
+        "compile_seconds": sum(step.seconds for step in steps.values()),
         "seconds": history.seconds,
     }
     if files:
@@ -153,24 +160,13 @@ def train(
     return result
 
 
-def _saved_or_new(
-    run: Setup, parallel: Parallel, checkpoints: Checkpoints | None, progress: Progress
-) -> tuple[TrainState, Position]:
-    """The state and the run's position: as they were saved in `checkpoints`, or new; the same in all processes."""
-    config = run.contents.config
-    recipe = config.recipe
-    state = create_state(run.network, run.optimizer, config.seed, recipe.image_size, average=recipe.ema_decay > 0)
-    saved = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if checkpoints else None
-    state, position = saved or (state, Position().to_dict())
-    return parallel.replicate(state), Position.from_dict(parallel.tell(position))
-
-
 def _result(config: Config, run: Setup, parallel: Parallel, position: Position) -> dict[str, Any]:
     device = parallel.devices[0]
     return {
         "arch": config.arch,
         "dataset": config.dataset,
         "num_params": run.num_params,
+        "num_trained_params": run.num_trained,
         "epochs": position.epochs_tested,
         "steps": position.step,
         "train_images": len(run.dataset.train),

@@ -100,6 +100,11 @@ class Recipe:
     cutmix_alpha: float = _setting("mix images by CutMix, in shares from Beta(alpha, alpha)", 0.0)
     repeats: int = _setting("times that an image comes in a row, each time augmented otherwise", 1, least=1)
 
+    head_epochs: int = _setting("epochs in which the head alone is trained, before all is", 0)
+    layer_decay: float = _setting(
+        "what the learning rate is multiplied by for each block further from the head", 1.0, least=1e-6, most=1
+    )
+
     dropout_rate: float | None = _setting("of the network's dropout; none: the network's own", None, most=0.999)
     stochastic_depth_rate: float = _setting("probability of skipping the last block, falling to 0", 0.0, most=0.999)
     zero_init_residual: bool = _setting("let each residual branch start as zero", False)
@@ -161,6 +166,18 @@ class Recipe:
                 f"test, image_size={self.image_size}; give others by --train-image-sizes"
             )
         return found
+
+    @property
+    def augments(self) -> bool:
+        """Whether an image may look different each time that it is trained on."""
+        chances = (self.min_crop_area, self.shift, self.flip, self.color_jitter, self.random_erasing)
+        return (
+            any(chances)
+            or self.trivial_augment
+            or self.mixup_alpha > 0
+            or self.cutmix_alpha > 0
+            or len(set(self.train_image_sizes)) > 1
+        )
 
     def preprocessing(self, mean: Channels, std: Channels) -> Preprocessing:
         """What evaluation does with an image before the network sees it."""

@@ -178,6 +178,18 @@ FINETUNE = Recipe(
     flip=0.5,
 )
 
+# A new head on a trunk that stays as it is. Images are never changed, so that the trunk sees each of them once.
+LINEAR_PROBE = Recipe(
+    image_size=224,
+    epochs=50,
+    batch_size=64,
+    optimizer="adam",
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    label_smoothing=0.0,
+    crop_pct=0.875,
+)
+
 # Ours, in the manner of FFCV's 16 epochs (Leclerc et al. 2023): growing images, a rate that rises and falls in lines,
 # large steps.
 FAST = Recipe(
@@ -208,6 +220,7 @@ RECIPES: dict[str, Recipe] = {
     "timm_a3": TIMM_A3,
     "fast": FAST,
     "finetune": FINETUNE,
+    "linear_probe": LINEAR_PROBE,
 }
 
 # Quick and good on the embedded data set on two CPU cores. A mirrored digit is another one, or none.
@@ -257,6 +270,6 @@ def recipe_for(arch: str, dataset: str = "digits", name: str | None = None) -> R
         train_image_sizes=(),
         crop_pct=1.0,
         min_crop_area=0.0,
-        shift=default.shift,
+        shift=default.shift if RECIPES[name].augments else 0.0,
         flip=0.0,
     )

@@ -1,8 +1,9 @@
 """All that a run needs before its first step; what can be refused is refused here, before anything is written."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,25 +12,30 @@ import numpy as np
 import optax
 
 from jaxnets.data.datasets import load_dataset
-from jaxnets.data.pipeline import Preprocessed, hold_if_small
+from jaxnets.data.pipeline import MOST_BYTES_HELD, Preprocessed, hold_if_small
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
+from jaxnets.models.features import head_inputs, head_of
+from jaxnets.pretrained import Origin
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
-from jaxnets.training.feed import TrainingFeed
+from jaxnets.training.extraction import AsTheyAre, FeatureExtractor, Normalises
+from jaxnets.training.feed import TrainingFeed, resized
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
+from jaxnets.transfer import HeadOnTrunk, frozen_modules, make_head, scale_by_layer, with_frozen_norms
 
 
 @dataclass(frozen=True)
 class Setup:
     """A run's data and network. `network` is the plain one, `model` the same as it is trained on several devices.
 
-    `rates` are the learning rates [steps].
+    `head_model` is what is trained in the epochs of the head alone. `frozen` names the modules that are never trained.
+    What the two networks read is made of a batch's images by `inputs`. `rates` are the learning rates [steps].
     """
 
     dataset: Dataset
@@ -39,21 +45,59 @@ class Setup:
     feed: TrainingFeed
     test_images: Source | Preprocessed
     network: nn.Module
-    model: nn.Module
+    model: Any
+    head_model: HeadOnTrunk | None
+    inputs: Normalises
+    frozen: frozenset[str]
     num_params: int
+    num_trained: int
     steps: int
     rates: np.ndarray
     optimizer: optax.GradientTransformation
 
     def test_picture(self, index: int) -> np.ndarray:
         """The pixels [S, S, 3] of a test image that the network sees."""
-        if isinstance(self.test_images, Preprocessed):
-            return self.test_images.images[index]
-        return self.preprocessing(self.test_images[index].image)
+        return self.preprocessing.pixels(self.dataset.test[index].image)
+
+    def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":
+        """The run on what the frozen trunk makes of the images, once and for all, where a head is trained on it.
+
+        The run as it is where it trains more than a head, where images change from epoch to epoch, or where their
+        features would take too much memory.
+        """
+        recipe, side = self.contents.config.recipe, self.contents.config.recipe.train_image_size(0)
+        images = len(self.dataset.train) + len(self.dataset.test)
+        if self.contents.config.transfer != "head" or recipe.augments:
+            return self
+        width = variables["params"][head_of(self.network)]["kernel"].shape[0]
+        if images * width * 4 > MOST_BYTES_HELD:
+            return self
+        held, done_before = [], 0
+        with counting("computing features", images, quiet=not parallel.is_primary) as (done, _):
+            for source, preprocessing in (
+                (self.feed.hold(side), resized(self.preprocessing, side)),
+                (self.test_images, self.preprocessing),
+            ):
+                extract = FeatureExtractor(
+                    self.network, preprocessing, head_inputs(self.network), recipe.batch_size, parallel
+                )
+                held.append(Preprocessed(*extract(variables, source, lambda n, b=done_before: done(b + n))))
+                done_before += len(source)
+        train_images, test_images = held
+        return replace(
+            self,
+            feed=self.feed.holding(train_images),
+            test_images=test_images,
+            network=make_head(self.network),
+            model=make_head(self.network, parallel.axis_name),
+            inputs=AsTheyAre(),
+        )
 
 
-def set_up(config: Config, dataset: Dataset | None, parallel: Parallel) -> Setup:
-    """Raises InputError for a network, an image size, a data set, a batch size, or another process that will not do."""
+def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: Origin | None = None) -> Setup:
+    """`origin` is what goes with the weights that the run starts from.
+
+    Raises InputError for a network, an image size, a data set, a batch size, or another process that will not do."""
     recipe, quiet = config.recipe, not parallel.is_primary
     process = (parallel.process_index, parallel.process_count)
     parallel.check_batch_size(recipe.batch_size, recipe.accumulation)
@@ -67,13 +111,20 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel) -> Setup
         dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)
     # Not their fingerprints: copies on the machines' own disks may have other times of change.
     parallel.check_agreement(f"{dataset.class_names} {len(dataset.train)} {len(dataset.test)}")
+    options = dict(origin.options) if origin else {}
+    if "aux_logits" in options and config.transfer in ("partial", "head"):
+        options["aux_logits"] = False  # they would help to train what is frozen
     preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
-    network = config.create_model(len(dataset.class_names))
+    if origin:
+        theirs = origin.preprocessing
+        preprocessing = replace(preprocessing, mean=theirs.mean, std=theirs.std, interpolation=theirs.interpolation)
+    network = config.create_model(len(dataset.class_names), **options)
     if getattr(network, "norm", None) is None and (recipe.batch_norm != "local" or recipe.precise_batch_norm_images):
         raise InputError(
             f"{config.arch} has no batch normalisation; leave out --batch-norm and --precise-batch-norm-images"
         )
-    num_params = _count_parameters(network, recipe)
+    params = _parameters(network, recipe)
+    frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     with counting("checking images", len(dataset.train) + len(dataset.test), quiet=quiet) as (done, say):
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
     if recipe.batch_size > len(dataset.train):
@@ -82,7 +133,7 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel) -> Setup
             "choose a smaller --batch-size"
         )
     fingerprints = {"train": dataset.train.fingerprint(), "test": dataset.test.fingerprint()}
-    contents = Contents(config, preprocessing, dataset.class_names, fingerprints)
+    contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options)
 
     feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process)
     with counting("decoding training images", len(dataset.train), quiet=quiet) as (done, _):
@@ -91,6 +142,13 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel) -> Setup
         test_images = hold_if_small(dataset.test, preprocessing, done)
     steps = feed.steps_through(recipe.epochs)
     schedule = recipe.schedule_of(steps, len(dataset.train))
+    optimizer = recipe.make_optimizer(schedule)
+    if recipe.layer_decay < 1:
+        optimizer = optax.chain(optimizer, scale_by_layer(network, recipe.layer_decay))
+    model: Any = with_frozen_norms(with_batch_norm(network, recipe.batch_norm, parallel.axis_name), frozen)
+    head_model = None
+    if config.transfer == "head" or recipe.head_epochs:
+        head_model = HeadOnTrunk(network, make_head(network, parallel.axis_name))
     return Setup(
         dataset=dataset,
         bad_images=bad_images,
@@ -99,18 +157,26 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel) -> Setup
         feed=feed,
         test_images=test_images,
         network=network,
-        model=with_batch_norm(network, recipe.batch_norm, parallel.axis_name),
-        num_params=num_params,
+        model=head_model if config.transfer == "head" else model,
+        head_model=head_model,
+        inputs=preprocessing,
+        frozen=frozen,
+        num_params=_size(params),
+        num_trained=_size({name: tree for name, tree in params.items() if name not in frozen}),
         steps=steps,
         # All at once: on a GPU a rate would queue up behind the step that runs.
         rates=np.asarray(jax.jit(schedule)(np.arange(steps))),
-        optimizer=recipe.make_optimizer(schedule),
+        optimizer=optimizer,
     )
 
 
-def _count_parameters(network: nn.Module, recipe: Recipe) -> int:
-    """Also refuses images that are too small for the network, at every size that it will see."""
+def _parameters(network: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Their shapes. Also refuses images that are too small for the network, at every size that it will see."""
     for size in (recipe.image_size, *recipe.train_image_sizes):
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    return shapes["params"]
+
+
+def _size(params: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,5 +1,6 @@
 """All that training changes."""
 
+from collections.abc import Collection
 from typing import Any
 
 import flax
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnets.transfer import join, split
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -15,7 +18,7 @@ class TrainState:
 
     `step` counts finished steps, `skipped` those in a row that were left out as they were not finite; `key` is the
     run's PRNG key as numbers. `batch_stats` is empty for networks without norms, `average` where no moving average of
-    the variables is kept.
+    the variables is kept. `frozen` holds the variables of the modules that are not trained, and of no others.
     """
 
     step: jax.Array
@@ -25,29 +28,49 @@ class TrainState:
     opt_state: Any
     average: Any
     skipped: jax.Array
+    frozen: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` reads in tests and later: the moving average, where there is one."""
-        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+        """What `model.apply` reads in tests and later: the moving average, where there is one, and what is frozen."""
+        return join(self.frozen, self.average or {"params": self.params, "batch_stats": self.batch_stats})
+
+    def with_variables(self, variables: Any) -> "TrainState":
+        """The state with other values for all that `variables` gives."""
+        kept, trained = split(variables, self.frozen.get("params", {}))
+        values = {"average": trained} if self.average else trained
+        return self.replace(frozen=kept if self.frozen else {}, **values)  # type: ignore[attr-defined]
 
     def with_batch_stats(self, batch_stats: Any) -> "TrainState":
-        """The state with other running statistics beside the variables that are tested."""
+        """The state with other running statistics beside the variables that are tested, but for frozen ones."""
+        batch_stats = {name: batch_stats[name] for name in self.batch_stats}
         if self.average:
             return self.replace(average={**self.average, "batch_stats": batch_stats})  # type: ignore[attr-defined]
         return self.replace(batch_stats=batch_stats)  # type: ignore[attr-defined]
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int, *, average: bool = False
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    image_size: int,
+    *,
+    average: bool = False,
+    variables: Any = None,
+    frozen: Collection[str] = (),
 ) -> TrainState:
-    """Freshly initialised state, a function of the seed alone."""
+    """The state before the first step: of `variables`, or freshly initialised, as a function of the seed alone.
+
+    `frozen` names the modules that are not trained.
+    """
 
     @jax.jit
-    def create(key: jax.Array) -> TrainState:
-        images = jnp.zeros((1, image_size, image_size, 3))
-        variables = model.init(key, images, train=False)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    def create(key: jax.Array, variables: Any) -> TrainState:
+        if variables is None:
+            variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+        variables = {"batch_stats": {}, **variables}
+        kept, trained = split(variables, frozen)
+        params, batch_stats = trained["params"], trained["batch_stats"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(key),
@@ -56,9 +79,10 @@ def create_state(
             opt_state=optimizer.init(params),
             average={"params": params, "batch_stats": batch_stats} if average else {},
             skipped=jnp.zeros((), jnp.int32),
+            frozen=kept if frozen else {},
         )
 
-    return create(jax.random.key(seed))
+    return create(jax.random.key(seed), variables)
 
 
 def moving_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
@@ -67,4 +91,5 @@ def moving_average(average: Any, variables: Any, step: jax.Array, decay: float) 
     The ramp (as in TensorFlow's ExponentialMovingAverage) lets a short run forget its initial weights.
     """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: (kept * old + (1 - kept) * new).astype(old.dtype), average, variables)
+    # In this form what does not change stays as it is, to the bit.
+    return jax.tree.map(lambda old, new: (old + (1 - kept) * (new - old)).astype(old.dtype), average, variables)

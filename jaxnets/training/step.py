@@ -1,5 +1,6 @@
 """One step of training and one of evaluation, as pure functions of one replica, for any transformation to wrap."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxnets.training.losses import smoothed_targets, training_loss
 from jaxnets.training.metrics import Sums, metric_sums
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.state import TrainState, moving_average
+from jaxnets.transfer import join, split
 
 _LARGE = 1 << 20
 
@@ -30,8 +32,11 @@ def train_step(
     preprocessing: Preprocessing,
     recipe: Recipe,
     axis_name: str | None = None,
+    held: Collection[str] = (),
 ) -> tuple[TrainState, Sums]:
     """Takes one step on uint8 images [N, H, W, 3] and their labels [N] -> new state, metric sums.
+
+    The modules `held` stay as they are in this step, as those in `state.frozen` do in all: no gradient is computed.
 
     All randomness follows from the state's key and step. With `axis_name`, N is one replica's share; gradients and
     statistics are averaged over the replicas and the sums added up. A step whose loss, gradients or statistics are not
@@ -42,24 +47,25 @@ def train_step(
     inputs, targets = training_inputs(
         augment_key, batch, model.num_classes, preprocessing, recipe, axis_name, param_dtype(model.dtype)
     )
-    loss_of: Any = partial(_loss, model=model, recipe=recipe)
+    held_now, moving = split({"params": state.params, "batch_stats": state.batch_stats}, held)
+    loss_of: Any = partial(_loss, fixed=join(state.frozen, held_now), model=model, recipe=recipe)
     if recipe.remat:
         loss_of = jax.checkpoint(loss_of, policy=jax.checkpoint_policies.save_only_these_names(*KEPT_OUTPUTS))
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     def part(batch_stats: Any, inputs: Any, targets: Any, labels: Any, number: Any) -> tuple[Any, Any]:
         dropout = jax.random.fold_in(dropout_key, number)
-        (loss, (logits, batch_stats)), gradients = gradient(state.params, batch_stats, inputs, targets, dropout)
+        (loss, (logits, batch_stats)), gradients = gradient(moving["params"], batch_stats, inputs, targets, dropout)
         # What is minimised, so with smoothed and mixed targets and auxiliary heads; accuracy is that of the labels.
         return batch_stats, (loss, gradients, metric_sums(logits, labels) | {"loss": loss * len(labels)})
 
     labels, parts = jnp.asarray(batch.labels), recipe.accumulation
     if parts == 1:
-        batch_stats, (loss, gradients, sums) = part(state.batch_stats, inputs, targets, labels, 0)
+        batch_stats, (loss, gradients, sums) = part(moving["batch_stats"], inputs, targets, labels, 0)
     else:
         cut = [array.reshape(parts, -1, *array.shape[1:]) for array in (inputs, targets, labels)]
         cut.append(jnp.arange(parts))
-        _, shapes = jax.eval_shape(part, state.batch_stats, *(array[0] for array in cut))
+        _, shapes = jax.eval_shape(part, moving["batch_stats"], *(array[0] for array in cut))
 
         def add(totals: Any, now: Any) -> tuple[Any, None]:
             batch_stats, more = part(totals[0], *now)
@@ -68,7 +74,8 @@ def train_step(
         nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         # XLA runs convolutions on the CPU many times slower inside of a loop.
         unroll = parts if jax.default_backend() == "cpu" else 1
-        (batch_stats, (loss, gradients, sums)), _ = jax.lax.scan(add, (state.batch_stats, nothing), cut, unroll=unroll)
+        start = moving["batch_stats"], nothing
+        (batch_stats, (loss, gradients, sums)), _ = jax.lax.scan(add, start, cut, unroll=unroll)
         loss, gradients = jax.tree.map(lambda total: total / parts, (loss, gradients))
     if axis_name is not None:
         loss, gradients = jax.lax.pmean((loss, gradients), axis_name)
@@ -76,13 +83,16 @@ def train_step(
             batch_stats = jax.lax.pmean(batch_stats, axis_name)
         sums = jax.lax.psum(sums, axis_name)
 
+    finite = all_finite((loss, gradients, batch_stats))
+    gradients |= jax.tree.map(jnp.zeros_like, held_now["params"])
+    batch_stats |= held_now["batch_stats"]
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(state.params, updates) | held_now["params"]
+    opt_state = _without(held, opt_state, state.opt_state)
     average = state.average
     if average:
         variables = {"params": params, "batch_stats": batch_stats}
         average = moving_average(average, variables, state.step, recipe.ema_decay)
-    finite = all_finite((loss, gradients, batch_stats))
     keep = partial(jax.tree.map, partial(jnp.where, finite))
     state = TrainState(
         step=state.step + 1,
@@ -92,6 +102,7 @@ def train_step(
         opt_state=keep(opt_state, state.opt_state),
         average=keep(average, state.average),
         skipped=jnp.where(finite, 0, state.skipped + 1),
+        frozen=state.frozen,
     )
     sums = jax.tree.map(lambda value: jnp.where(finite, value, 0), sums)
     return state, sums | {"skipped": 1 - finite.astype(jnp.int32), "skipped_in_a_row": state.skipped}
@@ -137,11 +148,12 @@ def _loss(
     targets: jax.Array,
     dropout_key: jax.Array,
     *,
+    fixed: Any,
     model: Any,
     recipe: Recipe,
 ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
     logits, updates = model.apply(
-        {"params": params, "batch_stats": batch_stats},
+        join(fixed, {"params": params, "batch_stats": batch_stats}),
         inputs,
         train=True,
         rngs={"dropout": dropout_key},
@@ -155,7 +167,18 @@ def _loss(
         target_threshold=recipe.target_threshold,
         aux_weight=recipe.aux_weight,
     )
-    return loss, (logits, updates.get("batch_stats", {}))
+    new = updates.get("batch_stats", batch_stats)
+    return loss, (logits, {name: new[name] for name in batch_stats})
+
+
+def _without(held: Collection[str], new: Any, old: Any) -> Any:
+    """The new state of the optimiser, but the old of the modules `held`, by whose names optax keeps what is theirs."""
+
+    def choose(path: Any, after: Any, before: Any) -> Any:
+        names = (getattr(key, "key", None) for key in path)
+        return before if next((name for name in names if name in held), None) else after
+
+    return jax.tree_util.tree_map_with_path(choose, new, old) if held else new
 
 
 def all_finite(tree: Any) -> jax.Array:

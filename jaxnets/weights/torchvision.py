@@ -1,10 +1,10 @@
-"""torchvision's state dicts <-> variables, tensor by tensor, for the networks that torchvision has.
+"""torchvision's state dicts <-> variables, tensor by tensor; networks that it lacks are named in its manner.
 
 Module names here are torchvision's, with "_" for "." before a number, but for those in `_NAMES`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ _NAMES: dict[str, dict[str, str]] = {
     "googlenet": {},
     "resnet": {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"},
 }
-_NAMES["resnext"] = _NAMES["resnet"]
+_NAMES["resnext"] = _NAMES["cifar"] = _NAMES["resnet"]
 
 # Dense layers that read a flattened map, and that map's pixels a side: torch flattens it as [C, H, W], we as [H, W, C].
 _FLATTENED: dict[str, dict[Path, int]] = {
@@ -40,43 +40,29 @@ _FLATTENED: dict[str, dict[Path, int]] = {
     "googlenet": {("aux1", "fc1"): 4, ("aux2", "fc1"): 4},
 }
 
-# The names that torchvision shares; the papers' own variants of the same families are not among them.
-NETWORKS = (
-    "alexnet",
-    "googlenet",
-    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-)
-
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def from_torchvision(arch: str, state_dict: Mapping[str, np.ndarray], like: Variables) -> dict[str, Any]:
     """Variables of the network `arch`, shaped as in `like`, from torchvision's tensors as arrays; dtypes are kept.
 
-    `like` may hold shapes only (`jax.eval_shape` of `model.init`). Raises InputError, naming the tensors, where one is
-    missing, left over or of another shape. `num_batches_tracked` has no counterpart and is passed over.
+    `like` may hold shapes only (`jax.eval_shape` of `model.init`). Each tensor is read once, and none other is kept
+    meanwhile. Raises InputError, naming the tensors, where one is missing, left over or of another shape.
     """
-    left = {key for key in state_dict if not key.endswith("num_batches_tracked")}
     variables: dict[Path, np.ndarray] = {}
-    missing = []
-    for path, leaf in flatten_dict(dict(like)).items():
-        key = _key(arch, path)
-        if key not in state_dict:
-            missing.append(key)
-            continue
-        left.discard(key)
-        array, expected = np.asarray(state_dict[key]), _torch_shape(path, leaf.shape)
-        if array.shape != expected:
-            raise InputError(f"{key} has shape {array.shape}; {arch} expects {expected}")
-        variables[path] = _to_linen(arch, path, array)
-    if missing or left:
-        raise InputError(f"the state dict does not fit {arch}: missing {sorted(missing)}, left over {sorted(left)}")
+    leaves = flatten_dict(dict(like))
+    for path, key in _names(arch, state_dict, leaves).items():
+        array = np.asarray(state_dict[key])
+        _check_shape(arch, key, array.shape, _torch_shape(path, leaves[path].shape))
+        variables[path] = np.ascontiguousarray(_to_linen(arch, path, array)).reshape(leaves[path].shape)
     return unflatten_dict(variables)
+
+
+def check_fits(arch: str, shapes: Mapping[str, tuple[int, ...]], like: Variables) -> None:
+    """Raises InputError as `from_torchvision` does, from the tensors' shapes alone."""
+    leaves = flatten_dict(dict(like))
+    for path, key in _names(arch, shapes, leaves).items():
+        _check_shape(arch, key, shapes[key], _torch_shape(path, leaves[path].shape))
 
 
 def to_torchvision(arch: str, variables: Variables) -> dict[str, np.ndarray]:
@@ -85,9 +71,29 @@ def to_torchvision(arch: str, variables: Variables) -> dict[str, np.ndarray]:
     return {_key(arch, path): _to_torch(arch, path, array) for path, array in arrays.items()}
 
 
+def tensor_name(arch: str, *path: str) -> str:
+    """torchvision's name for a parameter of the network `arch`, as in tensor_name("alexnet", "fc3", "bias")."""
+    return _key(arch, ("params", *path))
+
+
+def _names(arch: str, given: Collection[str], leaves: Mapping[Path, Any]) -> dict[Path, str]:
+    """The name of each leaf. All must be given, and no others but the counters that BatchNorm keeps in torch alone."""
+    names = {path: _key(arch, path) for path in leaves}
+    expected, found = set(names.values()), {key for key in given if not key.endswith("num_batches_tracked")}
+    if expected != found:
+        raise InputError(
+            f"the state dict does not fit {arch}: missing {sorted(expected - found)}, left over "
+            f"{sorted(found - expected)}"
+        )
+    return names
+
+
+def _check_shape(arch: str, key: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise InputError(f"{key} has shape {shape}; {arch} expects {expected}")
+
+
 def _key(arch: str, path: Path) -> str:
-    if arch not in NETWORKS:
-        raise InputError(f"torchvision has no network like {arch}; it has {', '.join(NETWORKS)}")
     _, *modules, leaf = path
     names = [_NAMES[family_of(arch)].get(module, re.sub(r"_(\d+)$", r".\1", module)) for module in modules]
     return ".".join([*names, _LEAVES[leaf]])

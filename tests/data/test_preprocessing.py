@@ -94,22 +94,22 @@ def test_the_photos_are_those_of_the_references() -> None:
 def test_pixels_equal_those_of_torchvisions_preset(name: str) -> None:
     case = cases()["presets"][name]
     preprocessing, image = preset(case), image_of(case["image"])
-    pixels = preprocessing(image)
+    pixels = preprocessing.pixels(image)
     assert (pixels.shape, pixels.dtype) == ((case["crop_size"], case["crop_size"], 3), np.uint8)
     error = differences(pixels, stored("preset", name))
     assert error.max() <= 1
     # Where a height shrinks by far more than the width, the order of Pillow's two passes, and so the rounding between
     # them, depends on its version; ours does not. Else a few levels: Pillow reads the box in single precision.
     assert (error > 0).mean() < (0.5 if case["image"] == "tall" else 0.02)
-    np.testing.assert_array_equal(preprocessing(np.asarray(image)), pixels)
+    np.testing.assert_array_equal(preprocessing.pixels(np.asarray(image)), pixels)
     # The photos' own files are decoded by simplejpeg, not by Pillow.
-    np.testing.assert_array_equal(preprocessing(file_of(case["image"])), pixels)
+    np.testing.assert_array_equal(preprocessing.pixels(file_of(case["image"])), pixels)
 
 
 @pytest.mark.parametrize("name", named("tensor"))
 def test_pixels_are_close_to_torchvisions_from_tensors(name: str) -> None:
     case = cases()["presets"][name]
-    error = differences(preset(case)(image_of(case["image"])), stored("tensor", name))
+    error = differences(preset(case).pixels(image_of(case["image"])), stored("tensor", name))
     assert error.max() <= 1
 
 
@@ -144,7 +144,7 @@ def test_normalise_keeps_to_the_type_asked_for() -> None:
 def test_any_size_becomes_a_square_of_the_centre(size: tuple[int, int], crop: int, resize: int) -> None:
     across, down = (np.linspace(0, 255, side) if side > 1 else np.full(1, 127.5) for side in size)
     pixels = np.stack(np.broadcast_arrays(across[None, :], down[:, None], 90.0), axis=-1).round().astype(np.uint8)
-    result = Preprocessing(crop, resize)(pixels)
+    result = Preprocessing(crop, resize).pixels(pixels)
     assert (result.shape, result.dtype) == ((crop, crop, 3), np.uint8)
     # Ramps from edge to edge: the middle stays in the middle, up to half a pixel of the result.
     step = 255 * min(size) / np.array(size) / resize
@@ -165,11 +165,11 @@ def test_images_that_are_not_rgb_are_converted() -> None:
     expected = np.repeat(grey[..., None], 3, axis=-1)
     preprocessing = Preprocessing(16, 16)
     for image in (Image.fromarray(grey), grey, grey[..., None], Image.fromarray(expected).convert("RGBA")):
-        np.testing.assert_array_equal(preprocessing(image), expected)
+        np.testing.assert_array_equal(preprocessing.pixels(image), expected)
     with pytest.raises(InputError, match=r"pixels are float32 .* expected uint8"):
-        preprocessing(grey.astype(np.float32))
+        preprocessing.pixels(grey.astype(np.float32))
     with pytest.raises(InputError, match="an empty file"):
-        preprocessing(b"")
+        preprocessing.pixels(b"")
 
 
 def test_a_pil_image_and_its_file_are_the_same() -> None:
@@ -184,5 +184,5 @@ def test_a_pil_image_and_its_file_are_the_same() -> None:
     for name, image in images.items():
         file = io.BytesIO()
         image.save(file, "PNG", **({"exif": exif} if name == "turned" else {}))
-        expected = Preprocessing(8, 9)(file.getvalue())
-        np.testing.assert_array_equal(Preprocessing(8, 9)(Image.open(file)), expected, name)
+        expected = Preprocessing(8, 9).pixels(file.getvalue())
+        np.testing.assert_array_equal(Preprocessing(8, 9).pixels(Image.open(file)), expected, name)

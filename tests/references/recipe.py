@@ -30,6 +30,42 @@ TRANSFORMED_PIXELS = 97
 TRAINING_CASE = (97, 4, 13)
 STEPS, LEARNING_RATE, MOMENTUM, AUX_WEIGHT = 5, 0.001, 0.9, 0.3
 
+TRANSFER_CASE = (64, 4, 13)
+WEIGHT_DECAY = 0.01
+# Network, first block that is trained, decay of the learning rate a block.
+TRANSFERS = {
+    "partial": ("resnet18", "layer4.0", 1.0),
+    "head": ("resnet18", "fc", 1.0),
+    "layer_decay": ("resnet18", "conv1", 0.7),
+}
+# torchvision's node (of torch.fx) -> our stage.
+FEATURES = {
+    "resnet18": {
+        "relu": "conv1",
+        "layer1.1.relu_1": "layer1",
+        "layer3.0.relu_1": "layer3.0",
+        "layer4": "layer4.1",
+        "flatten": "pool",
+        "fc": "fc",
+    },
+    "googlenet": {
+        "conv1": "conv1",
+        "conv3": "conv3",
+        "inception3a": "inception3a",
+        "inception4d": "inception4d",
+        "inception5b": "inception5b",
+        "flatten": "pool",
+    },
+    "alexnet": {
+        "features.1": "conv1",
+        "features.4": "conv2",
+        "features.11": "conv5",
+        "classifier.2": "fc1",
+        "classifier.5": "fc2",
+        "classifier.6": "fc3",
+    },
+}
+
 
 def _stream(name: str) -> np.random.RandomState:
     return np.random.RandomState(zlib.crc32(name.encode()))

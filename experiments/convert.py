@@ -1,0 +1,68 @@
+"""Weights to another format: python -m experiments.convert SOURCE [--arch NAME] --output FILE."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.command import prepare_for, run
+from jaxnets.conversion import SUFFIXES, check_output, convert_run, convert_weights
+from jaxnets.errors import InputError
+from jaxnets.pretrained import describe
+from jaxnets.training.checkpoint import CHECKPOINTS
+
+
+def main() -> None:
+    """Turns weights of PyTorch into safetensors that say what goes with them, and runs into state dicts of torchvision.
+
+    A file's tensors stay as they are, types included.
+    """
+    parser = argparse.ArgumentParser(prog="python -m experiments.convert", description=main.__doc__)
+    parser.add_argument(
+        "source", help="a .pth, .pt or .safetensors file, IMAGENET1K_V1 and its like, or the folder of a run"
+    )
+    parser.add_argument("--arch", help="network of the weights, such as resnet50; a run knows it")
+    parser.add_argument("--output", type=Path, required=True, help=f"the file, ending in {', '.join(SUFFIXES)}")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="latest", help="of a run (default: latest)")
+    known = parser.add_argument_group("what goes with the weights, where the file does not say it")
+    known.add_argument("--class-names", type=Path, metavar="FILE", help="text file with a class name a line")
+    known.add_argument("--crop-size", type=int, help="pixels a side that the network reads")
+    known.add_argument("--resize-size", type=int, help="pixels of the short side before that")
+    known.add_argument("--mean", type=float, nargs=3, metavar="X", help="of the channels, from 0 to 1")
+    known.add_argument("--std", type=float, nargs=3, metavar="X", help="of the channels")
+    known.add_argument("--interpolation", help="bilinear or bicubic")
+    arguments = parser.parse_args()
+    check_output(arguments.output)
+    source = Path(arguments.source).expanduser()
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name in ("crop_size", "resize_size", "mean", "std", "interpolation")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if source.is_dir():
+        if given or arguments.class_names:
+            raise InputError("a run knows its classes and its preprocessing; leave out what says other ones")
+        prepare_for(source)
+        arch, origin = convert_run(source, arguments.output, arguments.checkpoint)
+        if arguments.arch not in (None, arch):
+            raise InputError(f"{source} is a run of {arch}, not of {arguments.arch}")
+    elif arguments.arch is None:
+        raise InputError(f"give the network that {arguments.source} holds weights of as --arch")
+    else:
+        arch = arguments.arch
+        weights = source if source.exists() else arguments.source
+        preprocessing = replace(describe(arch, weights).preprocessing, **given) if given else None
+        names = _lines(arguments.class_names) if arguments.class_names else None
+        origin = convert_weights(arch, weights, arguments.output, preprocessing=preprocessing, class_names=names)
+    size = arguments.output.stat().st_size / 1e6
+    print(f"{arch}, {len(origin.class_names)} classes, {size:,.1f} MB in {arguments.output}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not text in UTF-8; expected a class name a line") from None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""Images as vectors: python -m experiments.embed (WORKDIR | --arch NAME) FOLDER --output FILE.npz."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from experiments.command import add_weights, images_of, run, weights_of
+from jaxnets.errors import InputError
+from jaxnets.models.features import blocks_of, head_inputs
+from jaxnets.training.extraction import FeatureExtractor
+from jaxnets.training.progress import counting
+
+
+def main() -> None:
+    """Writes what a stage of a network makes of each image, by default what its classifier reads, into an .npz file.
+
+    It holds "embeddings" [N, ...], "images" [N] (their paths) and "stage".
+    """
+    parser = argparse.ArgumentParser(prog="python -m experiments.embed", description=main.__doc__)
+    add_weights(parser, images=True)
+    parser.add_argument("--output", type=Path, required=True, help="the .npz file")
+    parser.add_argument("--stage", help="such as layer3 or fc2 (default: what the classifier reads)")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    if output.suffix != ".npz":
+        raise InputError(f"--output {output}; expected a name that ends in .npz")
+    if output.exists():
+        raise InputError(f"--output {output} exists already; give another name, or remove it")
+    images = images_of(arguments)
+    _, classifier = weights_of(arguments)
+    stage = arguments.stage or head_inputs(classifier.model)
+    blocks_of(classifier.model, stage)
+    size = min(arguments.batch_size, len(images))
+    extract = FeatureExtractor(classifier.model, classifier.preprocess, stage, size)
+    with counting("embedding", len(images)) as (done, _):
+        embeddings, _ = extract(classifier.variables, images, done)
+    names = np.array([images.where(index) for index in range(len(images))])
+    new = output.with_name(f"{output.name}.new")
+    with new.open("wb") as file:
+        np.savez(file, embeddings=embeddings, images=names, stage=np.array(stage))
+    new.replace(output)
+    print(f"{len(names)} embeddings {list(embeddings.shape[1:])} of {stage} in {output}")
+
+
+if __name__ == "__main__":
+    run(main)

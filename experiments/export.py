@@ -1,0 +1,36 @@
+"""A classifier as a portable program: python -m experiments.export (WORKDIR | --arch NAME) --output FILE."""
+
+import argparse
+from pathlib import Path
+
+from experiments.command import add_weights, run, weights_of
+from jaxnets.errors import InputError
+from jaxnets.export import PLATFORMS, write_export
+
+
+def main() -> None:
+    """Writes StableHLO, weights included, for batches of any size, and FILE.json, which says what goes in and out.
+
+    It is compared with the model before it is written. `jax.export.deserialize(data).call(images)` runs it.
+    """
+    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=main.__doc__)
+    add_weights(parser)
+    parser.add_argument("--output", type=Path, required=True, help="the file, such as resnet50.stablehlo")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    for path in (output, output.with_name(f"{output.name}.json")):
+        if path.exists():
+            raise InputError(f"{path} exists already; give another --output, or remove it")
+    if len(arguments.paths) > (arguments.arch is None):
+        raise InputError(f"{arguments.paths[-1]}: one classifier at a time; give the folder of a run, or --arch")
+    arch, classifier = weights_of(arguments)
+    size = write_export(classifier, arch, output)
+    side = classifier.preprocess.crop_size
+    print(
+        f"{arch}, {size / 1e6:,.1f} MB, in {output}: uint8 [batch, {side}, {side}, 3] -> logits "
+        f"[batch, {len(classifier.categories)}], on {', '.join(PLATFORMS)}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

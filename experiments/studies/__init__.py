@@ -1,0 +1,1 @@
+"""One module a claim, each run by a command of its own."""

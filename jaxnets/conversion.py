@@ -1,0 +1,97 @@
+"""Weights from one file format to another, tensor by tensor, with what goes with them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.errors import InputError
+from jaxnets.pretrained import Origin, open_weights, shapes_of
+from jaxnets.training.checkpoint import load_classifier
+from jaxnets.weights.download import sha256_of
+from jaxnets.weights.safetensors_file import write_safetensors
+from jaxnets.weights.tensor_file import Spec
+from jaxnets.weights.torch_file import write_torch_file
+from jaxnets.weights.torchvision import check_fits, to_torchvision
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def convert_weights(
+    arch: str,
+    weights: str | Path,
+    output: Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Origin:
+    """Writes published weights, or those of a file, as a state dict with torchvision's names.
+
+    Returns what goes with them. A .safetensors file says what that is in its metadata, for `load_pretrained`.
+    `preprocessing` and `class_names` take
+    the places of what is known. Tensors keep their types; one at a time is in memory. Raises InputError where they do
+    not fit the network, before anything is written.
+    """
+    check_output(output)
+    with open_weights(arch, weights) as (tensors, origin, source):
+        names = [name for name in tensors if origin.options.get("aux_logits", True) or not name.startswith("aux")]
+        model, like = shapes_of(arch, len(origin.class_names), origin.options)
+        try:
+            check_fits(arch, {name: tensors.specs[name].shape for name in names}, like)
+        except InputError as error:
+            raise InputError(f"{tensors.path}: {error}") from None
+        if class_names is not None:
+            if len(class_names) != model.num_classes:
+                raise InputError(f"{len(class_names)} class names for a head of {model.num_classes} classes")
+            origin = replace(origin, class_names=tuple(class_names))
+        if preprocessing is not None:
+            origin = replace(origin, preprocessing=preprocessing)
+        metadata = _metadata(arch, origin) | {"source": source, "source_sha256": sha256_of(tensors.path)}
+        _write(output, {name: tensors.specs[name] for name in names}, tensors.__getitem__, metadata)
+    return origin
+
+
+def convert_run(workdir: Path, output: Path, which: str = "latest") -> tuple[str, Origin]:
+    """Writes what a run has learnt as a state dict that torchvision loads, where it has the network.
+
+    Returns the network's name, and what goes with the weights. Raises InputError where it can't be read or written.
+    """
+    check_output(output)
+    run = load_classifier(workdir, which)
+    arch = run.config.arch
+    origin = Origin(run.preprocessing, run.class_names, run.options)
+    tensors = to_torchvision(arch, run.variables)
+    for name in list(tensors):
+        if name.endswith("running_var"):  # torch counts the batches behind its statistics, and asks for the counter
+            tensors[name.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
+    metadata = _metadata(arch, origin) | {"source": f"a run of jaxnets on {Path(run.config.dataset).name}"}
+    specs = {name: Spec(array.dtype, array.shape) for name, array in sorted(tensors.items())}
+    _write(output, specs, tensors.__getitem__, metadata)
+    return arch, origin
+
+
+def check_output(output: Path) -> None:
+    """Raises InputError for a file that is there already, or whose name has another ending than `SUFFIXES`."""
+    if output.suffix not in SUFFIXES:
+        raise InputError(f"output {output}; expected a name that ends in {', '.join(SUFFIXES)}")
+    if output.exists():
+        raise InputError(f"output {output} exists already; give another name, or remove it")
+
+
+def _metadata(arch: str, origin: Origin) -> dict[str, str]:
+    values: dict[str, Any] = asdict(origin)
+    # "format" is what other readers of safetensors look for.
+    return {"format": "pt", "arch": arch} | {name: json.dumps(value) for name, value in values.items()}
+
+
+def _write(
+    output: Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray], metadata: dict[str, str]
+) -> None:
+    if output.suffix == ".safetensors":
+        write_safetensors(output, specs, read, metadata)
+    else:
+        write_torch_file(output, specs, read)

@@ -1,0 +1,73 @@
+"""A classifier as one portable program: StableHLO with its weights inside, for batches of any size."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxnets.errors import InputError
+from jaxnets.models.layers import param_dtype
+from jaxnets.pretrained import Pretrained
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_CHECKED_BATCHES = (1, 3)
+# Of the largest logit: XLA may add up in another order for another batch size.
+_TOLERANCE = 1e-4
+
+
+def classify(classifier: Pretrained, images: jax.Array) -> jax.Array:
+    """Logits [N, K], float32, of uint8 images [N, S, S, 3] as `preprocess.pixels` gives them."""
+    model: Any = classifier.model
+    inputs = classifier.preprocess.normalise(images, param_dtype(model.dtype))
+    return model.apply(classifier.variables, inputs, train=False).astype(jnp.float32)
+
+
+def export_classifier(classifier: Pretrained) -> export.Exported:
+    """`classify` as a StableHLO program for all platforms, N being symbolic; `.call(images)` runs it.
+
+    Raises InputError where it does not agree with the model, here and for several batch sizes.
+    """
+    side = classifier.preprocess.crop_size
+    (batch,) = export.symbolic_shape("batch")
+    function = jax.jit(lambda images: classify(classifier, images))
+    exported = export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8))
+    for count in _CHECKED_BATCHES:
+        images = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
+        expected, actual = function(images), jax.jit(exported.call)(images)
+        difference, largest = float(jnp.abs(actual - expected).max()), float(jnp.abs(expected).max())
+        if not difference <= _TOLERANCE * max(largest, 1.0):
+            raise InputError(f"the exported program differs from the model by {difference} in a batch of {count}")
+    return exported
+
+
+def write_export(classifier: Pretrained, arch: str, path: Path) -> int:
+    """Writes the program, and beside it, as PATH.json, what its input and output mean; returns its size in bytes.
+
+    Raises InputError where flatbuffers, which the format needs, is not installed.
+    """
+    try:
+        program = export_classifier(classifier).serialize()
+    except ImportError:
+        raise InputError("exporting needs the package flatbuffers; pip install 'jaxnets[export]'") from None
+    side = classifier.preprocess.crop_size
+    meaning = {
+        "arch": arch,
+        "input": f"uint8 [batch, {side}, {side}, 3], RGB, resized and cropped but not normalised",
+        "output": f"float32 logits [batch, {len(classifier.categories)}]",
+        "preprocessing": asdict(classifier.preprocess),
+        "class_names": list(classifier.categories),
+        "jax": jax.__version__,
+    }
+    for target, data in (
+        (path, bytes(program)),
+        (path.with_name(f"{path.name}.json"), (json.dumps(meaning, indent=2) + "\n").encode()),
+    ):
+        new = target.with_name(f"{target.name}.new")
+        new.write_bytes(data)
+        new.replace(target)
+    return len(program)

@@ -1,0 +1,52 @@
+"""Where a run starts from: where it stopped, weights that others trained, or nothing."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from jaxnets.pretrained import Origin, describe, starting_variables
+from jaxnets.training.checkpoint import Checkpoints, saved_contents
+from jaxnets.training.config import Config
+from jaxnets.training.history import Position
+from jaxnets.training.parallel import Parallel
+from jaxnets.training.progress import Progress
+from jaxnets.training.setup import Setup
+from jaxnets.training.state import TrainState, create_state
+
+
+def origin_of(config: Config, workdir: Path, parallel: Parallel) -> Origin | None:
+    """What goes with the weights that the run starts from, or did when it began; the same in all processes."""
+    if config.weights is None:
+        return None
+    found = parallel.on_primary(
+        lambda: saved_contents(workdir) or asdict(describe(config.arch, config.weights or "DEFAULT"))
+    )
+    return Origin.from_dict(parallel.tell(found))
+
+
+def saved_or_new(
+    run: Setup, parallel: Parallel, checkpoints: Checkpoints | None, progress: Progress
+) -> tuple[TrainState, Position]:
+    """The state and the run's position: as they were saved in `checkpoints`, or new; the same in all processes."""
+    config = run.contents.config
+    recipe = config.recipe
+    new = partial(
+        create_state,
+        run.network,
+        run.optimizer,
+        config.seed,
+        recipe.image_size,
+        average=recipe.ema_decay > 0,
+        frozen=run.frozen,
+    )
+    state = new()
+    saved = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if checkpoints else None
+    if config.weights and not saved:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        start = partial(starting_variables, run.network, config.arch, config.weights, run.dataset.class_names, key)
+        variables = parallel.on_primary(start)
+        state = new(variables=variables) if variables else state
+    state, position = saved or (state, Position().to_dict())
+    return parallel.replicate(state), Position.from_dict(parallel.tell(position))
