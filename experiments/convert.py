@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.command import prepare_for, run
 from jaxnets.conversion import SUFFIXES, check_output, convert_run, convert_weights
@@ -33,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_output(arguments.output)
     source = Path(arguments.source).expanduser()
-    given = {
+    given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name in ("crop_size", "resize_size", "mean", "std", "interpolation")
         if (value := getattr(arguments, name)) is not None

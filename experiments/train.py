@@ -180,8 +180,9 @@ def seen_as_before(recipe: Recipe, given: dict[str, Any], before: Path | None) -
     if before is not None and (before / "config.json").exists():
         theirs = Config.read(before / "config.json").recipe
         return replace(recipe, image_size=theirs.image_size, crop_pct=theirs.crop_pct)
-    theirs = describe(given["arch"], given["weights"]).preprocessing
-    return replace(recipe, image_size=theirs.crop_size, crop_pct=theirs.crop_size / theirs.resize_size)
+    preprocessing = describe(given["arch"], given["weights"]).preprocessing
+    crop_pct = preprocessing.crop_size / preprocessing.resize_size
+    return replace(recipe, image_size=preprocessing.crop_size, crop_pct=crop_pct)
 
 
 def absolute_weights(weights: str) -> str:

@@ -20,9 +20,9 @@ FORMATS = ("text", "csv", "json")
 
 
 class Guess(NamedTuple):
-    """A class, by index and name, and its probability."""
+    """A class, by its place and name, and its probability."""
 
-    index: int
+    label: int
     name: str
     probability: float
 
@@ -81,13 +81,13 @@ def write_predictions(predictions: Iterable[Prediction], file: IO[str], format: 
             rows.writerow(("image", "rank", "index", "class", "probability"))
             for image, guesses in predictions:
                 rows.writerows(
-                    (image, rank, guess.index, guess.name, f"{guess.probability:.6f}")
+                    (image, rank, guess.label, guess.name, f"{guess.probability:.6f}")
                     for rank, guess in enumerate(guesses, 1)
                 )
         case "json":
             separator = "[\n"
             for image, guesses in predictions:
-                classes = [{"index": g.index, "class": g.name, "probability": round(g.probability, 6)} for g in guesses]
+                classes = [{"index": g.label, "class": g.name, "probability": round(g.probability, 6)} for g in guesses]
                 file.write(separator + json.dumps({"image": image, "classes": classes}))
                 separator = ",\n"
             file.write("\n]\n")

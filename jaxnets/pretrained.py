@@ -144,12 +144,10 @@ def _load(name: str, weights: str | Path, dtype: DTypeLike) -> tuple[Any, dict[s
         model, like = shapes_of(name, len(origin.class_names), origin.options, dtype)
         given = tensors if getattr(model, "aux_logits", True) else _WithoutAuxiliaryHeads(tensors)
         try:
-            leaves = flatten_dict(from_torchvision(name, given, like))
+            variables = from_torchvision(name, given, like, partial(jnp.array, dtype=param_dtype(dtype)))
         except InputError as error:
             raise error if str(tensors.path) in str(error) else InputError(f"{tensors.path}: {error}") from None
-    for key in list(leaves):  # one after the other, so that never two copies of all are held
-        leaves[key] = jnp.asarray(leaves.pop(key), param_dtype(model.dtype))
-    return model, unflatten_dict(leaves), origin
+    return model, variables, origin
 
 
 class _WithoutAuxiliaryHeads(Mapping[str, np.ndarray]):

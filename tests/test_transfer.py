@@ -12,8 +12,8 @@ import pytest
 
 import jaxnets
 from jaxnets.data.pipeline import Batch
+from jaxnets.data.preprocessing import AsTheyAre
 from jaxnets.errors import InputError
-from jaxnets.training.extraction import AsTheyAre
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.state import TrainState, create_state

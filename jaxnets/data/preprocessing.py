@@ -87,6 +87,17 @@ class Preprocessing:
         return ((images.astype(precise) - mean) / std).astype(dtype)
 
 
+@dataclass(frozen=True)
+class AsTheyAre(Preprocessing):
+    """Stands where a `Preprocessing` does if there is nothing left to do, as with features."""
+
+    crop_size: int = 1
+    resize_size: int = 1
+
+    def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        return images.astype(dtype)
+
+
 def resized(width: int, height: int, short: int) -> tuple[int, int]:
     """Width and height when the short side becomes `short` pixels, the long one rounded down as torchvision does."""
     if width <= height:

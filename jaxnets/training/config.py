@@ -24,11 +24,10 @@ _MAY_CHANGE = ("dataset", "data_dir", "log_every", "remat")
 class Config:
     """Everything that a run's numbers follow from. `dtype` is what the network computes in.
 
-    `weights` are those that it starts from, as `jaxnets.load_pretrained` takes them; `transfer` says what of them is
-    trained: "full" (the same as None), "partial" (from the stage `train_from`) or "head".
     `data_dir` is where TFDS keeps its data sets (None: its own choice); `test_share` is held out of a data set that has
     no test images; bad images stop the run or are skipped, as `on_bad_image` says; metrics are logged every `log_every`
-    steps.
+    steps. `weights` are what it starts from, as `jaxnets.load_pretrained` takes them; `transfer` says what of them is
+    trained: "full" (the same as None), "partial" (from the stage `train_from` on) or "head".
     """
 
     arch: str
@@ -36,13 +35,13 @@ class Config:
     dataset: str = "digits"
     seed: int = 0
     dtype: str = "float32"
-    weights: str | None = None
-    transfer: str | None = None
-    train_from: str | None = None
     data_dir: str | None = None
     test_share: float = 0.2
     on_bad_image: str = "error"
     log_every: int = 10
+    weights: str | None = None
+    transfer: str | None = None
+    train_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -55,14 +54,21 @@ class Config:
         if self.log_every < 1:
             raise InputError(f"log_every={self.log_every}; expected at least 1 step")
 
+    def warnings(self) -> list[str]:
+        """What is allowed, but hardly meant."""
+        found = self.recipe.warnings()
+        if self.recipe.head_epochs and self.weights is None:
+            found.append(
+                f"warning: head_epochs={self.recipe.head_epochs} trains a head on random weights; give --weights"
+            )
+        return found
+
     def _check_transfer(self) -> None:
         recipe = self.recipe
         if self.transfer not in (None, *TRANSFERS):
             raise InputError(f"unknown transfer {self.transfer!r}; expected one of {', '.join(TRANSFERS)}")
         if self.weights is None and self.transfer is not None:
             raise InputError(f"transfer={self.transfer} needs weights to start from; give --weights")
-        if self.weights is None and recipe.head_epochs:
-            raise InputError(f"head_epochs={recipe.head_epochs} needs weights to start from; give --weights")
         if self.train_from is not None and self.transfer != "partial":
             raise InputError(f"train_from={self.train_from} goes with transfer=partial, not with {self.transfer}")
         if self.transfer == "head" and recipe.head_epochs:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from jaxnets.data.batches import evaluation_slots
 from jaxnets.data.pipeline import Batch, Preprocessed, on_device, read_batches
@@ -16,19 +15,6 @@ from jaxnets.data.sources import Source
 from jaxnets.models.features import features
 from jaxnets.models.layers import param_dtype
 from jaxnets.training.parallel import Parallel
-
-
-class Normalises(Protocol):
-    """What makes of a batch's images what a network reads: a `Preprocessing`, or `AsTheyAre`."""
-
-    def normalise(self, images: jax.Array, dtype: DTypeLike = ...) -> jax.Array: ...
-
-
-class AsTheyAre:
-    """Stands where a `Preprocessing` does if there is nothing left to do, as with features."""
-
-    def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        return images.astype(dtype)
 
 
 class FeatureExtractor:

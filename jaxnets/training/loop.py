@@ -77,7 +77,7 @@ def train(
         run = run.cache_features(state.variables, parallel)
         progress.start_at(position.step)
         small_batch = small_batch_warning(recipe, len(parallel.devices), has_norm=bool(state.batch_stats))
-        for warning in [*recipe.warnings(), *small_batch]:
+        for warning in [*config.warnings(), *small_batch]:
             progress.say(warning)
 
         # Who reads, who keeps the books, who steps, who tests.

@@ -13,7 +13,7 @@ import optax
 
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.pipeline import MOST_BYTES_HELD, Preprocessed, hold_if_small
-from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.data.preprocessing import AsTheyAre, Preprocessing
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
@@ -22,7 +22,7 @@ from jaxnets.pretrained import Origin
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
-from jaxnets.training.extraction import AsTheyAre, FeatureExtractor, Normalises
+from jaxnets.training.extraction import FeatureExtractor
 from jaxnets.training.feed import TrainingFeed, resized
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
@@ -47,7 +47,7 @@ class Setup:
     network: nn.Module
     model: Any
     head_model: HeadOnTrunk | None
-    inputs: Normalises
+    inputs: Preprocessing
     frozen: frozenset[str]
     num_params: int
     num_trained: int
@@ -72,18 +72,13 @@ class Setup:
         width = variables["params"][head_of(self.network)]["kernel"].shape[0]
         if images * width * 4 > MOST_BYTES_HELD:
             return self
-        held, done_before = [], 0
+        stage, size = head_inputs(self.network), recipe.batch_size
+        train = FeatureExtractor(self.network, resized(self.preprocessing, side), stage, size, parallel)
+        test = FeatureExtractor(self.network, self.preprocessing, stage, size, parallel)
         with counting("computing features", images, quiet=not parallel.is_primary) as (done, _):
-            for source, preprocessing in (
-                (self.feed.hold(side), resized(self.preprocessing, side)),
-                (self.test_images, self.preprocessing),
-            ):
-                extract = FeatureExtractor(
-                    self.network, preprocessing, head_inputs(self.network), recipe.batch_size, parallel
-                )
-                held.append(Preprocessed(*extract(variables, source, lambda n, b=done_before: done(b + n))))
-                done_before += len(source)
-        train_images, test_images = held
+            train_images = Preprocessed(*train(variables, self.feed.hold(side), done))
+            before = len(train_images)
+            test_images = Preprocessed(*test(variables, self.test_images, lambda count: done(before + count)))
         return replace(
             self,
             feed=self.feed.holding(train_images),

@@ -57,7 +57,7 @@ def fetch(weights: PublishedWeights) -> Path:
                     return path
                 path.unlink()
                 _say(f"{path} is not as it was published; it is deleted, and downloaded again")
-            if not (part.exists() and _is_published(part, weights)):
+            if not (_size(part) and _is_published(part, weights)):
                 _say(f"downloading {weights.url} ({weights.megabytes:.0f} MB) to {path}")
                 _download(weights.url, part)
                 _check(part, weights)

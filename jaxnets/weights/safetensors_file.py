@@ -32,11 +32,12 @@ class SafetensorsFile:
     """The tensors of a file and its metadata. Raises InputError for what the library refuses."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file = safe_open(path, framework="numpy")
-            self.metadata: dict[str, str] = self._file.metadata() or {}
-            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
-            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            with safe_open(path, framework="numpy") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise InputError(f"as safetensors it is damaged ({error})") from None
         for name, (kind, _) in found.items():
@@ -46,7 +47,9 @@ class SafetensorsFile:
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as an array of its own."""
-        return np.array(self._file.get_tensor(name), order="C", copy=None)
+        # Opened anew, so that not all of the file, which is mapped, comes into memory with time.
+        with safe_open(self._path, framework="numpy") as file:
+            return np.array(file.get_tensor(name), order="C", copy=None)
 
 
 def write_safetensors(

@@ -72,25 +72,27 @@ def _open(path: Path) -> TensorFile:
         start = file.read(512)
     if not start:
         raise InputError("it is empty")
-    if start.startswith(b"version https://git-lfs"):
-        raise InputError("it is a pointer of git-lfs, not the file itself; fetch that with git lfs pull")
-    if start.lstrip()[:1] == b"<":
-        raise InputError("it is a web page, not weights; download the file itself")
-    header = int.from_bytes(start[:8], "little")
+    # First, as the length before the brace may be any eight bytes, also those that another format begins with.
+    if start[8:9] == b"{":
+        return _open_safetensors(path, status.st_size, int.from_bytes(start[:8], "little"))
     if start.startswith((b"PK", b"\x80")):
         return _open_torch(path, status.st_size)
     if start[257:262] == b"ustar":
         raise InputError("it is in the tar format of torch before 0.1.9; load and save it again with torch")
-    if start[8:9] == b"{":
-        if 8 + header > status.st_size:
-            raise InputError(
-                f"its header should have {header:,} bytes, the file has {status.st_size:,}; is it cut short?"
-            )
-        tensors = SafetensorsFile(path)
-        names = _without_prefixes(list(tensors.specs))
-        specs = {new: tensors.specs[old] for new, old in names.items()}
-        return TensorFile(path, specs, lambda name: tensors.read(names[name]), tensors.metadata)
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError("it is a pointer of git-lfs, not the file itself; fetch that with git lfs pull")
+    if start.lstrip()[:1] == b"<":
+        raise InputError("it is a web page, not weights; download the file itself")
     raise InputError("it is neither a file of torch nor safetensors")
+
+
+def _open_safetensors(path: Path, size: int, header: int) -> TensorFile:
+    if 8 + header > size:
+        raise InputError(f"its header should have {header:,} bytes, the file has {size:,}; is it cut short?")
+    tensors = SafetensorsFile(path)
+    names = _without_prefixes(list(tensors.specs))
+    specs = {new: tensors.specs[old] for new, old in names.items()}
+    return TensorFile(path, specs, lambda name: tensors.read(names[name]), tensors.metadata)
 
 
 def _open_torch(path: Path, size: int) -> TensorFile:

@@ -180,7 +180,7 @@ def _storages_in(contents: Any) -> dict[str, StorageRef]:
 
 
 def _fill(file: Any, data: np.ndarray) -> None:
-    place, view = 0, memoryview(data)
+    place, view = 0, data.data
     while place < len(data):
         chunk = file.read(min(_CHUNK, len(data) - place))
         if not chunk:

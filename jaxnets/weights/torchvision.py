@@ -4,7 +4,7 @@ Module names here are torchvision's, with "_" for "." before a number, but for t
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -43,18 +43,24 @@ _FLATTENED: dict[str, dict[Path, int]] = {
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-def from_torchvision(arch: str, state_dict: Mapping[str, np.ndarray], like: Variables) -> dict[str, Any]:
+def from_torchvision(
+    arch: str,
+    state_dict: Mapping[str, np.ndarray],
+    like: Variables,
+    put: Callable[[np.ndarray], Any] = np.ascontiguousarray,
+) -> dict[str, Any]:
     """Variables of the network `arch`, shaped as in `like`, from torchvision's tensors as arrays; dtypes are kept.
 
-    `like` may hold shapes only (`jax.eval_shape` of `model.init`). Each tensor is read once, and none other is kept
-    meanwhile. Raises InputError, naming the tensors, where one is missing, left over or of another shape.
+    `like` may hold shapes only (`jax.eval_shape` of `model.init`). Each tensor is read once, and only what `put` makes
+    of it is kept when the next one is. Raises InputError, naming the tensors, where one is missing, left over or of
+    another shape.
     """
-    variables: dict[Path, np.ndarray] = {}
+    variables: dict[Path, Any] = {}
     leaves = flatten_dict(dict(like))
     for path, key in _names(arch, state_dict, leaves).items():
         array = np.asarray(state_dict[key])
         _check_shape(arch, key, array.shape, _torch_shape(path, leaves[path].shape))
-        variables[path] = np.ascontiguousarray(_to_linen(arch, path, array)).reshape(leaves[path].shape)
+        variables[path] = put(_to_linen(arch, path, array))
     return unflatten_dict(variables)
 
 

@@ -47,6 +47,8 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "mixup_alpha": ("--mixup-alpha 0.8", 0.8),
     "cutmix_alpha": ("--cutmix-alpha 0.7", 0.7),
     "repeats": ("--repeats 2", 2),
+    "head_epochs": ("--head-epochs 2", 2),
+    "layer_decay": ("--layer-decay 0.8", 0.8),
     "dropout_rate": ("--dropout-rate 0.3", 0.3),
     "stochastic_depth_rate": ("--stochastic-depth-rate 0.2", 0.2),
     "zero_init_residual": ("--zero-init-residual", True),
@@ -193,7 +195,13 @@ def test_help_has_a_line_for_every_option(width: int, monkeypatch: pytest.Monkey
     assert "up to 1 % of them" in words
     assert max(map(len, text.splitlines()[1:])) < width
     groups = re.findall(r"^(\S.*):$", text, re.MULTILINE)
-    assert groups == ["options", "stopping and going on", "devices and machines", "recipe"]
+    assert groups == [
+        "options",
+        "starting from weights that are there already",
+        "stopping and going on",
+        "devices and machines",
+        "recipe",
+    ]
     for setting in fields(Recipe):
         assert re.search(rf"^  {FLAGS[setting.name]}\b", text, re.MULTILINE)
         assert setting.metadata["help"] in words

@@ -130,6 +130,8 @@ OTHERS: dict[str, Any] = {
     "label_smoothing": 0.25,
     "target_threshold": 0.3,
     "aux_weight": 0.4,
+    "head_epochs": 1,
+    "layer_decay": 0.75,
     "schedule": "multi_step",
     "warmup_epochs": 1.75,
     "decay_epochs": (1.5, 3.0),
@@ -166,7 +168,7 @@ def test_recipes_are_those_of_their_papers(name: str) -> None:
 
 
 def test_every_recipe_but_the_house_ones_is_of_a_paper() -> None:
-    assert set(RECIPES) - set(PUBLISHED) == {"fast", "finetune"}
+    assert set(RECIPES) - set(PUBLISHED) == {"fast", "finetune", "linear_probe"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -201,7 +203,9 @@ def test_its_network_takes_each_recipe(name: str) -> None:
 def test_a_configuration_keeps_all_of_its_recipe(name: str | None, tmp_path: Path) -> None:
     recipe = RECIPES[name] if name else Recipe(**OTHERS)
     assert set(OTHERS) == {setting.name for setting in fields(Recipe)}
-    config = Config("resnet50", recipe, "photos", 5, "bfloat16", "/data", 0.3, "skip", 7)
+    config = Config(
+        "resnet50", recipe, "photos", 5, "bfloat16", "/data", 0.3, "skip", 7, "DEFAULT", "partial", "layer3"
+    )
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
     kept = json.loads(path.read_text())["recipe"]

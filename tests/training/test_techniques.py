@@ -458,7 +458,12 @@ TECHNIQUES = {
     "remat": technique(True, check_remat),
 }
 # What shows in whole runs alone.
-IN_RUNS = {"precise_batch_norm_images": "test_batch_norm_training.py", "patience_epochs": "test_loop.py"}
+IN_RUNS = {
+    "precise_batch_norm_images": "test_batch_norm_training.py",
+    "patience_epochs": "test_loop.py",
+    "head_epochs": "test_transfer_runs.py",
+    "layer_decay": "test_transfer_runs.py",
+}
 
 
 def test_every_setting_has_a_test() -> None:

@@ -359,6 +359,14 @@ def test_what_is_no_file_is_refused(place: str, reason: str, tmp_path: Path) -> 
     assert reason in found["message"]
 
 
+@pytest.mark.parametrize("length", [0x80, 0x180, 0x3C, 0x4B50, 0x76])
+def test_the_length_of_a_header_may_look_like_another_format(length: int, tmp_path: Path) -> None:
+    header = json.dumps({"a": entry()}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors(header + b" " * (length - len(header))))
+    assert attempt(path)["outcome"] == "read"
+
+
 def test_a_tensor_that_is_damaged_is_named(tmp_path: Path) -> None:
     path = tmp_path / "damaged.pth"
     path.write_bytes(HOSTILE["a changed number"][0])

@@ -1,0 +1,423 @@
+"""Against a server on this machine that breaks off, refuses and lies as it is told."""
+
+import errno
+import hashlib
+import io
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.errors import InputError
+from jaxnets.weights import download
+from jaxnets.weights.catalogue import PublishedWeights
+from jaxnets.weights.download import fetch, sha256_of
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+NAME = f"network-{SHA256[:8]}.pth"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content`, and notes the Range of each request and how many bytes it sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.log: list[tuple[str | None, int]] = []
+        # Of the connections to come, one after the other: the status, and the bytes after which it breaks or stalls.
+        self.statuses: list[int] = []
+        self.breaks: list[int] = []
+        self.stalls: list[int] = []
+        self.knows_ranges = True
+        self.tells_length = True
+        self.shift = 0
+        self.asked, self.may_answer = threading.Event(), threading.Event()
+        self.may_answer.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/models/{NAME}"
+
+    @property
+    def ranges(self) -> list[str | None]:
+        return [asked for asked, _ in self.log]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers.get("Range")
+        server.asked.set()
+        server.may_answer.wait(30)
+        if server.statuses:
+            server.log.append((asked, 0))
+            return self.send_error(server.statuses.pop(0))
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.knows_ranges else 0
+        size = len(server.content)
+        if start >= size:
+            server.log.append((asked, 0))
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{size}")
+            return self.end_headers()
+        self.send_response(206 if asked and server.knows_ranges else 200)
+        if asked and server.knows_ranges:
+            start = max(0, start - server.shift)
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        if server.tells_length:
+            self.send_header("Content-Length", str(size - start))
+        self.end_headers()
+        body = server.content[start:]
+        if server.breaks:
+            body = body[: server.breaks.pop(0)]
+        stalls = bool(server.stalls)
+        if stalls:
+            body = body[: server.stalls.pop(0)]
+        server.log.append((asked, len(body)))
+        self.wfile.write(body)
+        if stalls:
+            self.wfile.flush()
+            threading.Event().wait(1.0)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("JAXNETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "_PAUSE", 0.001)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def part(cache: Path) -> Path:
+    """Where a download that broke off lies."""
+    cache.mkdir()
+    return cache / f"{NAME}.part"
+
+
+def weights_at(url: str) -> PublishedWeights:
+    size = len(CONTENT) / 1024**2
+    return PublishedWeights(
+        "resnet18", "IMAGENET1K_V1", url, SHA256[:8], size, Preprocessing(224, 256), 69.8, 89.1, "https://..."
+    )
+
+
+@pytest.fixture
+def weights(server: Server) -> PublishedWeights:
+    return weights_at(server.url)
+
+
+@pytest.fixture
+def offline() -> PublishedWeights:
+    """Weights at an address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    return weights_at(f"http://127.0.0.1:{port}/models/{NAME}")
+
+
+def failure(weights: PublishedWeights, path: Path) -> str:
+    """What `fetch` says when it fails: always one line, that tells the address and where the file could be put."""
+    with pytest.raises(InputError) as raised:
+        fetch(weights)
+    line = str(raised.value)
+    assert "\n" not in line
+    assert weights.url in line
+    assert f"put it at {path}, or give the path of a copy as the weights" in line
+    return line
+
+
+def test_a_file_is_downloaded_once(
+    server: Server, weights: PublishedWeights, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fetch(weights)
+    assert path == cache / NAME
+    assert path.read_bytes() == CONTENT
+    assert server.log == [(None, len(CONTENT))]
+    assert sorted(file.name for file in cache.iterdir()) == [NAME, f"{NAME}.lock"]
+    assert capsys.readouterr().err == f"downloading {server.url} (0 MB) to {path}\n"
+    assert fetch(weights) == path
+    assert len(server.log) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_where_the_cache_is(weights: PublishedWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert fetch(weights) == tmp_path / "cache" / NAME
+    monkeypatch.delenv("JAXNETS_CACHE")
+    assert fetch(weights) == tmp_path / "xdg" / "jaxnets" / NAME
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert fetch(weights) == tmp_path / "home" / ".cache" / "jaxnets" / NAME
+    monkeypatch.setenv("JAXNETS_CACHE", "~/there")
+    assert fetch(weights) == tmp_path / "home" / "there" / NAME
+
+
+def test_a_cached_file_needs_neither_network_nor_a_folder_to_write_in(offline: PublishedWeights, cache: Path) -> None:
+    cache.mkdir()
+    (cache / NAME).write_bytes(CONTENT)
+    assert fetch(offline).read_bytes() == CONTENT
+    assert [file.name for file in cache.iterdir()] == [NAME]
+
+
+def test_only_the_rest_of_a_broken_download_is_fetched(server: Server, weights: PublishedWeights, part: Path) -> None:
+    part.write_bytes(CONTENT[:123_456])
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.log == [("bytes=123456-", len(CONTENT) - 123_456)]
+    assert not part.exists()
+
+
+def test_a_part_that_lacks_nothing_is_taken(offline: PublishedWeights, part: Path) -> None:
+    part.write_bytes(CONTENT)
+    assert fetch(offline).read_bytes() == CONTENT
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 1], ids=["as long", "longer"])
+def test_a_part_that_nothing_follows_is_begun_anew(
+    server: Server, weights: PublishedWeights, part: Path, size: int
+) -> None:
+    part.write_bytes(b"x" * size)
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={size}-", None]
+
+
+def test_a_server_without_ranges_makes_it_begin_anew(server: Server, weights: PublishedWeights, part: Path) -> None:
+    server.knows_ranges = False
+    part.write_bytes(b"x" * 1000)
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.log == [("bytes=1000-", len(CONTENT))]
+
+
+def test_another_range_than_the_one_asked_for_is_not_appended(
+    server: Server, weights: PublishedWeights, part: Path
+) -> None:
+    server.shift = 10
+    part.write_bytes(CONTENT[:1000])
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=1000-", None]
+
+
+def test_a_broken_connection_goes_on_where_it_broke(server: Server, weights: PublishedWeights) -> None:
+    server.breaks = [100_000, 50_000, 1]
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.log == [
+        (None, 100_000),
+        ("bytes=100000-", 50_000),
+        ("bytes=150000-", 1),
+        ("bytes=150001-", 149_999),
+    ]
+
+
+def test_any_number_of_breaks_is_borne_while_something_comes(server: Server, weights: PublishedWeights) -> None:
+    server.breaks = [10_000] * (3 * download._ATTEMPTS)
+    assert fetch(weights).read_bytes() == CONTENT
+    assert len(server.log) == 3 * download._ATTEMPTS + 1
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_it_gives_up_when_nothing_more_comes(
+    server: Server, weights: PublishedWeights, cache: Path, knows_ranges: bool
+) -> None:
+    server.knows_ranges = knows_ranges
+    server.breaks = [5000] + [0 if knows_ranges else 5000] * 100
+    assert "broke after 5000 of 300000 bytes" in failure(weights, cache / NAME)
+    # The first brought something, as many again did not.
+    assert len(server.log) == download._ATTEMPTS
+    assert (cache / f"{NAME}.part").read_bytes() == CONTENT[:5000]
+
+
+def test_a_silent_connection_is_given_up_for_another(
+    server: Server, weights: PublishedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_SECONDS_OF_SILENCE", 0.2)
+    server.stalls = [2 * download._CHUNK]
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={2 * download._CHUNK}-"]
+
+
+def test_what_is_not_as_published_is_never_kept(server: Server, weights: PublishedWeights, cache: Path) -> None:
+    server.content = CONTENT[:-1] + b"?"
+    found = hashlib.sha256(server.content).hexdigest()
+    assert f"SHA-256 {found[:8]}..., not {SHA256[:8]}..." in failure(weights, cache / NAME)
+    assert [file.name for file in cache.iterdir()] == [f"{NAME}.lock"]
+
+
+def test_a_break_that_shows_in_no_length_is_found(server: Server, weights: PublishedWeights, cache: Path) -> None:
+    server.tells_length = False
+    server.breaks = [1000]
+    assert "SHA-256" in failure(weights, cache / NAME)
+    assert fetch(weights).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("damaged", [CONTENT[:-1] + b"?", CONTENT[:-1], b""], ids=["changed", "cut", "empty"])
+def test_a_damaged_cached_file_is_downloaded_again(
+    server: Server,
+    weights: PublishedWeights,
+    offline: PublishedWeights,
+    cache: Path,
+    damaged: bytes,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = fetch(weights)
+    path.write_bytes(damaged)
+    capsys.readouterr()
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.log == [(None, len(CONTENT))] * 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{path} is not as it was published; it is deleted, and downloaded again"
+    assert len(said) == 2
+
+    path.write_bytes(damaged)
+    failure(offline, path)
+    assert not path.exists()
+
+
+def test_a_missing_file_is_asked_for_once(server: Server, weights: PublishedWeights, cache: Path) -> None:
+    server.statuses = [404] * 10
+    assert "(HTTP 404 Not Found)" in failure(weights, cache / NAME)
+    assert len(server.log) == 1
+
+
+def test_a_busy_server_is_asked_again(server: Server, weights: PublishedWeights, cache: Path) -> None:
+    server.statuses = [503, 429, 500]
+    assert fetch(weights).read_bytes() == CONTENT
+    server.statuses = [503] * 10
+    (cache / NAME).unlink()
+    assert "(HTTP 503 Service Unavailable)" in failure(weights, cache / NAME)
+    assert len(server.log) == 4 + download._ATTEMPTS
+
+
+def test_nothing_that_listens(offline: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_PAUSE", 100.0)  # it does not wait
+    assert "Connection refused" in failure(offline, cache / NAME)
+
+
+def test_no_network(weights: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(download, "_PAUSE", 100.0)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert "Name or service not known" in failure(weights, cache / NAME)
+
+
+def test_a_network_that_is_gone_for_a_moment_is_waited_for(
+    server: Server, weights: PublishedWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urlopen, requests = download.urllib.request.urlopen, []
+
+    def gone(*args: object, **options: object) -> object:
+        requests.append(args)
+        if len(requests) == 2:
+            raise urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable"))
+        return urlopen(*args, **options)
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", gone)
+    server.breaks = [100_000]
+    assert fetch(weights).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-"]
+    assert len(requests) == 3
+
+
+def test_a_cache_that_is_no_folder(weights: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.write_text("a file")
+    assert f"{cache}: File exists" in failure(weights, cache / NAME)
+    monkeypatch.setenv("JAXNETS_CACHE", str(cache / "below"))
+    assert f"{cache / 'below'}: Not a directory" in failure(weights, cache / "below" / NAME)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_full_disk(server: Server, weights: PublishedWeights, part: Path) -> None:
+    part.symlink_to("/dev/full")
+    assert "No space left on device" in failure(weights, part.with_suffix(""))
+    assert len(server.log) == 1
+
+
+def test_threads_share_one_download(server: Server, weights: PublishedWeights) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(fetch, [weights] * 4))
+    assert [path.read_bytes() for path in paths] == [CONTENT] * 4
+    assert len(server.log) == 1
+
+
+def test_without_locks_each_has_a_download_of_its_own(
+    server: Server, weights: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    server.breaks = [1000, 1000]
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(fetch, [weights] * 4))
+    assert [path.read_bytes() for path in paths] == [CONTENT] * 4
+    assert sorted(file.name for file in cache.iterdir()) == [NAME, f"{NAME}.lock"]
+
+
+def test_a_process_waits_for_the_download_of_another(server: Server, cache: Path) -> None:
+    code = (
+        "from jaxnets.weights.download import fetch; from tests.weights.test_download import weights_at\n"
+        f"print(fetch(weights_at({server.url!r})))"
+    )
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    server.may_answer.clear()
+    server.breaks = [1000]
+    first = start()
+    assert server.asked.wait(60)
+    second = start()
+    assert second.stderr is not None
+    assert second.stderr.readline() == f"waiting for another process, which downloads {NAME}\n"
+    server.may_answer.set()
+    for process in (first, second):
+        assert process.communicate(timeout=60)[0] == f"{cache / NAME}\n"
+    assert (cache / NAME).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-"]
+
+
+def test_on_a_terminal_a_bar_shows_bytes_and_time(
+    server: Server, weights: PublishedWeights, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    part.write_bytes(CONTENT[:150_000])
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fetch(replace(weights, megabytes=97.8))
+    shown = terminal.getvalue()
+    assert f"downloading {server.url} (98 MB) to" in shown
+    assert f"{NAME}:  50%" in shown
+    assert "146kB/293kB" in shown
+    assert "left" in shown
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
