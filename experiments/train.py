@@ -218,7 +218,7 @@ def main() -> None:
         )
     if parallel.is_primary:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]
-        if waiting > _MUCH_WAITING:
+        if waiting > _MUCH_WAITING and result["waiting_for_data_seconds"] > 1:
             print(f"{waiting:.0%} of the training time was spent waiting for data; python -m experiments.prepare helps")
         print(
             f"test accuracy {result['test_accuracy']:.2%} (best: {result['best_test_accuracy']:.2%} after epoch "

@@ -14,7 +14,7 @@ from jaxnets.pretrained import Origin, open_weights, shapes_of
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.weights.download import sha256_of
 from jaxnets.weights.safetensors_file import write_safetensors
-from jaxnets.weights.tensor_file import Spec
+from jaxnets.weights.tensors import Spec
 from jaxnets.weights.torch_file import write_torch_file
 from jaxnets.weights.torchvision import check_fits, to_torchvision
 

@@ -29,7 +29,8 @@ class _Failed(Exception):
     """The file can't be had from the server, for this reason."""
 
     def __init__(self, reason: object) -> None:
-        super().__init__(str(reason) or type(reason).__name__)
+        # What servers and http.client say may be of several lines.
+        super().__init__(" ".join(str(reason).split()) or type(reason).__name__)
 
 
 class _Broken(_Failed):
@@ -55,8 +56,7 @@ def fetch(weights: PublishedWeights) -> Path:
             if path.exists():
                 if _is_published(path, weights):  # another process was first
                     return path
-                path.unlink()
-                _say(f"{path} is not as it was published; it is deleted, and downloaded again")
+                _say(f"{path} is not as it was published; it is downloaded again")
             if not (_size(part) and _is_published(part, weights)):
                 _say(f"downloading {weights.url} ({weights.megabytes:.0f} MB) to {path}")
                 _download(weights.url, part)
@@ -66,7 +66,7 @@ def fetch(weights: PublishedWeights) -> Path:
         reason = f"{error.filename or path}: {error.strerror}" if isinstance(error, OSError) else error
         raise InputError(
             f"can't download {weights.url} ({reason}); get it by other means and put it at {path}, or give the path of "
-            "a copy as the weights (JAXNETS_CACHE sets another folder)"
+            "a copy as the weights (--weights PATH); JAXNETS_CACHE sets another folder"
         ) from None
     return path
 
@@ -78,9 +78,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _cache() -> Path:
-    if folder := os.environ.get("JAXNETS_CACHE"):
+    folder = os.environ.get("JAXNETS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxnets")
+    try:
         return Path(folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "jaxnets"
+    except RuntimeError:
+        raise InputError(f"{folder} is in no known home folder; set JAXNETS_CACHE to a folder to download to") from None
 
 
 def _is_published(path: Path, weights: PublishedWeights) -> bool:
@@ -149,11 +151,11 @@ def _go_on(url: str, part: Path) -> None:
         if response.status == 206:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
             if found is None or int(found[1]) != have:
-                part.unlink()
+                part.unlink(missing_ok=True)
                 raise _Broken(f"the server answered with {response.headers.get('Content-Range')}, not from byte {have}")
             total = int(found[2])
         else:
-            have, total = 0, int(response.headers.get("Content-Length") or 0)
+            have, total = 0, response.length or 0
         with (
             part.open("ab" if have else "wb") as file,
             tqdm(

@@ -1,316 +1,470 @@
-"""Pickles as torch writes them, read without running them.
-
-Opcodes are interpreted one by one, and build nothing but plain containers and descriptions of tensors. A pickle names
-functions that are to be called; here a name is only a name, known or refused.
-"""
+"""Pickles as torch writes them, read without running anything: names are compared, none is imported."""
 
 import pickletools
-from collections.abc import Callable
+import re
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
-from typing import IO, Any
+from typing import Any, BinaryIO, NoReturn
 
 from jaxnets.errors import InputError
 
-# Far beyond what a checkpoint of a network takes: ResNet-152's pickle has some 40,000 opcodes in 100 kB.
-_MOST_BYTES = 32 << 20
-_MOST_OPCODES = 1_000_000
-_MOST_AXES = 32
-# A tensor may have more numbers than its storage, where strides are 0; so many at most.
-_MOST_EXPANDED = 1 << 22
+# Far beyond any checkpoint's; what an opcode can take in memory is bounded, and so the two bound the whole.
+MAX_BYTES = 16 << 20
+MAX_OPCODES = 1_000_000
+MAX_NESTING = 100
+MAX_DIMENSIONS = 64  # of an array
+_MAX_ARGUMENTS = 7
+_MAX_INTEGER_BYTES = 64
+_MAX_LINE = 1000
 
-# torch's storage classes -> NumPy's names of their types (bfloat16 is of ml_dtypes).
-STORAGE_DTYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
+# torch's classes of storages: the type of the elements, and the bytes of each.
+STORAGES = {
+    "DoubleStorage": ("float64", 8),
+    "FloatStorage": ("float32", 4),
+    "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2),
+    "LongStorage": ("int64", 8),
+    "IntStorage": ("int32", 4),
+    "ShortStorage": ("int16", 2),
+    "CharStorage": ("int8", 1),
+    "ByteStorage": ("uint8", 1),
+    "BoolStorage": ("bool", 1),
+    "ComplexDoubleStorage": ("complex128", 16),
+    "ComplexFloatStorage": ("complex64", 8),
+    "QInt8Storage": ("qint8", 1),
+    "QUInt8Storage": ("quint8", 1),
+    "QInt32Storage": ("qint32", 4),
+    "QUInt4x2Storage": ("quint4x2", 1),
+    "QUInt2x4Storage": ("quint2x4", 1),
 }
+_CALLABLE = {
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+}
+_DTYPES = re.compile(r"torch\.(b?float|u?int|complex|q?u?int)\d+(x\d)?|torch\.(bool|half|float|double|short|int|long)")
 
 
 @dataclass(frozen=True)
-class StorageRef:
-    """A storage by its key: `numel` numbers of type `dtype`; or of those `view_numel` from `view_offset` on."""
+class Storage:
+    """The elements [start, start + length) of the storage `key`, which has `numel` of them."""
 
     key: str
     dtype: str
     numel: int
-    view_offset: int = 0
-    view_numel: int | None = None
+    start: int
+    length: int
 
 
 @dataclass(frozen=True)
-class TensorRef:
-    """A tensor: where it lies in its storage, counted in numbers."""
+class Tensor:
+    """A tensor as a pickle describes it. Nothing but the types of the fields has been checked."""
 
-    storage: StorageRef
+    storage: Storage
     offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Name:
-    module: str
-    name: str
+class Name:
+    """A name that the pickle may ask for, as it stands among its values."""
 
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+    full: str
 
 
-class _OrderedDict(dict[Any, Any]):
-    """What an OrderedDict becomes; the one thing that may be given attributes, which are dropped."""
+@dataclass(frozen=True)
+class Pickle:
+    """The value, of plain containers, scalars, `Tensor`s and `Name`s; and each storage's dtype and numel."""
+
+    value: Any
+    storages: dict[str, tuple[str, int]]
 
 
-class _Mark:
-    pass
+class _Ordered(dict):
+    """Tells an OrderedDict, which may be given attributes, from a dict."""
 
 
-class BoundedReader:
-    """Reads from a file no more than is there, nor than a pickle may have; raises ValueError beyond."""
+def read_pickle(file: BinaryIO, available: int) -> Pickle:
+    """Reads one pickle from where the file stands, which has `available` bytes from there.
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file = file
-        self._left = min(size, _MOST_BYTES)
-
-    def read(self, count: int) -> bytes:
-        self._take(count)
-        return self._file.read(count)
-
-    def readline(self) -> bytes:
-        line = self._file.readline(min(self._left, 1 << 16) + 1)
-        self._take(len(line))
-        return line
-
-    def _take(self, count: int) -> None:
-        if not 0 <= count <= self._left:
-            raise ValueError(f"{count} bytes are announced where {self._left} are left")
-        self._left -= count
+    Raises InputError, without the file's name, for all but tensors and plain containers.
+    """
+    machine = _Machine(file, min(available, MAX_BYTES))
+    value = machine.run()
+    _check_nesting(value)
+    return Pickle(value, machine.storages)
 
 
-def read_pickle(file: BoundedReader) -> Any:
-    """What the next pickle of the file describes; raises InputError, or ValueError and its like for broken ones."""
-    machine = _Machine()
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
-        if number > _MOST_OPCODES:
-            raise InputError(f"its pickle has more than {_MOST_OPCODES:,} opcodes")
-        if opcode.name == "STOP":
-            return machine.result()
-        machine.take(opcode.name, argument)
-    raise ValueError("the pickle has no end")
+def shown(text: str) -> str:
+    """The text as it may stand in a message of one line."""
+    text = text if len(text) <= 120 else f"{text[:117]}..."
+    return text if text.isprintable() else ascii(text)
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value that a pickle holds, as messages have it."""
+    return "dict" if isinstance(value, dict) else type(value).__name__
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise InputError(reason)
 
 
 class _Machine:
-    """The stack and the memo of the pickle machine."""
-
-    def __init__(self) -> None:
+    def __init__(self, file: BinaryIO, available: int) -> None:
+        self.storages: dict[str, tuple[str, int]] = {}
+        self._file, self._left = file, available
         self._stack: list[Any] = []
+        self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._copied = 0
 
-    def result(self) -> Any:
-        if len(self._stack) != 1:
-            raise ValueError(f"the pickle ends with {len(self._stack)} values")
-        return self._pop()
+    def run(self) -> Any:
+        for _ in range(MAX_OPCODES):
+            code = self._take(1)
+            if code == b".":
+                value = self._pop()
+                if self._stack or self._marks:
+                    _refuse("has a pickle that ends before it is complete")
+                return value
+            action = _ACTIONS.get(code)
+            if action is None:
+                self._refuse_opcode(code)
+            action(self)
+        _refuse(f"has a pickle that takes more than {MAX_OPCODES} steps")
 
-    def take(self, name: str, argument: Any) -> None:
-        if name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name])
-        elif name in _LITERALS:
-            self._stack.append(argument)
-        elif name in _EMPTY:
-            self._stack.append(_EMPTY[name]())
-        elif name in ("PROTO", "FRAME"):
-            pass
-        elif name == "MARK":
-            self._stack.append(_Mark)
-        elif action := _ACTIONS.get(name):
-            action(self, argument)
-        else:
-            raise InputError(f"its pickle uses {name}, which no tensor or plain container needs")
+    def _take(self, count: int) -> bytes:
+        if count > self._left:
+            _refuse("has a pickle that is cut off, or longer than any checkpoint's")
+        data = self._file.read(count)
+        if len(data) != count:
+            _refuse("has a pickle that is cut off")
+        self._left -= count
+        return data
+
+    def _line(self) -> str:
+        line = self._file.readline(min(self._left, _MAX_LINE))
+        if not line.endswith(b"\n"):
+            _refuse("has a pickle that has a line that does not end")
+        self._left -= len(line)
+        return _text(line[:-1])
+
+    def _number(self, width: int) -> int:
+        return int.from_bytes(self._take(width), "little")
+
+    def _refuse_opcode(self, code: bytes) -> NoReturn:
+        names = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+        name = names.get(code.decode("latin-1"), f"{code[0]:#04x}")
+        _refuse(f"has a pickle that has the opcode {name}, which tensors and plain containers do not need")
 
     def _pop(self) -> Any:
-        value = self._stack.pop()
-        if value is _Mark:
-            raise ValueError("a mark where a value should be")
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            _refuse("has a pickle that takes more from its stack than it put there")
+        return self._stack.pop()
+
+    def _top(self) -> Any:
+        value = self._pop()
+        self._stack.append(value)
         return value
 
-    def _pop_to_mark(self) -> list[Any]:
-        place = len(self._stack) - 1
-        while self._stack[place] is not _Mark:
-            place -= 1
-            if place < 0:
-                raise ValueError("no mark on the stack")
-        values = self._stack[place + 1 :]
-        del self._stack[place:]
-        return values
+    def _since_mark(self) -> list[Any]:
+        if not self._marks:
+            _refuse("has a pickle that takes more marks than it put there")
+        mark = self._marks.pop()
+        items = self._stack[mark:]
+        del self._stack[mark:]
+        return items
 
-    def _top(self, kind: type) -> Any:
-        top = self._stack[-1]
-        if not isinstance(top, kind):
-            raise ValueError(f"a {kind.__name__} is expected on the stack, not {_shown(top)}")
-        return top
+    # What the opcodes do, in the order of `_ACTIONS`.
 
-    def _put(self, index: int | None) -> None:
-        self._memo[len(self._memo) if index is None else index] = self._stack[-1]
+    def proto(self) -> None:
+        version = self._number(1)
+        if not 2 <= version <= 5:
+            _refuse(f"has a pickle that is of protocol {version}; expected 2 to 5")
 
-    def _get(self, index: int) -> None:
-        self._stack.append(self._memo[index])
+    def frame(self) -> None:
+        if self._number(8) > self._left:
+            _refuse("has a pickle that is cut off: a frame ends beyond it")
 
-    def _tuple(self, count: int) -> None:
-        values = [self._pop() for _ in range(count)]
-        self._stack.append(tuple(reversed(values)))
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
 
-    def _append(self, values: list[Any]) -> None:
-        self._top(list).extend(values)
+    def mark(self) -> None:
+        self._marks.append(len(self._stack))
 
-    def _set_items(self, values: list[Any]) -> None:
-        _fill(self._top(dict), values)
+    def unsigned(self, width: int) -> None:
+        self.push(self._number(width))
 
-    def _name(self, module: Any, name: Any) -> None:
-        found = _Name(str(module), str(name))
-        storage = found.module == "torch" and found.name.removesuffix("Storage") != found.name
-        if storage and found.name not in STORAGE_DTYPES:
-            raise InputError(f"its pickle asks for {_shown(found)}, a type of storage that is not supported")
-        if not storage and found not in _CALLS:
-            raise InputError(f"its pickle asks for {_shown(found)}, which is neither a tensor nor a plain container")
-        self._stack.append(found)
+    def signed(self) -> None:
+        self.push(int.from_bytes(self._take(4), "little", signed=True))
 
-    def _stack_name(self) -> None:
+    def integer(self, width: int) -> None:
+        length = self._number(width)
+        if length > _MAX_INTEGER_BYTES:
+            _refuse(f"has a pickle that has an integer of {length} bytes")
+        self.push(int.from_bytes(self._take(length), "little", signed=True))
+
+    def real(self) -> None:
+        self.push(struct.unpack(">d", self._take(8))[0])
+
+    def text(self, width: int) -> None:
+        self.push(_text(self._take(self._number(width))))
+
+    def octets(self, width: int) -> None:
+        self.push(self._take(self._number(width)))
+
+    def tuple_of(self, count: int) -> None:
+        self.push(tuple([self._pop() for _ in range(count)][::-1]))
+
+    def tuple_since_mark(self) -> None:
+        self.push(tuple(self._since_mark()))
+
+    def append(self) -> None:
+        self._extend([self._pop()])
+
+    def appends(self) -> None:
+        self._extend(self._since_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._top()
+        if type(target) is not list:
+            _refuse(f"has a pickle that appends to a {kind_of(target)}")
+        target.extend(items)
+
+    def setitem(self) -> None:
+        value, key = self._pop(), self._pop()
+        self._update([key, value])
+
+    def setitems(self) -> None:
+        self._update(self._since_mark())
+
+    def _update(self, items: list[Any]) -> None:
+        target = self._top()
+        if type(target) not in (dict, _Ordered):
+            _refuse(f"has a pickle that sets an item of a {kind_of(target)}")
+        if len(items) % 2:
+            _refuse("has a pickle that sets a key without a value")
+        _fill(target, zip(items[::2], items[1::2], strict=True))
+
+    def put(self, width: int) -> None:
+        self._memo[self._number(width)] = self._top()
+
+    def put_line(self) -> None:
+        self._memo[self._index()] = self._top()
+
+    def memoize(self) -> None:
+        self._memo[len(self._memo)] = self._top()
+
+    def get(self, width: int) -> None:
+        self._recall(self._number(width))
+
+    def get_line(self) -> None:
+        self._recall(self._index())
+
+    def _index(self) -> int:
+        line = self._line()
+        if not re.fullmatch(r"[0-9]{1,9}", line):
+            _refuse(f"has a pickle that has {shown(line)} for a number")
+        return int(line)
+
+    def _recall(self, index: int) -> None:
+        if index not in self._memo:
+            _refuse(f"has a pickle that recalls value {index}, which it has not kept")
+        self.push(self._memo[index])
+
+    def ask(self) -> None:
+        module = self._line()
+        self._ask(module, self._line())
+
+    def ask_stack(self) -> None:
         name, module = self._pop(), self._pop()
-        self._name(module, name)
+        if type(name) is not str or type(module) is not str:
+            _refuse("has a pickle that asks for a name that is not text")
+        self._ask(module, name)
 
-    def _reduce(self) -> None:
+    def instantiate(self) -> None:
+        self.ask()
+        self._refuse_opcode(b"i")
+
+    def _ask(self, module: str, name: str) -> None:
+        full = f"{module}.{name}"
+        allowed = full in _CALLABLE or (module == "torch" and name in STORAGES) or _DTYPES.fullmatch(full)
+        if not allowed:
+            _refuse(f"has a pickle that asks for {shown(full)}, which is not a tensor or a plain container")
+        self.push(Name(full))
+
+    def reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
-        call = _CALLS.get(function) if isinstance(function, _Name) else None
-        if call is None or not isinstance(arguments, tuple):
-            raise InputError(f"its pickle calls {_shown(function)}, which can't be")
-        self._stack.append(call(*arguments))
+        if type(function) is not Name or function.full not in _CALLABLE or type(arguments) is not tuple:
+            what = shown(function.full) if type(function) is Name else f"a {kind_of(function)}"
+            _refuse(f"has a pickle that calls {what}, which is not a function")
+        if len(arguments) > _MAX_ARGUMENTS:
+            _refuse(f"has a pickle that calls {function.full} with {len(arguments)} values")
+        # An opcode or two can copy a long list again, however often.
+        self._copied += sum(len(argument) for argument in arguments if isinstance(argument, list))
+        if self._copied > MAX_OPCODES:
+            _refuse(f"has a pickle that copies more than {MAX_OPCODES} values")
+        self.push(_called(function.full, arguments))
 
-    def _build(self) -> None:
-        state = self._pop()
-        # A state dict's _metadata; torch's modules write nothing else in this way.
-        if not isinstance(self._stack[-1], _OrderedDict) or not isinstance(state, dict):
-            raise InputError(f"its pickle sets the state of {_shown(self._stack[-1])}, which only an OrderedDict has")
+    def build(self) -> None:
+        self._pop()
+        target = self._top()
+        if type(target) is not _Ordered:
+            what = target.full if type(target) is Name else f"a {kind_of(target)}"
+            _refuse(f"has a pickle that sets the state of {what}; expected an OrderedDict")
 
-    def _storage(self) -> None:
-        given = self._pop()
-        if not (isinstance(given, tuple) and len(given) in (5, 6) and given[0] == "storage"):
-            raise InputError(f"its pickle refers to {_shown(given)}, which is no storage")
-        kind, key, _, numel = given[1:5]
-        if not (isinstance(kind, _Name) and kind.name in STORAGE_DTYPES and isinstance(key, str) and _is_count(numel)):
-            raise ValueError("a storage is described in a way that torch does not use")
-        view = given[5] if len(given) == 6 else None
-        offset, view_numel = 0, None
-        if view is not None:
-            _, offset, view_numel = view
-            if not (_is_count(offset) and _is_count(view_numel) and offset + view_numel <= numel):
-                raise ValueError(f"a view of the storage {key!a} lies beyond its {numel} numbers")
-        self._stack.append(StorageRef(key, STORAGE_DTYPES[kind.name], numel, offset, view_numel))
+    def persistent(self) -> None:
+        storage = _storage(self._pop())
+        if self.storages.setdefault(storage.key, (storage.dtype, storage.numel)) != (storage.dtype, storage.numel):
+            _refuse(f"has a pickle that describes storage {shown(storage.key)} in two ways")
+        self.push(storage)
 
 
-def _fill(target: dict[Any, Any], values: list[Any]) -> None:
-    for key, value in zip(values[::2], values[1::2], strict=True):
-        # Others, such as tuples of tuples, may take for ever to hash.
-        if not isinstance(key, str | int | float | bool | None):
-            raise InputError(f"its pickle has {_shown(key)} for a key, where a name or a number is expected")
+_ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
+    b"\x80": _Machine.proto,
+    b"\x95": _Machine.frame,
+    b"N": lambda machine: machine.push(None),
+    b"\x88": lambda machine: machine.push(True),
+    b"\x89": lambda machine: machine.push(False),
+    b")": lambda machine: machine.push(()),
+    b"]": lambda machine: machine.push([]),
+    b"}": lambda machine: machine.push({}),
+    b"(": _Machine.mark,
+    b"K": lambda machine: machine.unsigned(1),
+    b"M": lambda machine: machine.unsigned(2),
+    b"J": _Machine.signed,
+    b"\x8a": lambda machine: machine.integer(1),
+    b"\x8b": lambda machine: machine.integer(4),
+    b"G": _Machine.real,
+    b"\x8c": lambda machine: machine.text(1),
+    b"X": lambda machine: machine.text(4),
+    b"\x8d": lambda machine: machine.text(8),
+    # The strings of Python 2, in which the oldest checkpoints have their names.
+    b"U": lambda machine: machine.text(1),
+    b"T": lambda machine: machine.text(4),
+    b"C": lambda machine: machine.octets(1),
+    b"B": lambda machine: machine.octets(4),
+    b"\x8e": lambda machine: machine.octets(8),
+    b"\x85": lambda machine: machine.tuple_of(1),
+    b"\x86": lambda machine: machine.tuple_of(2),
+    b"\x87": lambda machine: machine.tuple_of(3),
+    b"t": _Machine.tuple_since_mark,
+    b"a": _Machine.append,
+    b"e": _Machine.appends,
+    b"s": _Machine.setitem,
+    b"u": _Machine.setitems,
+    b"q": lambda machine: machine.put(1),
+    b"r": lambda machine: machine.put(4),
+    b"p": _Machine.put_line,
+    b"\x94": _Machine.memoize,
+    b"h": lambda machine: machine.get(1),
+    b"j": lambda machine: machine.get(4),
+    b"g": _Machine.get_line,
+    b"c": _Machine.ask,
+    b"\x93": _Machine.ask_stack,
+    b"i": _Machine.instantiate,
+    b"R": _Machine.reduce,
+    b"b": _Machine.build,
+    b"Q": _Machine.persistent,
+}
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        _refuse("has a pickle that has text that is not UTF-8")
+
+
+def _fill(target: dict, pairs: Iterable[tuple[Any, Any]]) -> None:
+    for key, value in pairs:
+        # No tuples: hashing one of tuples of tuples can take forever. No long numbers: many can share a hash.
+        if key is not None and type(key) not in (str, bool) and not (type(key) is int and abs(key) < 1 << 32):
+            _refuse(f"has a pickle that has a {kind_of(key)} for a key; expected text or a short number")
+        if key in target:
+            _refuse(f"has a pickle that has the key {shown(str(key))} twice")
         target[key] = value
 
 
-def _dict(values: list[Any]) -> dict[Any, Any]:
-    filled: dict[Any, Any] = {}
-    _fill(filled, values)
-    return filled
+def _called(function: str, arguments: tuple) -> Any:
+    if function == "collections.OrderedDict":
+        ordered = _Ordered()
+        # Python 2 gives the items at once.
+        pairs = arguments[0] if len(arguments) == 1 else []
+        if len(arguments) > 1 or type(pairs) is not list or not all(_is_pair(pair) for pair in pairs):
+            _refuse("has a pickle that makes an OrderedDict from something else than pairs")
+        _fill(ordered, pairs)
+        return ordered
+    if function == "torch.Size":
+        if len(arguments) != 1 or type(arguments[0]) not in (list, tuple):
+            _refuse("has a pickle that has a torch.Size that is not of integers")
+        if len(arguments[0]) > MAX_DIMENSIONS:
+            _refuse(f"has a pickle that has a torch.Size of {len(arguments[0])} dimensions")
+        if not _integers(size := tuple(arguments[0])):
+            _refuse("has a pickle that has a torch.Size that is not of integers")
+        return size
+    if function == "torch._utils._rebuild_parameter":
+        if len(arguments) != 3 or type(arguments[0]) is not Tensor:
+            _refuse("has a pickle that has a parameter without a tensor")
+        return arguments[0]
+    if len(arguments) not in ((4,) if function == "torch._utils._rebuild_tensor" else (6, 7)):
+        _refuse(f"has a pickle that has a tensor described by {len(arguments)} values")
+    storage, offset, size, stride = arguments[:4]
+    if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
+        _refuse("has a pickle that has a tensor without a storage, a size or a stride")
+    if max(len(size), len(stride)) > MAX_DIMENSIONS:
+        _refuse(f"has a pickle that has a tensor of {max(len(size), len(stride))} dimensions")
+    if not _integers((offset, *size, *stride)):
+        _refuse("has a pickle that has a tensor whose size, stride or offset is not of integers")
+    if len(arguments) == 7 and arguments[6]:
+        _refuse("has a pickle that has a tensor that is to be negated or conjugated; save it with .resolve_neg()")
+    return Tensor(storage, offset, size, stride)
 
 
-def _ordered_dict(items: Any = ()) -> _OrderedDict:
-    values = _OrderedDict()
-    for key, value in items:
-        _fill(values, [key, value])
-    return values
+def _storage(identity: Any) -> Storage:
+    if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
+        _refuse("has a pickle that refers to something else than a storage")
+    _, kind, key, _, numel = identity[:5]
+    module, _, name = (kind.full if type(kind) is Name else "").rpartition(".")
+    if module != "torch" or name not in STORAGES or type(key) is not str or type(numel) is not int:
+        _refuse("has a pickle that refers to a storage without its type, key or size")
+    start, length = 0, numel
+    view = identity[5] if len(identity) == 6 else None
+    if view is not None:
+        if type(view) is not tuple or len(view) != 3 or not _integers(view[1:]):
+            _refuse(f"has a pickle that has a view of storage {shown(key)} without its bounds")
+        _, start, length = view
+    return Storage(key, STORAGES[name][0], numel, start, length)
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef:
-    # What may follow: requires_grad, backward hooks, metadata.
-    if not isinstance(storage, StorageRef):
-        raise ValueError(f"a tensor is made of {_shown(storage)}, not of a storage")
-    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= _MOST_AXES):
-        raise InputError(f"it has a tensor of shape {_shown(shape)} with strides {_shown(strides)}")
-    if not all(map(_is_count, (offset, *shape, *strides))):
-        raise InputError(f"it has a tensor of shape {shape}, strides {strides} and offset {_shown(offset)}")
-    there = storage.numel if storage.view_numel is None else storage.view_numel
-    count = prod(shape)
-    end = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True)) + 1 if count else 0
-    if end > there:
-        raise InputError(f"a tensor of shape {shape} reaches to {end} in a storage of {there} numbers")
-    if count > max(there, _MOST_EXPANDED):
-        raise InputError(f"a tensor of shape {shape} repeats a storage of {there} numbers too often")
-    return TensorRef(storage, offset + storage.view_offset, shape, strides)
+def _is_pair(value: Any) -> bool:
+    return type(value) in (list, tuple) and len(value) == 2
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> TensorRef:
-    if not isinstance(tensor, TensorRef):
-        raise ValueError(f"a parameter is made of {_shown(tensor)}, not of a tensor")
-    return tensor
+def _integers(values: tuple) -> bool:
+    return all(type(value) is int for value in values)
 
 
-def _size(values: Any) -> tuple[Any, ...]:
-    return tuple(values)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 62
-
-
-def _shown(value: Any) -> str:
-    """A value in an error's line; containers by their type alone, as they may hold themselves."""
-    if isinstance(value, _Name | str | int | float | bytes | None):
-        return ascii(str(value))[1:-1][:100]
-    return f"a {type(value).__name__.lstrip('_')}"
-
-
-_CALLS: dict[_Name, Callable[..., Any]] = {
-    _Name("collections", "OrderedDict"): _ordered_dict,
-    _Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    _Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    _Name("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    _Name("torch", "Size"): _size,
-}
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
-_LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-}
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "POP": lambda machine, _: machine._stack.__delitem__(-1),
-    "POP_MARK": lambda machine, _: machine._pop_to_mark().clear(),
-    "TUPLE": lambda machine, _: machine._stack.append(tuple(machine._pop_to_mark())),
-    "TUPLE1": lambda machine, _: machine._tuple(1),
-    "TUPLE2": lambda machine, _: machine._tuple(2),
-    "TUPLE3": lambda machine, _: machine._tuple(3),
-    "LIST": lambda machine, _: machine._stack.append(machine._pop_to_mark()),
-    "DICT": lambda machine, _: machine._stack.append(_dict(machine._pop_to_mark())),
-    "APPEND": lambda machine, _: machine._append([machine._pop()]),
-    "APPENDS": lambda machine, _: machine._append(machine._pop_to_mark()),
-    "SETITEM": lambda machine, _: machine._set_items([machine._pop(), machine._pop()][::-1]),
-    "SETITEMS": lambda machine, _: machine._set_items(machine._pop_to_mark()),
-    "PUT": lambda machine, index: machine._put(index),
-    "BINPUT": lambda machine, index: machine._put(index),
-    "LONG_BINPUT": lambda machine, index: machine._put(index),
-    "MEMOIZE": lambda machine, _: machine._put(None),
-    "GET": lambda machine, index: machine._get(index),
-    "BINGET": lambda machine, index: machine._get(index),
-    "LONG_BINGET": lambda machine, index: machine._get(index),
-    "GLOBAL": lambda machine, names: machine._name(*names.split(" ", 1)),
-    "STACK_GLOBAL": lambda machine, _: machine._stack_name(),
-    "REDUCE": lambda machine, _: machine._reduce(),
-    "BUILD": lambda machine, _: machine._build(),
-    "BINPERSID": lambda machine, _: machine._storage(),
-}
+def _check_nesting(value: Any) -> None:
+    """Goes once through each container, however often it is shared."""
+    heights: dict[int, int] = {}  # 0 while what is in it is looked at
+    todo = [(value, False)]
+    while todo:
+        node, leave = todo.pop()
+        if not isinstance(node, dict | list | tuple):
+            continue
+        children = node.values() if isinstance(node, dict) else node
+        if leave:
+            heights[id(node)] = 1 + max((heights.get(id(child), 0) for child in children), default=0)
+            if heights[id(node)] > MAX_NESTING:
+                _refuse(f"has a pickle that nests containers more than {MAX_NESTING} deep")
+        elif id(node) not in heights:
+            heights[id(node)] = 0
+            todo.append((node, True))
+            todo.extend((child, False) for child in children)
+        elif heights[id(node)] == 0:
+            _refuse("has a pickle that has a container that contains itself")

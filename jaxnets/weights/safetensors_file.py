@@ -1,84 +1,119 @@
-"""Safetensors: read by their library, written one tensor at a time, as the library holds copies of all."""
+"""The safetensors format: read by its library, written tensor by tensor, as the library holds copies of all."""
 
 import json
-import os
+from collections import Counter
 from collections.abc import Callable, Mapping
-from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxnets.errors import InputError
-from jaxnets.weights.torch_file import Spec
+from jaxnets.weights.pickles import shown
+from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, octets, replacing, shown_path, truths
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+# Far beyond any network's; as Python's objects a header takes many times its size.
+MAX_HEADER = 4 << 20
+_METADATA = "__metadata__"
+
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
 
 
 class SafetensorsFile:
-    """The tensors of a file and its metadata. Raises InputError for what the library refuses."""
+    """An open file, of which each tensor is read when it is asked for. Errors leave the file's name out.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    The library judges the header. It would map the file into memory, all of which then counts as the process's, and
+    which ends the process if somebody shortens the file meanwhile; so the bytes are read here.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        header, self._start = _read_header(file)
         try:
-            with safe_open(path, framework="numpy") as file:
-                self.metadata: dict[str, str] = file.metadata() or {}
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise InputError(f"as safetensors it is damaged ({error})") from None
-        for name, (kind, _) in found.items():
-            if kind not in _DTYPES:
-                raise InputError(f"tensor {name!a} is of type {kind}, which is not supported")
-        self.specs = {name: Spec(_DTYPES[kind], shape) for name, (kind, shape) in found.items()}
+            with safe_open(path, framework="numpy") as opened:
+                self.metadata: dict[str, str] = dict(opened.metadata() or {})
+                names = [name for name in header if name != _METADATA]
+                self.specs = {name: _spec(name, opened.get_slice(name)) for name in names}
+        except SafetensorError as error:
+            raise InputError(f"is a damaged safetensors file ({shown(str(error))})") from None
+        self._starts = {name: header[name]["data_offsets"][0] for name in names}
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as an array of its own."""
-        # Opened anew, so that not all of the file, which is mapped, comes into memory with time.
-        with safe_open(self._path, framework="numpy") as file:
-            return np.array(file.get_tensor(name), order="C", copy=None)
+        dtype, shape = spec = self.specs[name]
+        data = np.empty(spec.nbytes, np.uint8)
+        fill(self._file, data, self._start + self._starts[name])
+        return truths(data.reshape(shape)) if dtype.name == "bool" else data.view(dtype).reshape(shape)
 
 
 def write_safetensors(
-    path: Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray], metadata: Mapping[str, str]
+    path: Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray], metadata: dict[str, str]
 ) -> None:
-    """Writes the tensors one after the other, and what is said about them; the whole file, or none."""
-    kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    place = 0
-    # As the library orders them, large numbers first, so that each is aligned.
+    """Writes the tensors that `read` gives by name, with one in memory at a time. The file is whole, or not there.
+
+    Raises InputError where it can't be written.
+    """
+    # As the library orders them: each begins at a multiple of its type's size, or torch can't read it.
     names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    end = 0
     for name in names:
-        dtype, shape = specs[name]
-        if dtype not in kinds:
-            raise InputError(f"{name} is of type {dtype}, which safetensors are not written with here")
-        size = prod(shape) * dtype.itemsize
-        header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [place, place + size]}
-        place += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    new = path.with_name(f"{path.name}.new")
+        dtype, shape = check_writable(path, name, specs[name])
+        start, end = end, end + specs[name].nbytes
+        header[name] = {"dtype": _NAMES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    if _METADATA in specs or len(encoded) > MAX_HEADER:
+        raise InputError(
+            f"{shown_path(path)}: these names can't stand in a safetensors file; expected shorter ones, or fewer"
+        )
+    with replacing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in names:
+            file.write(octets(path, name, specs[name], read))
+
+
+def _spec(name: str, tensor: Any) -> Spec:
+    kinds, kind = {kind: ours for ours, kind in _NAMES.items()}, tensor.get_dtype()
+    if kind not in kinds:
+        raise InputError(f"has a tensor {shown(name)} that is of type {kind}; expected one of {', '.join(kinds)}")
     try:
-        with new.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                array = np.ascontiguousarray(read(name), specs[name].dtype).reshape(-1)
-                file.write(array.view(np.uint8).data if array.size else b"")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+        return checked(Spec(DTYPES[kinds[kind]], tuple(tensor.get_shape())))
+    except InputError as error:
+        raise InputError(f"has a tensor {shown(name)} that {error}") from None
+
+
+def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header, and where the bytes begin. Of two names that are the same the library would take the last."""
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise InputError(f"is no safetensors file: its header would take {length} bytes")
+    try:
+        header = json.loads(file.read(length).decode(), object_pairs_hook=_once_each)
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
+        raise InputError("is a damaged safetensors file (its header is not JSON)") from None
+    if not isinstance(header, dict):
+        raise InputError("is a damaged safetensors file (its header is not a JSON object)")
+    return header, 8 + length
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise InputError(f"is a damaged safetensors file (its header has {shown(twice)} twice)")
+    return values

@@ -1,45 +1,51 @@
-"""Any file of weights as a mapping of names to arrays, each read when it is asked for."""
+"""Files of tensors by name, in torch's formats or safetensors, which is told by their content."""
 
-import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxnets.errors import InputError
-from jaxnets.weights.pickles import TensorRef
+from jaxnets.weights.pickles import Tensor, kind_of, shown
 from jaxnets.weights.safetensors_file import SafetensorsFile
-from jaxnets.weights.torch_file import Spec, TorchFile, dtype_of
+from jaxnets.weights.tensors import Spec, shown_path
+from jaxnets.weights.torch_file import TorchFile
 
-# Where checkpoints of training keep the state dict among other things, the likeliest first.
-_NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
-# What DataParallel and torch.compile put before all names.
+# Where checkpoints have the state dict, with other things beside it.
+_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
+# What torch's wrappers of a network put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
+_IN_TAR = (b"storages\0", b"tensors\0", b"pickle\0")
 
 
 class TensorFile(Mapping[str, np.ndarray]):
-    """The tensors of a file, with their `specs` and, of safetensors, `metadata`. Use as a context manager.
+    """An open file, whose tensors are read when they are asked for, each time. Raises InputError where they can't be.
 
-    Raises InputError, naming the file, the tensor and the reason, for whatever is wrong with either.
+    `specs` has their types and shapes; `metadata` is empty but for safetensors.
     """
 
     def __init__(
-        self, path: Path, specs: dict[str, Spec], read: Callable[[str], np.ndarray], metadata: dict[str, str]
+        self,
+        path: Path,
+        specs: dict[str, Spec],
+        metadata: dict[str, str],
+        read: Callable[[str], np.ndarray],
+        opened: ExitStack,
     ) -> None:
-        self.path = path
-        self.specs = specs
-        self.metadata = metadata
-        self._read = read
-        self._stack = ExitStack()
+        self.path, self.specs, self.metadata = path, specs, metadata
+        self._read, self._opened = read, opened
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.specs:
             raise KeyError(name)
-        return _explained(self.path, lambda: self._read(name), f"tensor {name!a}: ")
+        with _errors_of(self.path, name):
+            return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -50,102 +56,101 @@ class TensorFile(Mapping[str, np.ndarray]):
     def __enter__(self) -> "TensorFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """The tensors of a .pth or .pt file of torch, zip or older, or of a .safetensors file; its contents say which.
+    """Opens weights: a state dict that torch.save wrote, alone or within a checkpoint, or a safetensors file.
 
-    The state dict may lie in a dict under a usual name, and all of its names begin with "module." or "_orig_mod.".
+    A prefix that torch's wrappers gave every name is taken off. Nothing in the file is run. Raises InputError for a
+    file that can't be read, that is damaged, or that holds something else, before a tensor is read.
     """
-    return _explained(path, lambda: _open(path))
+    with _errors_of(path), ExitStack() as opened:
+        file = opened.enter_context(_regular_file(path))
+        if _is_safetensors(file):
+            reader = SafetensorsFile(file, path)
+            specs, metadata, read = reader.specs, reader.metadata, reader.read
+        else:
+            torch_file = TorchFile(file)
+            tensors = _state_dict(torch_file.value)
+            specs, metadata = torch_file.check(tensors), {}
+
+            def read(name: str) -> np.ndarray:
+                return torch_file.read(tensors[name])
+
+        if not specs:
+            raise InputError("holds no tensors")
+        names = dict(zip(_unwrapped(specs), specs, strict=True))
+        return TensorFile(
+            path,
+            {name: specs[names[name]] for name in names},
+            metadata,
+            lambda name: read(names[name]),
+            opened.pop_all(),
+        )
 
 
-def _open(path: Path) -> TensorFile:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError("it is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
-    with path.open("rb") as file:
-        start = file.read(512)
-    if not start:
-        raise InputError("it is empty")
-    # First, as the length before the brace may be any eight bytes, also those that another format begins with.
-    if start[8:9] == b"{":
-        return _open_safetensors(path, status.st_size, int.from_bytes(start[:8], "little"))
-    if start.startswith((b"PK", b"\x80")):
-        return _open_torch(path, status.st_size)
-    if start[257:262] == b"ustar":
-        raise InputError("it is in the tar format of torch before 0.1.9; load and save it again with torch")
-    if start.startswith(b"version https://git-lfs"):
-        raise InputError("it is a pointer of git-lfs, not the file itself; fetch that with git lfs pull")
-    if start.lstrip()[:1] == b"<":
-        raise InputError("it is a web page, not weights; download the file itself")
-    raise InputError("it is neither a file of torch nor safetensors")
-
-
-def _open_safetensors(path: Path, size: int, header: int) -> TensorFile:
-    if 8 + header > size:
-        raise InputError(f"its header should have {header:,} bytes, the file has {size:,}; is it cut short?")
-    tensors = SafetensorsFile(path)
-    names = _without_prefixes(list(tensors.specs))
-    specs = {new: tensors.specs[old] for new, old in names.items()}
-    return TensorFile(path, specs, lambda name: tensors.read(names[name]), tensors.metadata)
-
-
-def _open_torch(path: Path, size: int) -> TensorFile:
-    with ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
-        torch_file = TorchFile.open(file, size)
-        state = _state_dict(torch_file.contents)
-        for name, tensor in state.items():
-            try:
-                torch_file.check(tensor)
-            except InputError as error:
-                raise InputError(f"tensor {name!a}: {error}") from None
-        names = _without_prefixes(list(state))
-        tensors = {new: state[old] for new, old in names.items()}
-        specs = {name: Spec(dtype_of(ref.storage.dtype), ref.shape) for name, ref in tensors.items()}
-        found = TensorFile(path, specs, lambda name: torch_file.read(tensors[name]), {})
-        found._stack = stack.pop_all()
-    return found
-
-
-def _state_dict(contents: Any) -> dict[str, TensorRef]:
-    if not isinstance(contents, dict):
-        raise InputError(f"it holds a {type(contents).__name__}, not a state dict; save model.state_dict()")
-    if not all(isinstance(value, TensorRef) for value in contents.values()):
-        nested = [contents[name] for name in _NESTED if isinstance(contents.get(name), dict)]
-        contents = nested[0] if nested else contents
-    if not contents:
-        raise InputError("it holds no tensors")
-    for name, value in contents.items():
-        if not isinstance(name, str):
-            raise InputError(f"its state dict has {name!a} for a name; expected text")
-        if not isinstance(value, TensorRef):
-            raise InputError(f"its entry {name!a} is a {type(value).__name__.lstrip('_')}, not a tensor")
-    return contents
-
-
-def _without_prefixes(names: list[str]) -> dict[str, str]:
-    """The names without what all of them begin with, to what they were."""
-    found = {name: name for name in names}
-    while prefix := next((p for p in _PREFIXES if found and all(name.startswith(p) for name in found)), None):
-        found = {name.removeprefix(prefix): old for name, old in found.items()}
-    return found
-
-
-def _explained(path: Path, act: Callable[[], Any], prefix: str = "") -> Any:
-    """What `act` gives. What it raises becomes one InputError: parsers raise many types for files that are damaged."""
+@contextmanager
+def _errors_of(path: Path, tensor: str | None = None) -> Iterator[None]:
+    which = shown_path(path) if tensor is None else f"{shown_path(path)} has a tensor {shown(tensor)} that"
     try:
-        return act()
+        yield
     except InputError as error:
-        reason = str(error)
+        raise InputError(f"{which} {error}") from None
     except OSError as error:
-        reason = f"it can't be read ({error.strerror or error})"
-    except Exception as error:
-        reason = f"it is damaged ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]})"
-    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    raise InputError(f"{shown}: {prefix}{reason}")
+        raise InputError(f"{which} can't be read ({error.strerror or error})") from None
+    except MemoryError:
+        raise InputError(f"{which} does not fit into the memory that is left") from None
+
+
+def _regular_file(path: Path) -> BinaryIO:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError("is a folder; expected a file of weights")
+    if not stat.S_ISREG(mode):
+        raise InputError("is a device or a pipe; expected a file of weights")
+    return path.open("rb")
+
+
+def _is_safetensors(file: BinaryIO) -> bool:
+    """Whether it is, or else may be torch's. Raises InputError for what is neither."""
+    head = file.read(512)
+    if not head:
+        raise InputError("is empty; expected weights")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError("is a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"\0" not in head[:8]:
+        raise InputError("is a web page, not weights; download the file again")
+    if head[257:262] == b"ustar" or head.startswith(_IN_TAR):
+        raise InputError("is in torch's tar format of 2016; load it with torch.load and save it with torch.save")
+    if head[8:9] == b"{":
+        return True
+    if head.startswith((b"PK\3\4", b"\x80")):
+        return False
+    raise InputError("is no file of torch, nor of safetensors; expected weights in one of them")
+
+
+def _state_dict(value: Any) -> dict[str, Tensor]:
+    if not isinstance(value, dict):
+        raise InputError(f"holds a {kind_of(value)}; expected a dictionary of tensors")
+    if not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        nested = next((key for key in _KEYS if isinstance(value.get(key), dict)), None)
+        if nested is None and not any(isinstance(tensor, Tensor) for tensor in value.values()):
+            raise InputError(f"holds no tensors by name, neither as such nor as {', '.join(_KEYS)}")
+        value = value if nested is None else value[nested]
+    for name, tensor in value.items():
+        if type(name) is not str:
+            raise InputError(f"holds a tensor with the name {shown(repr(name))}; expected text")
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"holds {shown(name)}, which is a {kind_of(tensor)}; expected only tensors beside it")
+    return value
+
+
+def _unwrapped(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    # What the first and the last in order share, all share. A name may have millions of prefixes, so it is cut once.
+    first, last, end = min(names), max(names), 0
+    while prefix := next((p for p in _PREFIXES if first.startswith(p, end) and last.startswith(p, end)), None):
+        end += len(prefix)
+    return [name[end:] for name in names]

@@ -1,257 +1,248 @@
-"""torch's files, read and written without torch: the zip format, and the stream that was written before torch 1.6."""
+"""torch's files, zip and the stream before it: read without torch and without running anything, and written."""
 
+import io
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from jaxnets.errors import InputError
-from jaxnets.weights.pickles import STORAGE_DTYPES, BoundedReader, StorageRef, TensorRef, read_pickle
+from jaxnets.weights.pickles import MAX_BYTES, STORAGES, Tensor, read_pickle, shown
+from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, octets, replacing, truths
+from jaxnets.weights.zip_entries import EXTRA, LOCAL, Stored, locate, read_directory
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
+_MAGIC_NUMBER, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_MAX_VERSION = 10
+_ITEMSIZES = dict(STORAGES.values())
 _CHUNK = 1 << 20
+# How much larger than its file all tensors together may be: views repeat elements.
+_MAX_GROWTH, _MAX_ADDED = 4, 64 << 20
+
+_LONG = 1 << 30  # above it sizes are written in 64 bits; zipfile insists near 2 GiB
 _ALIGNMENT = 64
-_ZIP_HEADER = 30
 
 
-class Spec(NamedTuple):
-    """A tensor's type and shape."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    """NumPy's type of that name, or bfloat16."""
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-
-
-@dataclass
 class TorchFile:
-    """What the file holds, with a `TensorRef` for each tensor, and where the storages lie in it."""
+    """What torch.save wrote, whose tensors are read when they are asked for. Errors leave the file's name out.
 
-    contents: Any
-    _file: BinaryIO
-    _archive: zipfile.ZipFile | None
-    _places: dict[str, Any]
+    `value` is what the pickle holds.
+    """
 
-    def read(self, tensor: TensorRef) -> np.ndarray:
-        """A tensor as an array of its own; only its storage is read. Raises InputError where it is damaged."""
-        storage, dtype = tensor.storage, dtype_of(tensor.storage.dtype)
-        numbers = self._storage(storage).view(dtype)
-        if tensor.strides == _contiguous(tensor.shape) and prod(tensor.shape) == len(numbers):
-            return numbers.reshape(tensor.shape)
-        strides = [stride * dtype.itemsize for stride in tensor.strides]
-        view = np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
-        return np.array(view, order="C")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._length = os.fstat(file.fileno()).st_size
+        self._checked: set[str] = set()
+        self._storages: dict[str, Stored] = {}
+        file.seek(0)
+        if file.read(4) == b"PK\3\4":
+            self.value = self._open_zip()
+        else:
+            file.seek(0)
+            self.value = self._open_stream()
 
-    def _storage(self, storage: StorageRef) -> np.ndarray:
-        size = storage.numel * dtype_of(storage.dtype).itemsize
-        data = np.empty(size, np.uint8)
-        if self._archive is None:
-            self._file.seek(self._places[storage.key])
-            _fill(self._file, data)
-            return data
-        with self._archive.open(self._places[storage.key]) as entry:
-            _fill(entry, data)
-            entry.read(1)  # at its end the checksum is compared
+    def check(self, tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+        """What the tensors are. Raises InputError unless each lies within its storage, and that within the file."""
+        specs, total = {}, 0
+        for name, tensor in tensors.items():
+            try:
+                specs[name] = self._check(tensor)
+            except InputError as error:
+                raise InputError(f"has a tensor {shown(name)} that {error}") from None
+            total += specs[name].nbytes
+            if total > _MAX_GROWTH * self._length + _MAX_ADDED:
+                raise InputError(f"has a tensor {shown(name)} that repeats elements, many times what the file has")
+        return specs
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """The tensor, which has passed `check`, as a contiguous array."""
+        dtype = DTYPES[tensor.storage.dtype]
+        if 0 in tensor.size:
+            return np.empty(tensor.size, dtype)
+        start = (tensor.storage.start + tensor.offset) * dtype.itemsize
+        data = np.empty(_span(tensor) * dtype.itemsize, np.uint8)
+        self._read_into(data, tensor.storage.key, start)
+        # The stride of a side of 1 says nothing, and may be any number.
+        pairs = zip(tensor.size, tensor.stride, strict=True)
+        strides = [stride * dtype.itemsize if side > 1 else 0 for side, stride in pairs]
+        view = np.ndarray(tensor.size, dtype, data.data, strides=strides)
+        if dtype.name == "bool":
+            return truths(np.ascontiguousarray(view)).reshape(tensor.size)
+        return np.ascontiguousarray(view).reshape(tensor.size)
+
+    def _check(self, tensor: Tensor) -> Spec:
+        storage = tensor.storage
+        if storage.dtype not in DTYPES:
+            raise InputError(f"is of type {storage.dtype}; expected one of {', '.join(DTYPES)}")
+        dtype = DTYPES[storage.dtype]
+        stored = self._storages.get(storage.key)
+        if stored is None:
+            raise InputError(f"lies in storage {shown(storage.key)}, which the file lacks")
+        if storage.numel * dtype.itemsize != stored.length:
+            raise InputError(
+                f"lies in storage {shown(storage.key)} of {stored.length} bytes; expected {storage.numel} elements of "
+                f"{dtype.name}"
+            )
+        if not 0 <= storage.start <= storage.start + storage.length <= storage.numel:
+            raise InputError(f"lies in a view that reaches beyond its storage of {storage.numel} elements")
+        if len(tensor.size) != len(tensor.stride):
+            raise InputError(f"has {len(tensor.size)} sides and {len(tensor.stride)} strides")
+        if any(value < 0 for value in (tensor.offset, *tensor.size, *tensor.stride)):
+            raise InputError("has a negative size, stride or offset")
+        spec = checked(Spec(dtype, tensor.size))
+        # torch slices nothing from beyond the end, too.
+        if 0 not in tensor.size and tensor.offset + _span(tensor) > storage.length:
+            raise InputError(f"reaches beyond its storage of {storage.length} elements")
+        return spec
+
+    def _read_into(self, data: np.ndarray, key: str, start: int) -> None:
+        """Fills `data` with the bytes from `start` of a storage, all of which are compared with its checksum once."""
+        stored = self._storages[key]
+        stop = start + len(data)
+        if stored.crc32 is None or key in self._checked:
+            fill(self._file, data, stored.start + start)
+            return
+        crc32 = 0
+        spare = np.empty(min(_CHUNK, stored.length), np.uint8)
+        at = 0
+        while at < stored.length:
+            if start <= at < stop:
+                piece = data[at - start :][:_CHUNK]
+            else:
+                piece = spare[: (start if at < start else stored.length) - at]
+            fill(self._file, piece, stored.start + at)
+            crc32 = zlib.crc32(piece.data, crc32)
+            at += len(piece)
+        if crc32 != stored.crc32:
+            raise InputError("does not match its checksum; the file is damaged")
+        self._checked.add(key)
+
+    def _open_stream(self) -> Any:
+        if self._pickle().value != _MAGIC_NUMBER:
+            raise InputError("is a pickle, but not one that torch.save wrote")
+        if self._pickle().value != _PROTOCOL:
+            raise InputError(f"is of another version of torch's format than {_PROTOCOL}")
+        system = self._pickle().value
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise InputError("was written on a big-endian machine; save it again on a little-endian one")
+        pickled, keys = self._pickle(), self._pickle().value
+        if not isinstance(keys, list) or not all(type(key) is str for key in keys) or len({*keys}) < len(keys):
+            raise InputError("is damaged: its storages' keys are not a list of different names")
+        at = self._file.tell()
+        for key in keys:
+            if key not in pickled.storages:
+                raise InputError(f"is damaged: no tensor describes its storage {shown(key)}")
+            dtype, numel = pickled.storages[key]
+            self._file.seek(at)
+            header = self._file.read(8)
+            if len(header) < 8 or int.from_bytes(header, "little", signed=True) != numel or numel < 0:
+                raise InputError(f"is damaged: its storage {shown(key)} is not of {numel} elements")
+            self._storages[key] = Stored(at + 8, numel * _ITEMSIZES[dtype], None)
+            at += 8 + self._storages[key].length
+            if at > self._length:
+                raise InputError(f"is cut off in its storage {shown(key)}; it is not complete")
+        if at != self._length:
+            raise InputError(f"is damaged: {self._length - at} bytes follow its last storage")
+        return pickled.value
+
+    def _pickle(self) -> Any:
+        return read_pickle(self._file, self._length - self._file.tell())
+
+    def _open_zip(self) -> Any:
+        entries = read_directory(self._file, self._length)
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in entries):
+            raise InputError(
+                "is a TorchScript program; load it with torch.jit.load and save its state_dict() with torch.save"
+            )
+        pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise InputError(f"is a zip archive, but not torch.save's: it has {len(pickles)} times */data.pkl")
+        top = pickles[0].removesuffix("data.pkl")
+        stored = locate(self._file, entries)
+        order = self._entry(stored, f"{top}byteorder", 100, b"little")
+        if order != b"little":
+            raise InputError(f"has the byte order {order!r}; save it again on a little-endian machine")
+        version = self._entry(stored, f"{top}version", 100).strip()
+        if not version.isdigit() or not 1 <= int(version) <= _MAX_VERSION:
+            raise InputError(f"is of version {version!r} of torch's format; expected 1 to {_MAX_VERSION}")
+        pickled = self._entry(stored, f"{top}data.pkl", MAX_BYTES)
+        storages = f"{top}data/"
+        self._storages = {name.removeprefix(storages): at for name, at in stored.items() if name.startswith(storages)}
+        return read_pickle(io.BytesIO(pickled), len(pickled)).value
+
+    def _entry(self, stored: Mapping[str, Stored], name: str, limit: int, default: bytes = b"") -> bytes:
+        if name not in stored:
+            return default
+        start, length, crc32 = stored[name]
+        if length > limit:
+            raise InputError(f"has {length} bytes of {shown(name)}, which is more than any checkpoint has")
+        self._file.seek(start)
+        data = self._file.read(length)
+        if zlib.crc32(data) != crc32:
+            raise InputError(f"has a {shown(name)} that does not match its checksum; the file is damaged")
         return data
 
-    @classmethod
-    def open(cls, file: BinaryIO, size: int) -> "TorchFile":
-        """The file's contents; raises InputError, or ValueError and its like, for what is not as torch writes it."""
-        start = file.read(2)
-        file.seek(0)
-        return cls._open_zip(file, size) if start == b"PK" else cls._open_stream(file, size)
 
-    @classmethod
-    def _open_zip(cls, file: BinaryIO, size: int) -> "TorchFile":
-        archive = zipfile.ZipFile(file)
-        entries = _entries(archive, size)
-        found = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(found) != 1:
-            raise InputError(f"it is a zip archive with {len(found)} entries FOLDER/data.pkl; torch writes one")
-        folder = found[0].removesuffix("data.pkl")
-        if any(name == f"{folder}constants.pkl" or name.startswith(f"{folder}code/") for name in entries):
-            raise InputError(
-                "it is a TorchScript archive, which holds a program; save model.state_dict() with torch.save"
-            )
-        order = entries.get(f"{folder}byteorder")
-        if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
-            raise InputError("its numbers are not in little-endian order; save it on another machine")
-        pickle = entries[found[0]]
-        with archive.open(pickle) as stream:
-            contents = read_pickle(BoundedReader(stream, pickle.file_size))
-            while stream.read(_CHUNK):  # at its end the checksum is compared
-                pass
-        places = {
-            name.removeprefix(f"{folder}data/"): entry
-            for name, entry in entries.items()
-            if name.startswith(f"{folder}data/")
-        }
-        return cls(contents, file, archive, places)
-
-    @classmethod
-    def _open_stream(cls, file: BinaryIO, size: int) -> "TorchFile":
-        def next_pickle() -> Any:
-            return read_pickle(BoundedReader(file, size - file.tell()))
-
-        if next_pickle() != _MAGIC:
-            raise InputError("it is a pickle that torch.save did not write; save the state dict with torch.save")
-        if (protocol := next_pickle()) != _PROTOCOL:
-            raise InputError(f"its format has the number {protocol}; expected {_PROTOCOL}")
-        system = next_pickle()
-        if not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise InputError("its numbers are not in little-endian order; save it on another machine")
-        contents, keys = next_pickle(), next_pickle()
-        storages = _storages_in(contents)
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
-            raise InputError("its list of storages is damaged")
-        places = {}
-        place = file.tell()
-        for key in keys:
-            file.seek(place)
-            numel = int.from_bytes(file.read(8), "little", signed=True)
-            if key not in storages:
-                raise InputError(f"its storage {key!r} is not one that a tensor uses")
-            if numel != storages[key].numel:
-                raise InputError(f"its storage {key!r} has {numel} numbers; its tensors expect {storages[key].numel}")
-            places[key] = place + 8
-            place += 8 + numel * dtype_of(storages[key].dtype).itemsize
-            if place > size:
-                raise InputError(f"it ends within the storage {key!r}, at {size:,} bytes; is it cut short?")
-        if place != size:
-            raise InputError(f"{size - place:,} bytes follow its last tensor")
-        return cls(contents, file, None, places)
-
-    def check(self, tensor: TensorRef) -> None:
-        """Raises InputError where the file lacks the tensor's storage, or has one of another size."""
-        storage = tensor.storage
-        if storage.key not in self._places:
-            raise InputError(f"its storage {storage.key!r} is missing")
-        if self._archive is not None:
-            size, there = storage.numel * dtype_of(storage.dtype).itemsize, self._places[storage.key].file_size
-            if size != there:
-                raise InputError(f"its storage {storage.key!r} has {there} bytes; {size} are expected")
-
-
-def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The entries by name; raises InputError unless each is stored as it is, in a place of its own within the file."""
-    entries: dict[str, zipfile.ZipInfo] = {}
-    end, before = 0, ""
-    for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
-        name = entry.filename
-        if name in entries:
-            raise InputError(f"its entry {name!a} is there twice")
-        if entry.flag_bits & 1:
-            raise InputError(f"its entry {name!a} is encrypted")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise InputError(f"its entry {name!a} is compressed, as torch never does")
-        if entry.header_offset < end:
-            raise InputError(f"its entries {before!a} and {name!a} overlap")
-        end, before = entry.header_offset + _ZIP_HEADER + len(name.encode()) + entry.file_size, name
-        if end > size:
-            raise InputError(f"its entry {name!a} reaches beyond the end of the file; is it cut short?")
-        entries[name] = entry
-    return entries
-
-
-def _storages_in(contents: Any) -> dict[str, StorageRef]:
-    """The storages of all tensors at any depth; each container is looked into once."""
-    found: dict[str, StorageRef] = {}
-    left, seen = [contents], set()
-    while left:
-        value = left.pop()
-        if isinstance(value, TensorRef):
-            known = found.setdefault(value.storage.key, value.storage)
-            if (known.dtype, known.numel) != (value.storage.dtype, value.storage.numel):
-                raise InputError(f"its storage {known.key!r} is described in two ways")
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            left += value.values() if isinstance(value, dict) else value
-    return found
-
-
-def _fill(file: Any, data: np.ndarray) -> None:
-    place, view = 0, data.data
-    while place < len(data):
-        chunk = file.read(min(_CHUNK, len(data) - place))
-        if not chunk:
-            raise InputError(f"it ends {len(data) - place:,} bytes too early; is it cut short?")
-        view[place : place + len(chunk)] = chunk
-        place += len(chunk)
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def _span(tensor: Tensor) -> int:
+    """How many elements of the storage lie between the tensor's first and last one."""
+    if 0 in tensor.size:
+        return 0
+    return 1 + sum((side - 1) * stride for side, stride in zip(tensor.size, tensor.stride, strict=True))
 
 
 def write_torch_file(path: Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray]) -> None:
-    """Writes a state dict that `torch.load` reads, one tensor after the other; the whole file, or none."""
-    new = path.with_name(f"{path.name}.new")
-    folder = path.stem or "archive"
-    try:
-        with new.open("wb") as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-            _store(archive, file, f"{folder}/data.pkl", [_state_dict_pickle(specs)])
-            _store(archive, file, f"{folder}/byteorder", [b"little"])
-            for number, (name, spec) in enumerate(specs.items()):
-                array = np.ascontiguousarray(read(name), spec.dtype).reshape(-1)
-                _store(archive, file, f"{folder}/data/{number}", [array.view(np.uint8).data] if array.size else [])
-            _store(archive, file, f"{folder}/version", [b"3\n"])
-            archive.close()
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    """Writes the tensors that `read` gives by name, with one in memory at a time, as torch.save does an OrderedDict.
+
+    The file is whole, or not there. Raises InputError where it can't be written.
+    """
+    for name, spec in specs.items():
+        check_writable(path, name, spec)
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _write_entry(file, archive, "data.pkl", memoryview(_pickled(specs)))
+        _write_entry(file, archive, "byteorder", memoryview(b"little"))
+        for number, (name, spec) in enumerate(specs.items()):
+            _write_entry(file, archive, f"data/{number}", octets(path, name, spec, read))
+        _write_entry(file, archive, "version", memoryview(b"3\n"))
 
 
-def _store(archive: zipfile.ZipFile, file: BinaryIO, name: str, parts: list[Any]) -> None:
-    entry = zipfile.ZipInfo(name)
-    # Data begin at a multiple of 64 bytes, as torch's do, so that they can be mapped; "FB" is torch's own field.
-    begin = file.tell() + _ZIP_HEADER + len(name.encode())
-    padding = -(begin + 4) % _ALIGNMENT
-    entry.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-    size = sum(len(part) for part in parts)
-    if size >= zipfile.ZIP64_LIMIT:
-        entry.extra = b""  # zipfile writes a field of its own
-    entry.file_size = size
-    with archive.open(entry, "w") as target:
-        for part in parts:
-            target.write(part)
+def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
+    info = zipfile.ZipInfo(f"archive/{name}")
+    info.file_size = data.nbytes
+    long = data.nbytes >= _LONG
+    # torch can map storages into memory, for which they are aligned. zipfile adds the long sizes to the extra field.
+    before = file.tell() + LOCAL.size + len(info.filename) + EXTRA.size + (EXTRA.size + 16 if long else 0)
+    padding = -before % _ALIGNMENT
+    info.extra = EXTRA.pack(0x4246, padding) + b"Z" * padding
+    with archive.open(info, "w", force_zip64=long) as entry:
+        entry.write(data)
 
 
-def _state_dict_pickle(specs: Mapping[str, Spec]) -> bytes:
-    """An OrderedDict of contiguous tensors in protocol 2, as torch.save writes one."""
-    names = {dtype_of(dtype): storage for storage, dtype in STORAGE_DTYPES.items()}
-    out = bytearray(b"\x80\x02ccollections\nOrderedDict\n)R(")
-    for number, (name, spec) in enumerate(specs.items()):
-        if spec.dtype not in names:
-            raise InputError(f"{name} is of type {spec.dtype}, which torch files are not written with here")
-        out += _text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
-        out += _text("storage") + f"ctorch\n{names[spec.dtype]}\n".encode() + _text(str(number)) + _text("cpu")
-        out += _integer(prod(spec.shape)) + b"tQ" + _integer(0) + _integers(spec.shape)
-        out += _integers(_contiguous(spec.shape)) + b"\x89ccollections\nOrderedDict\n)RtR"
-    return bytes(out + b"u.")
+def _pickled(specs: Mapping[str, Spec]) -> bytes:
+    ordered = b"ccollections\nOrderedDict\n)R"
+    classes = {dtype: name for name, (dtype, _) in STORAGES.items()}
+    parts = [b"\x80\2", ordered, b"("]
+    for number, (name, (dtype, shape)) in enumerate(specs.items()):
+        numel = math.prod(shape)
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        parts += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n("]
+        parts += [b"(", _text("storage"), f"ctorch\n{classes[dtype.name]}\n".encode(), _text(str(number)), _text("cpu")]
+        parts += [_integer(numel), b"tQ", _integer(0)]
+        parts += [b"(", *map(_integer, shape), b"t", b"(", *map(_integer, strides), b"t"]
+        # Neither a gradient is required, nor are there hooks.
+        parts += [b"\x89", ordered, b"tR"]
+    return b"".join([*parts, b"u."])
 
 
 def _text(text: str) -> bytes:
-    data = text.encode()
-    return b"X" + len(data).to_bytes(4, "little") + data
+    encoded = text.encode()
+    return b"X" + len(encoded).to_bytes(4, "little") + encoded
 
 
-def _integer(number: int) -> bytes:
-    if number < 1 << 31:
-        return b"J" + number.to_bytes(4, "little", signed=True)
-    return b"\x8a\x08" + number.to_bytes(8, "little", signed=True)
-
-
-def _integers(numbers: tuple[int, ...]) -> bytes:
-    return b"(" + b"".join(map(_integer, numbers)) + b"t"
+def _integer(value: int) -> bytes:
+    if value < 1 << 31:
+        return b"J" + value.to_bytes(4, "little")
+    return b"\x8a\x08" + value.to_bytes(8, "little")

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +46,9 @@ class Server(ThreadingHTTPServer):
         self.knows_ranges = True
         self.tells_length = True
         self.shift = 0
-        self.asked, self.may_answer = threading.Event(), threading.Event()
+        # Bytes that it answers with instead of HTTP as it should be.
+        self.answer: bytes | None = None
+        self.asked, self.may_answer, self.over = threading.Event(), threading.Event(), threading.Event()
         self.may_answer.set()
 
     @property
@@ -63,6 +67,10 @@ class Handler(BaseHTTPRequestHandler):
         server, asked = self.server, self.headers.get("Range")
         server.asked.set()
         server.may_answer.wait(30)
+        if server.answer is not None:
+            server.log.append((asked, 0))
+            self.wfile.write(server.answer)
+            return None
         if server.statuses:
             server.log.append((asked, 0))
             return self.send_error(server.statuses.pop(0))
@@ -90,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         if stalls:
             self.wfile.flush()
-            threading.Event().wait(1.0)
+            server.over.wait(20)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -102,6 +110,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
+        server.over.set()
         server.shutdown()
         thread.join()
 
@@ -148,7 +157,7 @@ def failure(weights: PublishedWeights, path: Path) -> str:
     line = str(raised.value)
     assert "\n" not in line
     assert weights.url in line
-    assert f"put it at {path}, or give the path of a copy as the weights" in line
+    assert f"put it at {path}, or give the path of a copy as the weights (--weights PATH)" in line
     return line
 
 
@@ -176,6 +185,17 @@ def test_where_the_cache_is(weights: PublishedWeights, tmp_path: Path, monkeypat
     assert fetch(weights) == tmp_path / "home" / ".cache" / "jaxnets" / NAME
     monkeypatch.setenv("JAXNETS_CACHE", "~/there")
     assert fetch(weights) == tmp_path / "home" / "there" / NAME
+
+
+def test_without_a_home_it_says_what_to_set(weights: PublishedWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("JAXNETS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(InputError, match=r"~/.cache/jaxnets is in no known home folder; set JAXNETS_CACHE"):
+        fetch(weights)
 
 
 def test_a_cached_file_needs_neither_network_nor_a_folder_to_write_in(offline: PublishedWeights, cache: Path) -> None:
@@ -257,7 +277,9 @@ def test_a_silent_connection_is_given_up_for_another(
 ) -> None:
     monkeypatch.setattr(download, "_SECONDS_OF_SILENCE", 0.2)
     server.stalls = [2 * download._CHUNK]
+    started = time.monotonic()
     assert fetch(weights).read_bytes() == CONTENT
+    assert time.monotonic() - started < 10
     assert server.ranges == [None, f"bytes={2 * download._CHUNK}-"]
 
 
@@ -290,18 +312,36 @@ def test_a_damaged_cached_file_is_downloaded_again(
     assert fetch(weights).read_bytes() == CONTENT
     assert server.log == [(None, len(CONTENT))] * 2
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == f"{path} is not as it was published; it is deleted, and downloaded again"
+    assert said[0] == f"{path} is not as it was published; it is downloaded again"
     assert len(said) == 2
 
     path.write_bytes(damaged)
     failure(offline, path)
-    assert not path.exists()
+    assert path.read_bytes() == damaged  # whoever put it there may want it back
 
 
 def test_a_missing_file_is_asked_for_once(server: Server, weights: PublishedWeights, cache: Path) -> None:
     server.statuses = [404] * 10
     assert "(HTTP 404 Not Found)" in failure(weights, cache / NAME)
     assert len(server.log) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"no HTTP\r\n\r\n", "(no HTTP)"),
+        (b"HTTP/1.0 206 Partial Content\r\n\r\nxyz", "answered with None, not from byte 0"),
+        (b"HTTP/1.0 302 Found\r\nLocation: /models/network.pth\r\n\r\n", "infinite loop"),
+        (b"HTTP/1.0 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "not allowed"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: many\r\n\r\nxyz", "SHA-256"),
+    ],
+    ids=["no HTTP", "part unasked for", "circle", "file", "no length"],
+)
+def test_nonsense_from_a_server_is_told_in_one_line(
+    server: Server, weights: PublishedWeights, cache: Path, answer: bytes, reason: str
+) -> None:
+    server.answer = answer
+    assert reason in failure(weights, cache / NAME)
 
 
 def test_a_busy_server_is_asked_again(server: Server, weights: PublishedWeights, cache: Path) -> None:
@@ -332,7 +372,7 @@ def test_a_network_that_is_gone_for_a_moment_is_waited_for(
 ) -> None:
     urlopen, requests = download.urllib.request.urlopen, []
 
-    def gone(*args: object, **options: object) -> object:
+    def gone(*args: Any, **options: Any) -> Any:
         requests.append(args)
         if len(requests) == 2:
             raise urllib.error.URLError(OSError(errno.ENETUNREACH, "Network is unreachable"))
@@ -352,9 +392,13 @@ def test_a_cache_that_is_no_folder(weights: PublishedWeights, cache: Path, monke
     assert f"{cache / 'below'}: Not a directory" in failure(weights, cache / "below" / NAME)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
-def test_a_full_disk(server: Server, weights: PublishedWeights, part: Path) -> None:
-    part.symlink_to("/dev/full")
+def test_a_full_disk(server: Server, weights: PublishedWeights, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, chunk: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    open_ = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode: Full() if path == part else open_(path, *mode))
     assert "No space left on device" in failure(weights, part.with_suffix(""))
     assert len(server.log) == 1
 

@@ -1,0 +1,127 @@
+"""Where the entries of a zip archive lie. Python's zipfile takes much that is damaged as it comes."""
+
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import BinaryIO, NamedTuple
+
+from jaxnets.errors import InputError
+from jaxnets.weights.pickles import shown
+
+# Records of a zip archive: its end and that of a long one, an entry in the directory, and the header before the bytes.
+_END, _END64, _LOCATOR64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+_CENTRAL, LOCAL, EXTRA = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H"), struct.Struct("<2H")
+_MAX_COMMENT, _MAX_DIRECTORY = (1 << 16) - 1, 16 << 20
+_ENCRYPTED = 0x2041
+
+
+class Stored(NamedTuple):
+    """Where bytes lie in the file, and their checksum if there is one."""
+
+    start: int
+    length: int
+    crc32: int | None
+
+
+class Entry(NamedTuple):
+    """An entry of a zip archive's directory. `header` is where the local one lies."""
+
+    flags: int
+    method: int
+    crc32: int
+    compressed: int
+    length: int
+    header: int
+
+
+def read_directory(file: BinaryIO, length: int) -> dict[str, Entry]:
+    """The entries by name; raises InputError for a directory that is damaged, or names one twice or outside of it."""
+    count, size, start = _read_end(file, length)
+    file.seek(start)
+    directory = file.read(size)
+    entries: dict[str, Entry] = {}
+    at = 0
+    for _ in range(count):
+        if len(directory) - at < _CENTRAL.size or not directory.startswith(b"PK\1\2", at):
+            raise InputError("is a zip archive whose directory is damaged")
+        _, _, _, flags, method, _, _, crc32, *sizes, named, extra, comment, _, _, _, header = _CENTRAL.unpack_from(
+            directory, at
+        )
+        at += _CENTRAL.size
+        name = directory[at : at + named].decode("utf-8", "backslashreplace")
+        at += named
+        sizes = _long_sizes(directory[at : at + extra], *sizes, header)
+        at += extra + comment
+        if name in entries:
+            raise InputError(f"is a zip archive that has {shown(name)} twice")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise InputError(f"is a zip archive that has {shown(name)}, a path that leads out of it")
+        entries[name] = Entry(flags, method, crc32, *sizes)
+    return entries
+
+
+def _read_end(file: BinaryIO, length: int) -> tuple[int, int, int]:
+    """How many entries the directory has, its size and where it is."""
+    start_of_tail = max(0, length - _END.size - _MAX_COMMENT)
+    file.seek(start_of_tail)
+    tail = file.read(length - start_of_tail)
+    found = tail.rfind(b"PK\5\6")
+    if found < 0 or len(tail) - found < _END.size:
+        raise InputError("is a zip archive without its end; it is not complete")
+    end = start_of_tail + found
+    *_, count, size, start, _ = _END.unpack_from(tail, found)
+    if count == 0xFFFF or 0xFFFFFFFF in (size, start):
+        file.seek(max(0, end - _LOCATOR64.size))
+        magic, _, end, _ = _LOCATOR64.unpack(file.read(_LOCATOR64.size))
+        file.seek(min(end, length))
+        record = file.read(_END64.size)
+        if magic != b"PK\6\7" or len(record) < _END64.size or not record.startswith(b"PK\6\6"):
+            raise InputError("is a zip archive whose end is damaged")
+        *_, count, size, start = _END64.unpack(record)
+    if size > _MAX_DIRECTORY or start + size > end:
+        raise InputError("is a zip archive whose directory is not before its end; it is damaged")
+    return count, size, start
+
+
+def _long_sizes(extra: bytes, *sizes: int) -> list[int]:
+    """Sizes that do not fit 32 bits are in the extra field, in another order: length, compressed, header."""
+    compressed, length, header = sizes
+    at = 0
+    while at + EXTRA.size <= len(extra):
+        tag, size = EXTRA.unpack_from(extra, at)
+        at += EXTRA.size
+        if tag == 1:
+            longs = iter([int.from_bytes(extra[i : i + 8], "little") for i in range(at, at + size, 8)])
+            length, compressed, header = (
+                next(longs, value) if value == 0xFFFFFFFF else value for value in (length, compressed, header)
+            )
+        at += size
+    return [compressed, length, header]
+
+
+def locate(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, Stored]:
+    """Where the entries' bytes are, none of which may be compressed, encrypted or shared."""
+    stored: dict[str, Stored] = {}
+    end = 0
+    length = os.fstat(file.fileno()).st_size
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].header):
+        if entry.flags & _ENCRYPTED:
+            raise InputError(f"is a zip archive whose {shown(name)} is encrypted")
+        if entry.method != zipfile.ZIP_STORED or entry.compressed != entry.length:
+            raise InputError(f"is a zip archive whose {shown(name)} is compressed; torch.save compresses nothing")
+        if entry.header < end:
+            raise InputError(f"is a zip archive whose {shown(name)} overlaps another entry")
+        file.seek(min(entry.header, length))
+        local = file.read(LOCAL.size)
+        if len(local) < LOCAL.size or not local.startswith(b"PK\3\4"):
+            raise InputError(f"is a zip archive whose {shown(name)} is not where it should be; it is damaged")
+        *_, named, extra = LOCAL.unpack(local)
+        if file.read(named).decode("utf-8", "backslashreplace") != name:
+            raise InputError(f"is a zip archive that has another name for {shown(name)} in its directory")
+        start = entry.header + LOCAL.size + named + extra
+        end = start + entry.length
+        if end > length:
+            raise InputError(f"is a zip archive whose {shown(name)} ends beyond it; it is not complete")
+        stored[name] = Stored(start, entry.length, entry.crc32)
+    return stored
