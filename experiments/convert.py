@@ -43,9 +43,7 @@ def main() -> None:
         if given or arguments.class_names:
             raise InputError("a run knows its classes and its preprocessing; leave out what says other ones")
         prepare_for(source)
-        arch, origin = convert_run(source, arguments.output, arguments.checkpoint)
-        if arguments.arch not in (None, arch):
-            raise InputError(f"{source} is a run of {arch}, not of {arguments.arch}")
+        arch, origin = convert_run(source, arguments.output, arguments.checkpoint, arguments.arch)
     elif arguments.arch is None:
         raise InputError(f"give the network that {arguments.source} holds weights of as --arch")
     else:

@@ -55,13 +55,16 @@ def convert_weights(
     return origin
 
 
-def convert_run(workdir: Path, output: Path, which: str = "latest") -> tuple[str, Origin]:
+def convert_run(workdir: Path, output: Path, which: str = "latest", arch: str | None = None) -> tuple[str, Origin]:
     """Writes what a run has learnt as a state dict that torchvision loads, where it has the network.
 
-    Returns the network's name, and what goes with the weights. Raises InputError where it can't be read or written.
+    Returns the network's name, and what goes with the weights. Raises InputError where it can't be read or written, or
+    where it is of another network than `arch`.
     """
     check_output(output)
     run = load_classifier(workdir, which)
+    if arch not in (None, run.config.arch):
+        raise InputError(f"{workdir} is a run of {run.config.arch}, not of {arch}")
     arch = run.config.arch
     origin = Origin(run.preprocessing, run.class_names, run.options)
     tensors = to_torchvision(arch, run.variables)
