@@ -1,6 +1,8 @@
 """Networks with weights from files, from runs, and published, and what comes along with them."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -299,3 +301,33 @@ def test_a_run_of_float64_is_used_in_float32(run: Path, tmp_path: Path) -> None:
 def test_it_is_all_in_the_package() -> None:
     assert jaxnets.load_pretrained is load_pretrained
     assert {"load_pretrained", "features", "Pretrained"} <= set(jaxnets.__all__)
+
+
+_MEASURED = """
+import sys
+from pathlib import Path
+from jaxnets.conversion import convert_weights
+convert_weights("resnet152", Path(sys.argv[1]), Path(sys.argv[2]))
+# Not the system's count of a process, which begins with that of the one that started it.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured on Linux")
+def test_conversion_takes_little_memory(tmp_path: Path) -> None:
+    """Of ResNet-152, whose tensors take 241 MB: the whole process, imports included."""
+    _, like = shapes_of("resnet152", 1000, {})
+    empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.bool_), like)
+    specs = {n: Spec(np.dtype(np.float32), a.shape) for n, a in to_torchvision("resnet152", empty).items()}
+    write_torch_file(tmp_path / "w.pth", specs, lambda name: np.ones(specs[name].shape, np.float32))
+    size = sum(spec.nbytes for spec in specs.values())
+    assert 240e6 < size < 242e6
+    paths = [str(tmp_path / name) for name in ("w.pth", "w.safetensors")]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *paths], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 1.2 * size + 300e6
+    # Nearly all of it is what importing JAX takes.
+    assert int(done.stdout) <= 0.5 * size + 300e6

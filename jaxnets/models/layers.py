@@ -196,7 +196,8 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         mean, var = running_mean.value, running_var.value
-        if self.train and not (self.frozen or self.path[0] in self.frozen_modules):
+        frozen = self.frozen or not self.frozen_modules.isdisjoint(self.path[:1])
+        if self.train and not frozen:
             # `init` runs outside of any replicated axis.
             axis_name = None if self.is_initializing() else self.axis_name
             mean, var, count = batch_moments(inputs.astype(stats_dtype), axis_name)

@@ -97,7 +97,7 @@ def test_evaluation_preprocesses_every_image_once(batch_size: int) -> None:
     for batch in read_batches(source, PREPROCESSING, evaluation_slots(batch_size, 37)):
         for image, label, there in zip(*batch, strict=True):
             if there:
-                np.testing.assert_array_equal(image, PREPROCESSING(source.files[len(seen)]))
+                np.testing.assert_array_equal(image, PREPROCESSING.pixels(source.files[len(seen)]))
                 assert label == len(seen) % 5
                 seen.append(label)
             else:
@@ -113,7 +113,7 @@ def test_a_small_source_is_decoded_once_and_for_all(monkeypatch: pytest.MonkeyPa
     assert sorted(source.read) == list(range(37))
     direct = [b.images for b in read_batches(source, PREPROCESSING, plan(10))]
     np.testing.assert_array_equal([b.images for b in read_batches(held, PREPROCESSING, plan(10))], direct)
-    monkeypatch.setattr("jaxnets.data.pipeline._MOST_BYTES_HELD", 37 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr("jaxnets.data.pipeline.MOST_BYTES_HELD", 37 * 8 * 8 * 3 - 1)
     assert hold_if_small(source, PREPROCESSING) is source
 
 
