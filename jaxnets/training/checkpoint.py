@@ -24,8 +24,6 @@ from jaxnets.training.state import TrainState
 
 CHECKPOINTS = ("latest", "best")
 _FOLDER = "checkpoints"
-# All of it said, so that orbax has nothing to warn of.
-_READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
 
 
 class Checkpoints:
@@ -50,10 +48,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self), cleanup_tmp_directories=True, create=False
         )
-        if jax.process_count() > 1:
-            options.multiprocessing_options = ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix="process_0"
-            )
+        _alone(options)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
@@ -184,12 +179,27 @@ class _LatestAndBest:
         return [checkpoint.step in (*latest, self._checkpoints.best) for checkpoint in checkpoints]
 
 
+def _alone(options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManagerOptions:
+    """The options for this process by itself: orbax would wait for all the others to do the same."""
+    if jax.process_count() > 1:
+        here = jax.process_index()
+        options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+        )
+    return options
+
+
+def _read_only() -> ocp.CheckpointManagerOptions:
+    # All of it said, so that orbax has nothing to warn of.
+    return _alone(ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0))
+
+
 def saved_contents(workdir: Path) -> dict[str, Any] | None:
     """What stands beside the numbers in the latest checkpoint that can be read; None if there is none."""
     folder = workdir.resolve() / _FOLDER
     if not folder.is_dir():
         return None
-    with ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
+    with ocp.CheckpointManager(folder, options=_read_only()) as manager:
         for number in sorted(manager.all_steps(), reverse=True):
             with suppress(Exception):  # orbax and tensorstore raise many types
                 return _read_metadata(manager, number)
@@ -217,7 +227,7 @@ def load_classifier(workdir: Path, which: str = "latest") -> TrainedClassifier:
 
 
 def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
-    with ocp.CheckpointManager(folder, options=_READ_ONLY) as manager:
+    with ocp.CheckpointManager(folder, options=_read_only()) as manager:
         number = manager.latest_step()
         if number is None:
             raise InputError("no checkpoint was finished; train again in another workdir")

@@ -136,7 +136,7 @@ def train(
                 if checkpoints.seconds_since_last > seconds_a_checkpoint:
                     save()
             history.end_epoch()
-            if recipe.precise_batch_norm_images:
+            if recipe.precise_batch_norm_images and epoch > recipe.head_epochs:
                 state = state.with_batch_stats(recalibrate(state.variables, run.dataset.train, config, stop_if_asked))
             test = evaluate(state.variables, run.test_images, stop_if_asked)
             better = history.tested(test.metrics)

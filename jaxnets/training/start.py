@@ -43,7 +43,7 @@ def saved_or_new(
     )
     state = new()
     saved = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if checkpoints else None
-    if config.weights and not saved:
+    if config.weights and not parallel.tell(saved is not None):
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         start = partial(starting_variables, run.network, config.arch, config.weights, run.dataset.class_names, key)
         variables = parallel.on_primary(start)

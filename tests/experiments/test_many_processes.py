@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ def all_ended(processes: list[Process], code: int, within: float) -> list[str]:
     ends = [ended(process, within) for process in processes]
     assert [end[0] for end in ends] == [code] * len(ends), ends
     return [lines[-1] if lines else "" for _, lines in ends]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("transfer", ["head", "partial"])
+def test_two_processes_start_from_the_same_weights(
+    transfer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 0 reads them; each computes features of its share of the images."""
+    setup = config("small_resnet", dtype="float64", **STILL, epochs=1)
+    assert Trainer(setup, cpus(1), monkeypatch)(tmp_path / "trunk")
+    setup = replace(setup, weights=str(tmp_path / "trunk"), transfer=transfer, seed=4)
+    assert Trainer(setup, cpus(1), monkeypatch)(tmp_path / "one")
+    processes = launch(tmp_path / "two", setup, setup, devices=2)
+    wait_until(stepping(tmp_path / "two"), processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    ended_early = [ended(process, 20)[0] for process in processes]
+    assert ended_early in ([143, 143], [0, 0])
+    all_ended(launch(tmp_path / "two", setup, setup, devices=2, words=("--resume",)), 0, 120)
+    assert largest_difference(saved(tmp_path / "two"), saved(tmp_path / "one")) < 1e-9
 
 
 @pytest.mark.usefixtures("float64")

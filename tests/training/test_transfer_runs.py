@@ -13,7 +13,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.errors import InputError
 from jaxnets.pretrained import load_pretrained
-from jaxnets.training import setup
+from jaxnets.training import loop, setup
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.loop import train
@@ -231,6 +231,18 @@ def test_statistics_found_anew_are_those_of_trained_layers(trunk: Path, tmp_path
     frozen = ("conv1", "bn1", "layer1_0")
     assert_same_bytes(within(after, frozen), within(before, frozen))
     assert differing(within(after, ("layer2_0",)), within(before, ("layer2_0",))) == {"layer2_0"}
+
+
+def test_statistics_are_not_found_anew_while_the_head_is_trained(
+    trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(
+        loop.Recalibration, "__call__", lambda self, variables, *_: found.append(1) or variables["batch_stats"]
+    )
+    run = config(trunk, "full", epochs=3, head_epochs=2, precise_batch_norm_images=40)
+    train(run, tmp_path / "run", OTHERS, parallel=cpus(1))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(
