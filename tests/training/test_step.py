@@ -11,7 +11,7 @@ import pytest
 import jaxnets.training.step as training_step
 from jaxnets.training.losses import binary_cross_entropy, cross_entropy, smoothed_targets, training_loss
 from jaxnets.training.metrics import Totals, metric_sums
-from jaxnets.training.state import create_state
+from jaxnets.training.state import create_state, moving_average
 from jaxnets.training.step import evaluation_step
 from tests.training.tiny import (
     PLAIN,
@@ -182,6 +182,12 @@ def test_chance_follows_from_the_seed_and_the_step_alone() -> None:
     )
     assert first == again
     assert len({first, later, elsewhere}) == 3
+
+
+def test_an_average_of_what_does_not_change_stays_as_it_is() -> None:
+    values = {"mean": np.random.default_rng(0).standard_normal(1000, np.float32)}
+    average = jax.jit(moving_average, static_argnums=3)(values, values, jnp.int32(7), 0.7)
+    np.testing.assert_array_equal(average["mean"], values["mean"])
 
 
 def test_a_new_state_follows_from_the_seed_alone() -> None:
