@@ -92,7 +92,8 @@ class Setup:
 def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: Origin | None = None) -> Setup:
     """`origin` is what goes with the weights that the run starts from.
 
-    Raises InputError for a network, an image size, a data set, a batch size, or another process that will not do."""
+    Raises InputError for a network, an image size, a data set, a batch size, or another process that will not do.
+    """
     recipe, quiet = config.recipe, not parallel.is_primary
     process = (parallel.process_index, parallel.process_count)
     parallel.check_batch_size(recipe.batch_size, recipe.accumulation)
