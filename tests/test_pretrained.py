@@ -288,6 +288,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load_pretrained("resnet20_cifar", tmp_path / "empty")
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_float64_is_used_in_float32(run: Path, tmp_path: Path) -> None:
     config = replace(networks.config("resnet20_cifar", **networks.STILL, epochs=1), dtype="float64")
     with jax.enable_x64(True):

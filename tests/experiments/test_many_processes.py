@@ -57,7 +57,7 @@ def all_ended(processes: list[Process], code: int, within: float) -> list[str]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("transfer", ["head", "partial"])
+@pytest.mark.parametrize("transfer", ["head", pytest.param("partial", marks=pytest.mark.exhaustive)])
 def test_two_processes_start_from_the_same_weights(
     transfer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
