@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.pretrained import Origin, open_weights, shapes_of
+from jaxnets.pretrained import Origin, open_weights, used_names
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.weights.download import sha256_of
 from jaxnets.weights.safetensors_file import write_safetensors
 from jaxnets.weights.tensors import Spec
 from jaxnets.weights.torch_file import write_torch_file
-from jaxnets.weights.torchvision import check_fits, to_torchvision
+from jaxnets.weights.torchvision import to_torchvision
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -38,15 +38,10 @@ def convert_weights(
     """
     check_output(output)
     with open_weights(arch, weights) as (tensors, origin, source):
-        names = [name for name in tensors if origin.options.get("aux_logits", True) or not name.startswith("aux")]
-        model, like = shapes_of(arch, len(origin.class_names), origin.options)
-        try:
-            check_fits(arch, {name: tensors.specs[name].shape for name in names}, like)
-        except InputError as error:
-            raise InputError(f"{tensors.path}: {error}") from None
+        names = used_names(tensors, origin)
         if class_names is not None:
-            if len(class_names) != model.num_classes:
-                raise InputError(f"{len(class_names)} class names for a head of {model.num_classes} classes")
+            if len(class_names) != len(origin.class_names):
+                raise InputError(f"{len(class_names)} class names for a head of {len(origin.class_names)} classes")
             origin = replace(origin, class_names=tuple(class_names))
         if preprocessing is not None:
             origin = replace(origin, preprocessing=preprocessing)

@@ -24,7 +24,7 @@ from jaxnets.training.checkpoint import load_classifier, saved_contents
 from jaxnets.weights.catalogue import PublishedWeights, by_checksum, imagenet_classes, list_weights, published
 from jaxnets.weights.download import fetch, sha256_of
 from jaxnets.weights.tensor_file import TensorFile, open_tensors
-from jaxnets.weights.torchvision import from_torchvision, tensor_name
+from jaxnets.weights.torchvision import check_fits, from_torchvision, tensor_name
 
 Variables = Mapping[str, Any]
 
@@ -117,15 +117,25 @@ def with_new_head(model: Any, variables: Variables, key: jax.Array) -> dict[str,
 
 @contextmanager
 def open_weights(name: str, weights: str | Path) -> Iterator[tuple[TensorFile, Origin, str]]:
-    """The tensors of published weights or of a file, what goes with them, and where they come from."""
+    """The tensors of published weights or of a file, what goes with them, and where they come from.
+
+    Raises InputError, before a tensor is read, where they do not fit the network.
+    """
     path = _path_of(name, weights)
-    if path is None:
-        record = published(name, str(weights))
-        with open_tensors(fetch(record)) as tensors:
-            yield tensors, _published_origin(record), record.url
-    else:
-        with open_tensors(path) as tensors:
-            yield tensors, _file_origin(name, tensors), path.name
+    record = published(name, str(weights)) if path is None else None
+    with open_tensors(fetch(record) if record else Path(weights).expanduser()) as tensors:
+        origin = _published_origin(record) if record else _file_origin(name, tensors)
+        _, like = shapes_of(name, len(origin.class_names), origin.options)
+        try:
+            check_fits(name, {used: tensors.specs[used].shape for used in used_names(tensors, origin)}, like)
+        except InputError as error:
+            raise InputError(f"{tensors.path}: {error}") from None
+        yield tensors, origin, record.url if record else tensors.path.name
+
+
+def used_names(tensors: TensorFile, origin: Origin) -> list[str]:
+    """The tensors that the network takes: all but a published GoogLeNet's auxiliary heads, which were never trained."""
+    return [name for name in tensors if origin.options.get("aux_logits", True) or not name.startswith("aux")]
 
 
 def shapes_of(name: str, num_classes: int, options: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Any:
@@ -142,11 +152,8 @@ def _load(name: str, weights: str | Path, dtype: DTypeLike) -> tuple[Any, dict[s
         return model, jax.tree.map(lambda leaf: jnp.asarray(leaf, param_dtype(dtype)), run.variables), origin
     with open_weights(name, weights) as (tensors, origin, _):
         model, like = shapes_of(name, len(origin.class_names), origin.options, dtype)
-        given = tensors if getattr(model, "aux_logits", True) else _WithoutAuxiliaryHeads(tensors)
-        try:
-            variables = from_torchvision(name, given, like, partial(_put, dtype=param_dtype(dtype)))
-        except InputError as error:
-            raise error if str(tensors.path) in str(error) else InputError(f"{tensors.path}: {error}") from None
+        given = _Some(tensors, used_names(tensors, origin))
+        variables = from_torchvision(name, given, like, partial(_put, dtype=param_dtype(dtype)))
     return model, variables, origin
 
 
@@ -160,12 +167,12 @@ def _put(array: np.ndarray, dtype: DTypeLike) -> jax.Array:
     return jax.device_put(aligned)
 
 
-class _WithoutAuxiliaryHeads(Mapping[str, np.ndarray]):
-    """The tensors of a published GoogLeNet but those of its auxiliary heads, which were never trained."""
+class _Some(Mapping[str, np.ndarray]):
+    """Some of the tensors of a file."""
 
-    def __init__(self, tensors: TensorFile) -> None:
+    def __init__(self, tensors: TensorFile, names: list[str]) -> None:
         self._tensors = tensors
-        self._names = [name for name in tensors if not name.startswith(("aux1.", "aux2."))]
+        self._names = names
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._tensors[name]

@@ -40,6 +40,7 @@ _FLATTENED: dict[str, dict[Path, int]] = {
     "googlenet": {("aux1", "fc1"): 4, ("aux2", "fc1"): 4},
 }
 
+_MOST_NAMED = 12
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -88,10 +89,15 @@ def _names(arch: str, given: Collection[str], leaves: Mapping[Path, Any]) -> dic
     expected, found = set(names.values()), {key for key in given if not key.endswith("num_batches_tracked")}
     if expected != found:
         raise InputError(
-            f"the state dict does not fit {arch}: missing {sorted(expected - found)}, left over "
-            f"{sorted(found - expected)}"
+            f"the state dict does not fit {arch}: missing {_listed(expected - found)}, left over "
+            f"{_listed(found - expected)}"
         )
     return names
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:_MOST_NAMED]
+    return f"{shown}" + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _check_shape(arch: str, key: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from jaxnets.training.config import Config
 from jaxnets.training.loop import train
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.state import create_state
+from tests.test_pretrained import variables_of, write
 from tests.training import networks
 from tests.training.networks import DATASET, STILL, Stop, assert_same_bytes, cpus, images, saved
 
@@ -285,6 +286,14 @@ def test_weights_of_another_network_are_refused(trunk: Path, tmp_path: Path) -> 
     empty.mkdir()
     with pytest.raises(InputError, match="holds no checkpoint that can be read"):
         train(config(empty, "head"), tmp_path / "run", OTHERS, parallel=cpus(1))
+
+
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    weights = write(tmp_path / "w.pth", "resnet20_cifar", variables_of("resnet20_cifar", 3)[1])
+    run = replace(config(weights, "head"), arch="resnet32_cifar")
+    with pytest.raises(InputError, match=rf"{weights}: .*missing \['layer1.3.*and \d+ more, left over \[\]"):
+        train(run, tmp_path / "run", OTHERS, parallel=cpus(1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_head_on_random_weights_is_warned_of() -> None:
