@@ -1,36 +1,27 @@
 """Two-dimensional convolution, dense or grouped, in the form that suits the platform.
 
-Every form is ordinary differentiable JAX, so forward- and reverse-mode derivatives of any order work. Under jit the
-form is chosen when the program is lowered for its platform, not when it is traced.
-
-XLA's CPU convolutions leave their fast path for groups and for maps smaller than the kernel. Measured on two Zen 4
-cores, float32, batch 16, jax 0.10.2, forward / input gradient / weight gradient:
-
-| case                         | plain lax          | the form used here                                  |
-|------------------------------|--------------------|-----------------------------------------------------|
-| 3x3, 2 px, C=512             | 139 / 139 / 2 ms   | one dot over patches: 2.4 / 4.0 / 3.8 ms            |
-| 3x3, 4 to 2 px, C=512        | 4 / 150 / 4 ms     | one dot over patches: 1.9 / 3.8 / 3.8 ms            |
-| 3x3, 4 px, C=512, 32 groups  | 2 / 3 / 329 ms     | batched dot over patches: 1.6 / 1.1 / 1.6 ms        |
-| 3x3, 16 px, C=128, 32 groups | 12 / 12 / 1,312 ms | 4 dense convolutions of 8 groups: 3.5 / 3.2 / 4.5 ms |
+A convolution, its input gradient and its weight gradient are one trilinear form, read in three directions. Each
+direction is a primitive here, and each one's derivatives are the other two, so derivatives of any order and mode exist.
+What a primitive becomes is decided when a program is lowered for its platform: `lax.conv_general_dilated` and its
+transposes, or on the CPU the forms of conv_cpu.py.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from jaxnets.errors import InputError
-from jaxnets.ops.windows import checked_output_size, live_taps, shifted_views
+from jaxnets.ops import conv_cpu
+from jaxnets.ops.windows import checked_output_size, output_size
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-
-# On the CPU, maps of up to this many pixels a side are multiplied as patches; larger ones cost more to copy. With
-# groups it is the output's side that counts.
-_PATCH_PIXELS = 4
-_GROUPED_PATCH_PIXELS = 8
-# Groups are merged, as blocks on the diagonal of a dense kernel, until a convolution sees this many channels.
-_MERGED_CHANNELS = 32
+Size = tuple[int, int]
 
 
 def conv2d(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1) -> jax.Array:
@@ -47,16 +38,8 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
         )
     for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True):
         checked_output_size(size, window, stride, padding)
-
-    def plain(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        return plain_conv2d(inputs, kernel, stride=stride, padding=padding, groups=groups)
-
-    # Rematerialised, so that its patches are not kept from the forward to the backward pass.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def cpu(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        return _cpu_conv2d(inputs, kernel, stride, padding, groups)
-
-    return lax.platform_dependent(inputs, kernel, cpu=cpu, default=plain)
+    dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
+    return _forward.bind(inputs.astype(dtype), kernel.astype(dtype), stride=stride, padding=padding, groups=groups)
 
 
 def plain_conv2d(
@@ -73,62 +56,97 @@ def plain_conv2d(
     )
 
 
-def _cpu_conv2d(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> jax.Array:
-    largest = max(inputs.shape[1:3])
-    if groups > 1:
-        if largest <= _GROUPED_PATCH_PIXELS * stride:
-            return _grouped_patches_dot(inputs, kernel, stride, padding, groups)
-        return _merged_groups(inputs, kernel, stride, padding, groups)
-    if kernel.shape[:2] == (1, 1) and padding == 0:
-        return jnp.tensordot(inputs[:, ::stride, ::stride], kernel[0, 0], 1)
-    if largest <= _PATCH_PIXELS:
-        patches, kernel = _patches(inputs, kernel, stride, padding)
-        return jnp.tensordot(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, kernel.shape[-1]), 1)
-    return plain_conv2d(inputs, kernel, stride=stride, padding=padding)
+def _plain_input_gradient(
+    outputs: jax.Array, kernel: jax.Array, *, size: Size, stride: int, padding: int, groups: int
+) -> jax.Array:
+    shape = (outputs.shape[0], *size, kernel.shape[2] * groups)
+    convolve = partial(plain_conv2d, kernel=kernel, stride=stride, padding=padding, groups=groups)
+    (inputs,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, outputs.dtype))(outputs)
+    return inputs
 
 
-def _patches(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> tuple[list[jax.Array], jax.Array]:
-    """Views of the input under each kernel tap that meets a pixel, and the kernel [taps, C / groups, F] cut to them."""
-    counts = [
-        checked_output_size(size, window, stride, padding)
-        for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
-    ]
-    rows, columns = (
-        live_taps(size, window, stride, padding, count)
-        for size, window, count in zip(inputs.shape[1:3], kernel.shape[:2], counts, strict=True)
+def _plain_weight_gradient(
+    inputs: jax.Array, outputs: jax.Array, *, window: Size, stride: int, padding: int, groups: int
+) -> jax.Array:
+    shape = (*window, inputs.shape[-1] // groups, outputs.shape[-1])
+    convolve = partial(plain_conv2d, inputs, stride=stride, padding=padding, groups=groups)
+    (kernel,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, outputs.dtype))(outputs)
+    return kernel
+
+
+def _primitive(
+    name: str, shape: Callable[..., tuple[int, ...]], plain: Callable[..., jax.Array], cpu: Callable[..., jax.Array]
+) -> Any:
+    primitive = Primitive(name)
+
+    @cache
+    def compiled(**options: Any) -> Callable[..., jax.Array]:
+        return jax.jit(partial(primitive.bind, **options))
+
+    def batched(arrays: Any, axes: Any, **options: Any) -> tuple[jax.Array, int]:
+        return jax.vmap(partial(plain, **options), axes)(*arrays), 0
+
+    fast, portable = (
+        mlir.lower_fun(partial(cpu, portable=portable), multiple_results=False) for portable in (False, True)
     )
-    taps = [(i, j) for i in rows for j in columns]
-    views = shifted_views(inputs, taps, stride, [(padding, padding)] * 2, (counts[0], counts[1]), 0)
-    live = kernel[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return views, live.reshape(len(taps), *kernel.shape[2:])
 
+    def lower_for_cpu(context: Any, *operands: Any, **options: Any) -> Any:
+        exported = context.module_context.lowering_parameters.for_export
+        return (portable if exported else fast)(context, *operands, **options)
 
-def _grouped_patches_dot(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> jax.Array:
-    """One matrix product a group, batched: [groups, N H' W', taps C/groups] @ [groups, taps C/groups, F/groups]."""
-    n, height, width, channels = inputs.shape
-    by_group = jnp.moveaxis(inputs.reshape(n, height, width, groups, channels // groups), 3, 0)
-    views, kernel = _patches(by_group.reshape(groups * n, height, width, -1), kernel, stride, padding)
-    _, rows, columns, _ = views[0].shape
-    patches = jnp.concatenate(views, axis=-1).reshape(groups, n * rows * columns, -1)
-    kernels = jnp.moveaxis(kernel.reshape(patches.shape[-1], groups, -1), 1, 0)
-    outputs = jnp.matmul(patches, kernels).reshape(groups, n, rows, columns, -1)
-    return jnp.moveaxis(outputs, 0, 3).reshape(n, rows, columns, -1)
-
-
-def _merged_groups(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> jax.Array:
-    """A few dense convolutions, each over several neighbouring groups with a block-diagonal kernel."""
-    height, width, group_inputs, features = kernel.shape
-    merged = next(
-        m for m in range(1, groups + 1) if groups % m == 0 and (m == groups or m * group_inputs >= _MERGED_CHANNELS)
+    primitive.def_impl(lambda *arrays, **options: compiled(**options)(*arrays))
+    primitive.def_abstract_eval(
+        lambda left, right, **options: left.update(shape=shape(left.shape, right.shape, **options))
     )
-    count = groups // merged
-    blocks = kernel.reshape(height, width, group_inputs, count, merged, features // groups)
-    diagonal = jnp.einsum("hwicmo,nm->chwnimo", blocks, jnp.eye(merged, dtype=kernel.dtype))
-    diagonal = diagonal.reshape(count, height, width, merged * group_inputs, features // count)
-    return jnp.concatenate(
-        [
-            plain_conv2d(part, diagonal[i], stride=stride, padding=padding)
-            for i, part in enumerate(jnp.split(inputs, count, axis=-1))
-        ],
-        axis=-1,
-    )
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
+    return primitive
+
+
+def _output_shape(
+    inputs: tuple[int, ...], kernel: tuple[int, ...], *, stride: int, padding: int, groups: int
+) -> tuple[int, ...]:
+    del groups
+    sides = [output_size(size, window, stride, padding) for size, window in zip(inputs[1:3], kernel[:2], strict=True)]
+    return (inputs[0], *sides, kernel[3])
+
+
+_forward = _primitive("conv2d", _output_shape, plain_conv2d, conv_cpu.forward)
+_input_gradient = _primitive(
+    "conv2d_input_gradient",
+    lambda outputs, kernel, *, size, groups, **_: (outputs[0], *size, kernel[2] * groups),
+    _plain_input_gradient,
+    conv_cpu.input_gradient,
+)
+_weight_gradient = _primitive(
+    "conv2d_weight_gradient",
+    lambda inputs, outputs, *, window, groups, **_: (*window, inputs[3] // groups, outputs[3]),
+    _plain_weight_gradient,
+    conv_cpu.weight_gradient,
+)
+
+# Each transpose is told the cotangent, then both operands, of which the one to be found is an abstract value.
+ad.defbilinear(
+    _forward,
+    lambda outputs, inputs, kernel, **options: _input_gradient.bind(
+        outputs, kernel, size=inputs.aval.shape[1:3], **options
+    ),
+    lambda outputs, inputs, kernel, **options: _weight_gradient.bind(
+        inputs, outputs, window=kernel.aval.shape[:2], **options
+    ),
+)
+ad.defbilinear(
+    _input_gradient,
+    lambda inputs, outputs, kernel, *, size, **options: _forward.bind(inputs, kernel, **options),
+    lambda inputs, outputs, kernel, *, size, **options: _weight_gradient.bind(
+        inputs, outputs, window=kernel.aval.shape[:2], **options
+    ),
+)
+ad.defbilinear(
+    _weight_gradient,
+    lambda kernel, inputs, outputs, *, window, **options: _input_gradient.bind(
+        outputs, kernel, size=inputs.aval.shape[1:3], **options
+    ),
+    lambda kernel, inputs, outputs, *, window, **options: _forward.bind(inputs, kernel, **options),
+)
