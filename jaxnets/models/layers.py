@@ -11,7 +11,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
-from jaxnets.ops import conv2d, image_keys
+from jaxnets.ops import batch_norm, conv2d, image_keys
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = initializers.Initializer
@@ -197,29 +197,16 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         mean, var = running_mean.value, running_var.value
         frozen = self.frozen or not self.frozen_modules.isdisjoint(self.path[:1])
-        if self.train and not frozen:
-            # `init` runs outside of any replicated axis.
-            axis_name = None if self.is_initializing() else self.axis_name
-            mean, var, count = batch_moments(inputs.astype(stats_dtype), axis_name)
-            if not self.is_initializing():
-                correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * correction * var
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return ((inputs.astype(stats_dtype) - mean) * factor + bias).astype(self.dtype)
-
-
-def batch_moments(inputs: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
-    """Mean [C] and biased variance [C] over all axes but the last and over `axis_name`, and the count behind them."""
-    axes = tuple(range(inputs.ndim - 1))
-    count = inputs.size // inputs.shape[-1]
-    mean = inputs.mean(axes)
-    if axis_name is not None:
-        mean = jax.lax.pmean(mean, axis_name)
-        count *= jax.lax.axis_size(axis_name)
-    mean = checkpoint_name(mean, "moments")
-    var = jnp.square(inputs - mean).mean(axes)
-    if axis_name is not None:
-        var = jax.lax.pmean(var, axis_name)
-    return mean, checkpoint_name(var, "moments"), count
+        if not self.train or frozen:
+            factor = scale * jax.lax.rsqrt(var + self.epsilon)
+            return ((inputs.astype(stats_dtype) - mean) * factor + bias).astype(self.dtype)
+        # `init` runs outside of any replicated axis.
+        axis_name = None if self.is_initializing() else self.axis_name
+        outputs, (mean, var) = batch_norm(inputs.astype(self.dtype), scale, bias, self.epsilon, axis_name)
+        if not self.is_initializing():
+            count = inputs.size // inputs.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+            correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * correction * var
+        return outputs

@@ -20,8 +20,6 @@ _PATCH_PIXELS = 4
 _GROUPED_PATCH_PIXELS = 8
 # Groups are merged, as blocks on the diagonal of a dense kernel, until a convolution sees this many channels.
 _MERGED_CHANNELS = 32
-# With oneDNN, weight gradients of maps of up to this many values are one product, not one a tap.
-_PATCHED_VALUES = 1_000_000
 
 
 def forward(
@@ -96,7 +94,7 @@ def weight_gradient(
     views = shifted_views(by_block, taps, stride, ((padding, padding),) * 2, counts, 0)
     seen = [view.reshape(blocks, -1, channels // blocks) for view in views]
     pulled = _split_channels(outputs, blocks).reshape(blocks, -1, features // blocks)
-    if channels < _MERGED_CHANNELS or channels * pulled.shape[1] <= _PATCHED_VALUES:
+    if channels < _MERGED_CHANNELS:  # of an image's colours; a product each would be too narrow
         product = onednn.matmul(jnp.concatenate(seen, axis=-1), pulled, transpose_left=True)
         products = product.reshape(blocks, len(taps), -1, features // blocks).swapaxes(0, 1)
     else:
