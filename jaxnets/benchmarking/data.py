@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnets.benchmarking.machine import host_memory_bytes
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.decoding import open_image, pixels_of
 from jaxnets.data.folder import FolderSource
@@ -99,7 +100,7 @@ def benchmark_data(
         # Of each round by itself, as both sides ran under the same conditions only there.
         ratios = [own / other for own, other in zip(rates["pipeline"], rates[side], strict=True)]
         result[f"ratio_to_{side}"] = statistics.median(ratios)
-    return result | {"peak_memory_bytes": _peak_memory_bytes()}
+    return result | {"peak_memory_bytes": host_memory_bytes()}
 
 
 def _rate(images: Callable[[int], int]) -> float:
@@ -174,10 +175,3 @@ def _run(command: list[str]) -> float:
         last = (finished.stderr.strip() or "no message").splitlines()[-1]
         raise InputError(f"torchvision's loader failed ({last}); is it installed? pip install 'jaxnets[peer]'")
     return float(finished.stdout)
-
-
-def _peak_memory_bytes() -> int:
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -20,6 +20,8 @@ _PATCH_PIXELS = 4
 _GROUPED_PATCH_PIXELS = 8
 # Groups are merged, as blocks on the diagonal of a dense kernel, until a convolution sees this many channels.
 _MERGED_CHANNELS = 32
+# With oneDNN, a 1x1 convolution of fewer pixels is a matrix product: it would spend its time on reordering the kernel.
+_POINTWISE_ROWS = 2_048
 
 
 def forward(
@@ -28,6 +30,9 @@ def forward(
     """`conv2d`, without oneDNN where the program is to be `portable`."""
     if portable or not onednn.available(inputs.dtype):
         return _portable_forward(inputs, kernel, stride, padding, groups)
+    rows = inputs.shape[0] * inputs.shape[1] * inputs.shape[2] // stride**2
+    if kernel.shape[:2] == (1, 1) and padding == 0 and groups == 1 and rows < _POINTWISE_ROWS:
+        return onednn.matmul(inputs[:, ::stride, ::stride], kernel)
     return onednn.convolution(inputs, kernel, stride=stride, padding=((padding, padding),) * 2, groups=groups)
 
 
@@ -108,7 +113,10 @@ def weight_gradient(
 
 def _turned_convolution(outputs: jax.Array, kernel: jax.Array, pads: tuple[Size, Size], groups: int) -> jax.Array:
     """What a kernel [kh, kw, C / groups, F], turned by 180 degrees, makes of [N, H', W', F]: [N, H, W, C]."""
-    turned = kernel[::-1, ::-1] if kernel.shape[:2] != (1, 1) else kernel
+    rows = outputs.shape[0] * outputs.shape[1] * outputs.shape[2]
+    if kernel.shape[:2] == (1, 1) and groups == 1 and pads == ((0, 0), (0, 0)) and rows < _POINTWISE_ROWS:
+        return onednn.matmul(outputs, kernel, transpose_right=True)
+    turned = kernel[::-1, ::-1]
     if groups == 1:
         return onednn.convolution(outputs, turned, stride=1, padding=pads, transposed=True)
     height, width, group_inputs, features = kernel.shape

@@ -77,12 +77,18 @@ def convolution(
     return _call("__onednn$convolution", {"onednn_conv_config": config}, shape, inputs, kernel)
 
 
-def matmul(left: jax.Array, right: jax.Array, *, transpose_left: bool = False) -> jax.Array:
-    """[..., M, K] @ [..., K, N], the left one given as [..., K, M] with `transpose_left`."""
+def matmul(
+    left: jax.Array, right: jax.Array, *, transpose_left: bool = False, transpose_right: bool = False
+) -> jax.Array:
+    """[..., M, K] @ [..., K, N]; of either one, the last two axes are given in the other order if so said.
+
+    Leading axes are as long in both, or 1 in one.
+    """
     rows = left.shape[-1] if transpose_left else left.shape[-2]
-    shape = (*left.shape[:-2], rows, right.shape[-1])
-    config = {"onednn_matmul_config": {"transpose_a": transpose_left}}
-    return _call("__onednn$matmul", config, shape, left, right)
+    columns = right.shape[-2] if transpose_right else right.shape[-1]
+    leading = jnp.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    config = {"onednn_matmul_config": {"transpose_a": transpose_left, "transpose_b": transpose_right}}
+    return _call("__onednn$matmul", config, (*leading, rows, columns), left, right)
 
 
 def _call(target: str, config: dict[str, Any], shape: tuple[int, ...], *operands: jax.Array) -> jax.Array:

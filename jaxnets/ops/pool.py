@@ -25,7 +25,7 @@ def max_pool(inputs: jax.Array, window: int, *, stride: int, padding: int = 0, c
     return _max_pool(inputs, window, stride, tuple(pads), (counts[0], counts[1]))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _max_pool(inputs: jax.Array, window: int, stride: int, pads: Padding2D, counts: tuple[int, int]) -> jax.Array:
     del counts  # they follow from the padding
     return lax.reduce_window(
@@ -33,19 +33,54 @@ def _max_pool(inputs: jax.Array, window: int, stride: int, pads: Padding2D, coun
     )
 
 
-@_max_pool.defjvp
-def _max_pool_jvp(window, stride, pads, counts, primals, tangents):  # type: ignore[no-untyped-def]
-    # XLA's own gradient scatters: 37 ms against 3 ms for this one (32 px, 64 channels, batch 16, two Zen 4 cores).
+def _forward(
+    inputs: jax.Array, window: int, stride: int, pads: Padding2D, counts: tuple[int, int]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     taps = [(i, j) for i in range(window) for j in range(window)]
-    (best, *values), (best_tangent, *value_tangents) = (
-        shifted_views(array, taps, stride, pads, counts, fill)
-        for array, fill in ((primals[0], -jnp.inf), (tangents[0], 0))
-    )
-    for value, tangent in zip(values, value_tangents, strict=True):
-        better = (value > best) | jnp.isnan(value)
-        best = jnp.where(better, value, best)
-        best_tangent = jnp.where(better, tangent, best_tangent)
-    return best, best_tangent
+    best, *others = shifted_views(inputs, taps, stride, pads, counts, -jnp.inf)
+    winners = jnp.zeros(best.shape, jnp.uint8 if len(taps) <= 256 else jnp.int32)
+    for tap, values in enumerate(others, 1):
+        better = (values > best) | jnp.isnan(values)
+        best, winners = jnp.where(better, values, best), jnp.where(better, jnp.array(tap, winners.dtype), winners)
+    # Of the inputs only the shape is needed, which an empty array carries.
+    return best, (winners, jnp.zeros((0, *inputs.shape[1:3]), jnp.bool_))
+
+
+def _backward(
+    window: int,
+    stride: int,
+    pads: Padding2D,
+    counts: tuple[int, int],
+    kept: tuple[jax.Array, jax.Array],
+    gradient: jax.Array,
+) -> tuple[jax.Array]:
+    # XLA's own gradient scatters: 37 ms (32 px, 64 channels, batch 16, two Zen 4 cores). Input pixels whose places have
+    # the same remainder by the stride are met by the same taps; each remainder is summed by itself, then they are woven
+    # together: 4 ms instead of 8 for comparing the inputs again and padding nine times (112 px, 64 channels, batch 8).
+    winners, shape = kept
+    sizes = shape.shape[1:]
+    quotients = [-(-(size + sum(pad)) // stride) for size, pad in zip(sizes, pads, strict=True)]
+    n, _, _, channels = gradient.shape
+
+    def met_by(row: int, column: int) -> jax.Array:
+        total = jnp.zeros((n, *quotients, channels), gradient.dtype)
+        for i in range(row, window, stride):
+            for j in range(column, window, stride):
+                won = jnp.where(winners == i * window + j, gradient, 0)
+                room = [
+                    (tap // stride, quotient - count - tap // stride)
+                    for tap, quotient, count in zip((i, j), quotients, counts, strict=True)
+                ]
+                total += jnp.pad(won, ((0, 0), *room, (0, 0)))
+        return total
+
+    rows = [jnp.stack([met_by(row, column) for column in range(stride)], axis=3) for row in range(stride)]
+    woven = jnp.stack(rows, axis=2).reshape(n, *(stride * quotient for quotient in quotients), channels)
+    (top, _), (left, _) = pads
+    return (woven[:, top : top + sizes[0], left : left + sizes[1]],)
+
+
+_max_pool.defvjp(_forward, _backward)
 
 
 def avg_pool(inputs: jax.Array, window: int, *, stride: int) -> jax.Array:

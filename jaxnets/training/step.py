@@ -20,7 +20,7 @@ from jaxnets.training.recipe import Recipe
 from jaxnets.training.state import TrainState, moving_average
 from jaxnets.transfer import join, split
 
-_LARGE = 1 << 20
+_LARGE = 1 << 18
 
 
 def train_step(

@@ -1,0 +1,49 @@
+"""The arithmetic that a network needs, counted rather than measured."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnets.models.layers import Conv, Dense
+from jaxnets.models.registry import create_model
+
+
+def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
+    """Multiply-adds of the convolutions and dense layers for one image; with `train`, of auxiliary heads as well.
+
+    Nothing is computed. Raises InputError for an unknown network, or an image that is too small for it.
+    """
+    model: Any = create_model(arch)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(partial(model.init, train=False), key, images)
+    total = 0
+
+    def count(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        nonlocal total
+        outputs, module = call(*args, **kwargs), context.module
+        if context.method_name == "__call__" and isinstance(module, Conv):
+            total += outputs.size * module.window**2 * (args[0].shape[-1] // module.groups)
+        if context.method_name == "__call__" and isinstance(module, Dense):
+            total += outputs.size * args[0].shape[-1]
+        return outputs
+
+    def forward(variables: Any, images: Any, key: Any) -> Any:
+        return model.apply(variables, images, train=train, rngs={"dropout": key}, mutable=["batch_stats", "aux_logits"])
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(forward, variables, images, key)
+    return total
+
+
+def flops_per_image(arch: str, image_size: int, mode: str) -> int:
+    """Floating-point operations for one image: two a multiply-add; "train" takes three times those of a forward pass.
+
+    The three are the forward pass, the gradients of the inputs and those of the weights, each as large.
+    """
+    train = mode == "train"
+    return 2 * multiply_adds(arch, image_size, train=train) * (3 if train else 1)

@@ -1,0 +1,241 @@
+"""Images a second of a training step or of inference, beside those of torchvision's network on the same machine.
+
+All is measured in processes of their own, in turns: neither side finds memory, threads or caches of the other's.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from jaxnets.benchmarking.worker import Job
+from jaxnets.errors import InputError
+from jaxnets.models.registry import family_of
+
+ROUNDS = 5
+PEERS = ("torch", "onnxruntime")
+TORCH_SETTINGS = ("eager", "channels_last", "compile")
+IN_TORCHVISION = (
+    "alexnet",
+    "googlenet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+_PACKAGES = {"torch": ("torch", "torchvision"), "onnxruntime": ("torch", "torchvision", "onnxruntime", "onnxscript")}
+# Losses are of training, where norms over few values make rounding larger.
+_TOLERANCES = {"logits": 1e-4, "loss": 1e-3}
+
+
+def default_image_size(arch: str) -> int:
+    """Pixels a side of the images that the network was made for; InputError for an unknown one."""
+    return 32 if family_of(arch) == "cifar" else 224
+
+
+def measurements(rounds: int, peer: str | None, settings: Sequence[str]) -> int:
+    """How many `benchmark_step` takes: what its `done` counts up to."""
+    return 1 + bool(peer) + rounds * (1 + len(settings_of(peer, settings)))
+
+
+def settings_of(peer: str | None, chosen: Sequence[str]) -> tuple[str, ...]:
+    """How the peer is measured: torch in the `chosen` ways, or in all if none is, onnxruntime in its only one.
+
+    Raises InputError for other ways than there are.
+    """
+    if peer != "torch" and chosen:
+        raise InputError(f"peer_settings={' '.join(chosen)} are torch's; give --peer torch, or leave them out")
+    unknown = [setting for setting in chosen if setting not in TORCH_SETTINGS]
+    if unknown:
+        raise InputError(f"unknown peer_settings {' '.join(unknown)}; expected some of {', '.join(TORCH_SETTINGS)}")
+    if peer == "torch":
+        return tuple(dict.fromkeys(chosen)) or TORCH_SETTINGS
+    return () if peer is None else (peer,)
+
+
+def benchmark_step(
+    job: Job,
+    *,
+    rounds: int = ROUNDS,
+    peer: str | None = None,
+    peer_settings: Sequence[str] = (),
+    profile: Path | None = None,
+    done: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Images a second of a job, beside what the machine's arithmetic allows and, in each of the rounds, beside a peer.
+
+    A peer must first compute the same of the same weights. With `profile` a trace of a few steps is written to that
+    folder. `done` is told how many measurements are. Raises InputError for what can't be measured.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds={rounds}; expected at least 1")
+    settings = settings_of(peer, peer_settings)
+    if peer is not None:
+        _check_measurable(job, peer)
+    if profile is not None:
+        profile.mkdir(parents=True, exist_ok=True)
+    machine = _ours("machine", job)
+    if peer == "onnxruntime" and machine["platform"] != "cpu":
+        raise InputError("onnxruntime is measured on the CPU, but JAX runs elsewhere; set JAX_PLATFORMS=cpu")
+    done(1)
+    rates: list[dict[str, Any]] = []
+    peers: dict[str, list[dict[str, Any]]] = {setting: [] for setting in settings}
+    count = 1
+    with TemporaryDirectory() as folder:
+        if peer is not None:
+            expected = _ours("weights", job, folder)
+            check_same(job, machine, settings[0], Path(folder), expected)
+            count += 1
+            done(count)
+        for _ in range(rounds):
+            rates.append(_ours("measure", job, repr(time.time())))
+            count += 1
+            done(count)
+            for setting in settings:
+                peers[setting].append(_theirs("measure", job, machine, setting, Path(folder)))
+                count += 1
+                done(count)
+    result = _result(job, machine, rates)
+    if peer is not None:
+        result |= _compared(peer, rates, peers)
+    if profile is not None:
+        _ours("profile", job, str(profile))
+        result["profile"] = str(profile)
+    return result
+
+
+def check_same(job: Job, machine: dict[str, Any], setting: str, folder: Path, expected: dict[str, Any]) -> None:
+    """Raises InputError unless the peer computes what we did (`expected`) of the weights and images in the folder.
+
+    Logits may differ by 1e-4 of the largest, the training loss (of networks without dropout) by 1e-3 of it.
+    """
+    found = _theirs("check", job, machine, setting, folder, with_loss=expected["loss"] is not None)
+    for name, tolerance in _TOLERANCES.items():
+        if expected[name] is None:
+            continue
+        ours, theirs = np.asarray(expected[name]), np.asarray(found[name])
+        difference = np.abs(ours - theirs).max() / np.abs(theirs).max() if ours.shape == theirs.shape else np.inf
+        if not difference <= tolerance:
+            raise InputError(
+                f"{job.arch} and torchvision's compute different {name} of the same weights: by {difference:.1e} of "
+                f"the largest, expected at most {tolerance:.0e}; their speeds can't be compared, please report it"
+            )
+
+
+def _check_measurable(job: Job, peer: str) -> None:
+    if job.arch not in IN_TORCHVISION:
+        raise InputError(f"torchvision has no {job.arch}; leave --peer out, or give one of {', '.join(IN_TORCHVISION)}")
+    if peer not in PEERS:
+        raise InputError(f"unknown peer {peer!r}; expected one of {', '.join(PEERS)}")
+    if peer == "onnxruntime" and (job.mode, job.dtype) != ("inference", "float32"):
+        raise InputError(
+            f"onnxruntime is measured at inference in float32, not mode={job.mode} dtype={job.dtype}; give "
+            "--mode inference --dtype float32, or --peer torch"
+        )
+    missing = [package for package in _PACKAGES[peer] if find_spec(package) is None]
+    if missing:
+        raise InputError(f"--peer {peer} needs {', '.join(missing)}: pip install 'jaxnets[peer]'")
+
+
+def _result(job: Job, machine: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
+    rates = [one["images_per_second"] for one in measured]
+    middle = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
+    rate = middle["images_per_second"]
+    return {
+        "arch": job.arch,
+        "mode": job.mode,
+        "image_size": job.image_size,
+        "batch_size": job.batch_size,
+        "dtype": job.dtype,
+        "device": machine["device"],
+        "parallel": job.parallel,
+        "rounds": len(measured),
+        "images_per_second": rate,
+        "images_per_second_spread": [min(rates), max(rates)],
+        "compile_seconds": middle["compile_seconds"],
+        "first_step_seconds": middle["first_step_seconds"],
+        "peak_memory_bytes": int(middle["peak_memory_bytes"]),
+        "flops_per_image": machine["flops_per_image"],
+        "arithmetic_ceiling_flops": machine["arithmetic_ceiling_flops"],
+        "bandwidth_ceiling_bytes": machine["bandwidth_ceiling_bytes"],
+        "percent_of_arithmetic": 100 * rate * machine["flops_per_image"] / machine["arithmetic_ceiling_flops"],
+        "jax": machine["jax"],
+        "python": machine["python"],
+        "cores": machine["cores"],
+    }
+
+
+def _compared(peer: str, ours: list[dict[str, Any]], theirs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for setting, measured in theirs.items():
+        rates = [one["images_per_second"] for one in measured]
+        summary[setting] = {
+            "images_per_second": statistics.median(rates),
+            # Of the first round: the later ones find what it compiled.
+            "compile_seconds": measured[0]["compile_seconds"],
+            "spread": [min(rates), max(rates)],
+        }
+    best = max(summary, key=lambda setting: summary[setting]["images_per_second"])
+    # Of each round by itself, as both sides ran under the same conditions only there.
+    ratios = [a["images_per_second"] / b["images_per_second"] for a, b in zip(ours, theirs[best], strict=True)]
+    return {
+        "peer": peer,
+        "torch": theirs[best][0]["torch"],
+        "peer_images_per_second": summary[best]["images_per_second"],
+        "peer_setting": best,
+        "peer_settings": summary,
+        "ratio": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+    }
+
+
+def _ours(task: str, job: Job, *more: str) -> dict[str, Any]:
+    # Seconds to compile are those of a first run.
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, "-m", "jaxnets.benchmarking.worker", task, json.dumps(asdict(job)), *more]
+    return _run(command, environment, "")
+
+
+def _theirs(task: str, job: Job, machine: dict[str, Any], setting: str, folder: Path, **more: Any) -> dict[str, Any]:
+    """What torch's script says; what torch compiles is kept in the folder."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    given = {
+        **asdict(job),
+        "platform": machine["platform"],
+        "cores": machine["cores"],
+        "setting": setting,
+        "folder": str(folder),
+        **more,
+    }
+    script = Path(__file__).with_name("torch_step.py")
+    return _run([sys.executable, str(script), task, json.dumps(given)], environment, f"torch ({setting}) failed: ")
+
+
+def _run(command: list[str], environment: dict[str, str], failed: str) -> dict[str, Any]:
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if finished.returncode < 0:
+        raise InputError(
+            f"{failed}the process that measures was ended by signal {-finished.returncode}; out of memory? try a "
+            "smaller --batch-size or --image-size"
+        )
+    if finished.returncode:
+        last = (finished.stderr.strip() or f"no message, exit code {finished.returncode}").splitlines()[-1]
+        hint = "; pip install 'jaxnets[peer]'" if "ModuleNotFoundError" in last and failed else ""
+        raise InputError(f"{failed}{last}{hint}")
+    return json.loads(finished.stdout.strip().splitlines()[-1])
