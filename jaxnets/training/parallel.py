@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnets.errors import InputError
+from jaxnets.ops.onednn import compiler_options
 
 PARALLEL = ("auto", "jit", "pmap", "shard_map")
 PLATFORMS = ("auto", "cpu", "gpu")
@@ -152,7 +153,8 @@ class Parallel:
 
         `compiling` is called before that, `compiled` is told the seconds that it took.
         """
-        return Compiled(self._transformed(function, donate), compiling, compiled)
+        options = compiler_options(self.devices[0].platform)
+        return Compiled(self._transformed(function, donate), options, compiling, compiled)
 
     def _transformed(self, function: Callable[..., Any], donate: bool) -> Any:
         donated = (0,) if donate else ()
@@ -263,8 +265,15 @@ def memory_explained(batch_size: int) -> Iterator[None]:
 class Compiled:
     """A wrapped function, compiled for each shape of batch that it meets; `seconds` is what that took in all."""
 
-    def __init__(self, transformed: Any, compiling: Callable[[], None], compiled: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        transformed: Any,
+        options: dict[str, str],
+        compiling: Callable[[], None],
+        compiled: Callable[[float], None],
+    ) -> None:
         self._transformed = transformed
+        self._options = options
         self._compiling = compiling
         self._compiled = compiled
         self._programs: dict[Any, Any] = {}
@@ -275,7 +284,7 @@ class Compiled:
         if shapes not in self._programs:
             self._compiling()
             started = time.perf_counter()
-            self._programs[shapes] = self._transformed.lower(replicated, batch).compile()
+            self._programs[shapes] = self._transformed.lower(replicated, batch).compile(self._options)
             seconds = time.perf_counter() - started
             self.seconds += seconds
             self._compiled(seconds)
