@@ -6,12 +6,15 @@ import jax
 import pytest
 
 from jaxnets.models import registry
+from jaxnets.ops import onednn
 
 
 def pytest_configure(config: pytest.Config) -> None:
     cache = config.cache.mkdir("jax")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Programs that call oneDNN can't be kept.
+    config.addinivalue_line("filterwarnings", "ignore:Error writing persistent compilation cache entry")
     # What several devices do is tested on a CPU that is cut into as many.
     jax.config.update("jax_num_cpu_devices", 8)
 
@@ -21,6 +24,12 @@ def float64() -> Iterator[None]:
     """Runs a test with 64-bit types enabled."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def portable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves oneDNN out of programs: XLA can't count what it does."""
+    monkeypatch.setattr(onednn, "available", lambda dtype: False)
 
 
 @pytest.fixture(autouse=True, scope="module")

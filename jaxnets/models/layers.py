@@ -126,25 +126,26 @@ class Dropout(nn.Module):
     `axis_name`: one device and several drop the same.
     """
 
-    rate: float
+    rate: float | jax.Array
     train: bool
     axis_name: str | None = None
     whole_images: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        if not 0 <= self.rate <= 1:
+        known = not isinstance(self.rate, jax.Array)
+        if known and not 0 <= self.rate <= 1:
             raise InputError(f"a dropout rate of {self.rate}; expected one from 0 to 1")
-        if not self.train or self.rate == 0:
+        if not self.train or (known and self.rate == 0):
             return inputs
-        if self.rate == 1:
+        if known and self.rate == 1:
             return jnp.zeros_like(inputs)
         # `init` runs outside of any replicated axis.
         axis_name = None if self.is_initializing() else self.axis_name
         keys = image_keys(self.make_rng("dropout"), len(inputs), axis_name)
         shape = (1,) * (inputs.ndim - 1) if self.whole_images else inputs.shape[1:]
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, shape))(keys)
-        return jnp.where(kept, inputs / (1 - self.rate), 0)
+        return jnp.where(kept, inputs / jnp.asarray(1 - self.rate, inputs.dtype), 0)
 
 
 def sow_feature(module: nn.Module, stage: str, value: jax.Array) -> jax.Array:

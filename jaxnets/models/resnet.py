@@ -7,6 +7,7 @@ networks are section 4.2's. The same class without shortcuts is the paper's plai
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
+from jaxnets.models.depth import block_stages, run_stage
 from jaxnets.models.layers import (
     Activation,
     BatchNorm,
@@ -78,11 +80,11 @@ class BasicBlock(nn.Module):
     activation: Activation
     conv: ModuleFactory
     norm: ModuleFactory
-    drop: ModuleFactory = partial(Dropout, 0.0, train=False)
+    drop: ModuleFactory = partial(Dropout, train=False)
     expansion: ClassVar[int] = 1
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
         if self.groups != 1 or self.width_per_group != 64:
             raise InputError(
                 f"a basic block got groups={self.groups} and width_per_group={self.width_per_group}; "
@@ -92,7 +94,9 @@ class BasicBlock(nn.Module):
         x = self.activation(self.norm(name="bn1")(x))
         x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
         x = self.norm(name="bn2", scale_init=_last_scale_init(self.zero_init_residual))(x)
-        x = add_shortcut(self.drop()(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
+        x = add_shortcut(
+            self.drop(drop_rate)(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm
+        )
         return self.activation(x)
 
 
@@ -108,16 +112,18 @@ class Bottleneck(nn.Module):
     activation: Activation
     conv: ModuleFactory
     norm: ModuleFactory
-    drop: ModuleFactory = partial(Dropout, 0.0, train=False)
+    drop: ModuleFactory = partial(Dropout, train=False)
     expansion: ClassVar[int] = 4
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
         reduce, transform, expand = self.convolutions()
         x = self.activation(self.norm(name="bn1")(reduce(inputs)))
         x = self.activation(self.norm(name="bn2")(transform(x)))
         x = self.norm(name="bn3", scale_init=_last_scale_init(self.zero_init_residual))(expand(x))
-        x = add_shortcut(self.drop()(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
+        x = add_shortcut(
+            self.drop(drop_rate)(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm
+        )
         return self.activation(x)
 
     @property
@@ -145,6 +151,7 @@ class ResNet(nn.Module):
     convolution, for small images. `groups` is the cardinality. `norm=None` leaves normalisation out and gives the
     convolutions biases. In training each image loses the residual of a block at random (stochastic depth), of the last
     block with probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`.
+    With `repeated_blocks` the alike blocks of a stage are compiled once, and their variables stacked (depth.py).
     Initialisation: convolutions by `kernel_init` (He et al. 2015; fan out is torchvision's, fan in the paper's), the
     last layer by torch's default.
     """
@@ -160,6 +167,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     stochastic_depth_rate: float = 0.0
     dropout_rate: float = 0.0
+    repeated_blocks: bool = False
     activation: Activation = nn.relu
     norm: NormFactory | None = BatchNorm
     axis_name: str | None = None
@@ -170,7 +178,12 @@ class ResNet(nn.Module):
     @property
     def stages(self) -> Stages:
         """The stages in their order, with the names of their modules; each block is one."""
-        return {"conv1": ("conv1", "bn1"), **block_stages(self.stage_sizes), "pool": (), "fc": ("fc",)}
+        return {
+            "conv1": ("conv1", "bn1"),
+            **block_stages(self.stage_sizes, self.repeated_blocks),
+            "pool": (),
+            "fc": ("fc",),
+        }
 
     @property
     def head_dropout_rate(self) -> float:
@@ -199,6 +212,7 @@ class ResNet(nn.Module):
             activation=self.activation,
             conv=conv,
             norm=norm,
+            drop=partial(dropout, whole_images=True),
         )
         keep = partial(sow_feature, self)
         if self.stem == "imagenet":
@@ -211,15 +225,15 @@ class ResNet(nn.Module):
         else:
             raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet' or 'cifar'")
         for stage, size in enumerate(self.stage_sizes):
-            for i in range(size):
-                stride = 2 if stage > 0 and i == 0 else 1
-                x = block(
-                    filters=self.num_filters * 2**stage,
-                    stride=stride,
-                    drop=partial(dropout, next(drop_rates), whole_images=True),
-                    name=f"layer{stage + 1}_{i}",
-                )(x)
-                keep(f"layer{stage + 1}.{i}", x)
+            x = run_stage(
+                partial(block, filters=self.num_filters * 2**stage),
+                x,
+                stage=f"layer{stage + 1}",
+                stride=2 if stage > 0 else 1,
+                drop_rates=list(islice(drop_rates, size)),
+                repeated=self.repeated_blocks,
+                keep=keep,
+            )
         x = dropout(self.dropout_rate)(keep("pool", x.mean(axis=(1, 2))))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
@@ -232,13 +246,6 @@ def bind_layers(
     if norm is None:
         return conv, lambda **_: lambda inputs: inputs
     return conv, partial(norm, train=train, axis_name=axis_name, dtype=dtype)
-
-
-def block_stages(stage_sizes: Sequence[int]) -> Stages:
-    """Each block as a stage, "layer1.0" for the module "layer1_0"."""
-    return {
-        f"layer{number}.{i}": (f"layer{number}_{i}",) for number, size in enumerate(stage_sizes, 1) for i in range(size)
-    }
 
 
 def linear_drop_rates(rate: float, blocks: int) -> Iterator[float]:
@@ -264,6 +271,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 # Section 4.2: 6n + 2 layers.
 CIFAR_MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{f"resnet{6 * n + 2}_cifar": partial(_cifar, stage_sizes=(n, n, n)) for n in (3, 5, 7, 9, 18, 200)},
+    **{f"resnet{6 * n + 2}_cifar": partial(_cifar, stage_sizes=(n, n, n)) for n in (3, 5, 7, 9, 18)},
+    "resnet1202_cifar": partial(_cifar, stage_sizes=(200, 200, 200), repeated_blocks=True),
     **{f"plain{6 * n + 2}_cifar": partial(_cifar, stage_sizes=(n, n, n), shortcut="none") for n in (3, 5, 7, 9)},
 }

@@ -7,6 +7,7 @@ from the activated input, and initial weights scaled by the fan out.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxnets.models.depth import block_stages, run_stage
 from jaxnets.models.layers import (
     Activation,
     BatchNorm,
@@ -26,7 +28,7 @@ from jaxnets.models.layers import (
     he_fan_out,
     sow_feature,
 )
-from jaxnets.models.resnet import ModuleFactory, bind_layers, block_stages, linear_drop_rates
+from jaxnets.models.resnet import ModuleFactory, bind_layers, linear_drop_rates
 
 
 class PreActivationBottleneck(nn.Module):
@@ -37,11 +39,11 @@ class PreActivationBottleneck(nn.Module):
     activation: Activation
     conv: ModuleFactory
     norm: ModuleFactory
-    drop: ModuleFactory = partial(Dropout, 0.0, train=False)
+    drop: ModuleFactory = partial(Dropout, train=False)
     expansion: ClassVar[int] = 4
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
         features = self.filters * self.expansion
         x = self.activation(self.norm(name="bn1")(inputs))
         shortcut = inputs
@@ -51,14 +53,16 @@ class PreActivationBottleneck(nn.Module):
         x = self.activation(self.norm(name="bn2")(x))
         x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
         x = self.activation(self.norm(name="bn3")(x))
-        return shortcut + self.drop()(self.conv(features, 1, name="conv3")(x))
+        return shortcut + self.drop(drop_rate)(self.conv(features, 1, name="conv3")(x))
 
 
 class PreActivationResNet(nn.Module):
     """A pre-activation network for small images: [N, H, W, 3] -> logits [N, num_classes]. Any image size works.
 
     In training each image loses the residual of a block at random (stochastic depth), of the last block with
-    probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`. Initialisation:
+    probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`. With
+    `repeated_blocks` the alike blocks of a stage are compiled once, and their variables stacked (depth.py).
+    Initialisation:
     convolutions as He et al. 2015 (fan out), the last layer by torch's default.
     """
 
@@ -67,6 +71,7 @@ class PreActivationResNet(nn.Module):
     num_filters: int = 16
     stochastic_depth_rate: float = 0.0
     dropout_rate: float = 0.0
+    repeated_blocks: bool = False
     activation: Activation = nn.relu
     norm: NormFactory | None = BatchNorm
     axis_name: str | None = None
@@ -77,7 +82,7 @@ class PreActivationResNet(nn.Module):
     @property
     def stages(self) -> Stages:
         """The stages in their order, with the names of their modules; each block is one."""
-        blocks = block_stages(self.stage_sizes)
+        blocks = block_stages(self.stage_sizes, self.repeated_blocks)
         return {"conv1": ("conv1",), **blocks, "bn1": ("bn1",), "pool": (), "fc": ("fc",)}
 
     @property
@@ -91,24 +96,26 @@ class PreActivationResNet(nn.Module):
         drop_rates = linear_drop_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
         dropout = partial(Dropout, train=train, axis_name=self.axis_name)
         conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
-        block = partial(PreActivationBottleneck, activation=self.activation, conv=conv, norm=norm)
+        drop = partial(dropout, whole_images=True)
+        block = partial(PreActivationBottleneck, activation=self.activation, conv=conv, norm=norm, drop=drop)
         keep = partial(sow_feature, self)
         x = keep("conv1", conv(self.num_filters, 3, padding=1, name="conv1")(images))
         for stage, size in enumerate(self.stage_sizes):
-            for i in range(size):
-                stride = 2 if stage > 0 and i == 0 else 1
-                x = block(
-                    filters=self.num_filters * 2**stage,
-                    stride=stride,
-                    drop=partial(dropout, next(drop_rates), whole_images=True),
-                    name=f"layer{stage + 1}_{i}",
-                )(x)
-                keep(f"layer{stage + 1}.{i}", x)
+            x = run_stage(
+                partial(block, filters=self.num_filters * 2**stage),
+                x,
+                stage=f"layer{stage + 1}",
+                stride=2 if stage > 0 else 1,
+                drop_rates=list(islice(drop_rates, size)),
+                repeated=self.repeated_blocks,
+                keep=keep,
+            )
         x = keep("bn1", self.activation(norm(name="bn1")(x)))
         x = dropout(self.dropout_rate)(keep("pool", x.mean(axis=(1, 2))))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
 
 CIFAR_MODELS: dict[str, Callable[..., nn.Module]] = {
-    f"resnet{9 * n + 2}_v2_cifar": partial(PreActivationResNet, stage_sizes=(n, n, n)) for n in (18, 111)
+    "resnet164_v2_cifar": partial(PreActivationResNet, stage_sizes=(18, 18, 18)),
+    "resnet1001_v2_cifar": partial(PreActivationResNet, stage_sizes=(111, 111, 111), repeated_blocks=True),
 }

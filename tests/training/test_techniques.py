@@ -513,6 +513,6 @@ def test_bfloat16_is_for_computing_alone() -> None:
     assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves((after, sums))} == {"float32", "int32", "uint32"}
     program = str(jax.make_jaxpr(step)(state, BATCH))
-    convolutions = [line for line in program.splitlines() if "= conv_general_dilated[" in line]
+    convolutions = [line for line in program.splitlines() if "= conv2d" in line]
     assert convolutions
     assert all(":bf16[" in line for line in convolutions)

@@ -1,0 +1,60 @@
+"""A stage of residual blocks, written out block by block, or as one block that is repeated.
+
+Written out, a program grows with the depth: a thousand layers take XLA minutes. Repeated (`flax.linen.scan`), a block
+is compiled once, and its copies' variables are stacked: [blocks, ...].
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnets.models.layers import Stages
+
+
+def run_stage(
+    block: Callable[..., nn.Module],
+    inputs: jax.Array,
+    *,
+    stage: str,
+    stride: int,
+    drop_rates: Sequence[float],
+    repeated: bool,
+    keep: Callable[[str, jax.Array], jax.Array],
+) -> jax.Array:
+    """Runs a block for each of `drop_rates`, the first with `stride`; `keep(name, outputs)` is told of each.
+
+    The blocks' modules are "layer1_0", "layer1_1" and so on, for the stage "layer1". If `repeated`, all blocks after
+    the first, which are alike, are one module, "layer1_rest".
+    """
+    outputs = keep(f"{stage}.0", block(stride=stride, name=f"{stage}_0")(inputs, drop_rates[0]))
+    rest = drop_rates[1:]
+    if not repeated or not rest:
+        for i, rate in enumerate(rest, 1):
+            outputs = keep(f"{stage}.{i}", block(stride=1, name=f"{stage}_{i}")(outputs, rate))
+        return outputs
+
+    def one(module: Any, outputs: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
+        return module(outputs, 0.0 if rate is None else rate), None
+
+    run = nn.scan(
+        one,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=len(rest),
+    )
+    rates = jnp.asarray(rest, jnp.float32) if any(rest) else None
+    outputs, _ = run(block(stride=1, name=f"{stage}_rest"), outputs, rates)
+    return keep(f"{stage}.rest", outputs)
+
+
+def block_stages(stage_sizes: Sequence[int], repeated: bool) -> Stages:
+    """Each block as a stage, "layer1.0" for the module "layer1_0"; repeated blocks are one."""
+    names = [
+        (f"layer{number}", i)
+        for number, size in enumerate(stage_sizes, 1)
+        for i in ([0, *(["rest"] if size > 1 else [])] if repeated else range(size))
+    ]
+    return {f"{layer}.{i}": (f"{layer}_{i}",) for layer, i in names}

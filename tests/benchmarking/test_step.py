@@ -1,0 +1,187 @@
+"""The benchmark of steps measures what it says, and refuses what it can't compare."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import benchmark
+from jaxnets.benchmarking import step
+from jaxnets.benchmarking.flops import flops_per_image, multiply_adds
+from jaxnets.benchmarking.machine import steps_per_second
+from jaxnets.benchmarking.worker import Job
+from jaxnets.errors import InputError
+from tests.experiments.commands import command, refused
+
+_TINY = ("--arch", "resnet20_cifar", "--image-size", 8)
+_CPU = {"platform": "cpu", "cores": 2}
+
+
+# Of the papers and of torchvision's documentation (GFLOPS there are multiply-adds).
+@pytest.mark.parametrize(
+    ("arch", "billions"), [("resnet50", 4.089), ("alexnet", 0.714), ("googlenet", 1.498), ("resnext50_32x4d", 4.23)]
+)
+def test_arithmetic_is_that_of_the_literature(arch: str, billions: float) -> None:
+    assert multiply_adds(arch, 224) / 1e9 == pytest.approx(billions, abs=6e-3)
+
+
+def test_training_takes_three_passes_and_the_auxiliary_heads() -> None:
+    assert flops_per_image("resnet18", 64, "train") == 6 * multiply_adds("resnet18", 64)
+    # Of each of the two: 1x1 to 128 on 4x4 pixels, 2048 to 1024, 1024 to 1000.
+    heads = sum(16 * channels * 128 + 2048 * 1024 + 1024 * 1000 for channels in (512, 528))
+    assert multiply_adds("googlenet", 64, train=True) - multiply_adds("googlenet", 64) == heads
+
+
+def test_the_window_holds_as_many_steps_as_take_its_time() -> None:
+    waits: list[int] = []
+
+    def slow() -> None:
+        time.sleep(0.01)
+
+    rate = steps_per_second(slow, 0.2, lambda steps: waits.append(len(steps)))
+    assert rate == pytest.approx(100, rel=0.3)
+    # One to know how long a step takes; waiting within the window would not be what training does.
+    assert waits[0] == 1
+    assert waits[-1] >= 10
+    assert len(waits) <= 4
+
+
+def test_the_command_prints_one_object(tmp_path: Path) -> None:
+    arguments = (*_TINY, "--batch-size", 4, "--rounds", 1, "--json")
+    trace = tmp_path / "trace"
+    done = command("benchmark", *arguments, "--profile", trace, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {
+        key: result[key] for key in ("arch", "mode", "image_size", "batch_size", "dtype", "parallel", "rounds")
+    } == {
+        "arch": "resnet20_cifar",
+        "mode": "train",
+        "image_size": 8,
+        "batch_size": 4,
+        "dtype": "float32",
+        "parallel": "jit",
+        "rounds": 1,
+    }
+    assert result["images_per_second_spread"] == 2 * [result["images_per_second"]]
+    assert result["images_per_second"] > 1
+    assert 0 < result["compile_seconds"] < result["first_step_seconds"]
+    assert result["peak_memory_bytes"] > 50e6
+    assert result["flops_per_image"] == flops_per_image("resnet20_cifar", 8, "train")
+    used = result["images_per_second"] * result["flops_per_image"] / result["arithmetic_ceiling_flops"]
+    assert result["percent_of_arithmetic"] == pytest.approx(100 * used)
+    assert result["percent_of_arithmetic"] < 100
+    assert 1e8 < result["bandwidth_ceiling_bytes"] < 1e14
+    assert result["cores"] == len(os.sched_getaffinity(0))
+    assert {"device", "jax", "python"} <= result.keys()
+    assert not {"peer", "ratio"} & result.keys()
+    assert "a trace of three steps is in" in done.stderr
+    assert list(trace.rglob("*.xplane.pb"))
+
+
+def test_inference_on_several_devices_is_printed_as_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    arguments = (*_TINY, "--batch-size", 4, "--rounds", 1)
+    done = command(
+        "benchmark", *arguments, "--mode", "inference", "--parallel", "pmap", "--dtype", "bfloat16", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    assert first.startswith("resnet20_cifar, inference, bfloat16: 8 px, batches of 4")
+    assert "MB of memory" in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("--arch", "--data")),
+        (("--arch", "resnet49"), ("unknown architecture 'resnet49'", "resnet50")),
+        ((*_TINY, "--batch-size", 0), ("batch_size=0", "at least 1")),
+        (("--arch", "resnet18", "--image-size", -1), ("image_size=-1", "at least 1")),
+        ((*_TINY, "--rounds", 0), ("rounds=0", "at least 1")),
+        ((*_TINY, "--data-dir", "here"), ("--data-dir here", "--data")),
+        (("--data", "digits", "--mode", "train", "--rounds", 2), ("--mode, --rounds", "--data")),
+        (("--data", "digits", "--peer", "onnxruntime"), ("onnxruntime has no loader", "--peer torch")),
+        ((*_TINY, "--peer", "torch"), ("torchvision has no resnet20_cifar", "resnet18")),
+        ((*_TINY, "--peer-settings", "eager"), ("peer_settings=eager", "--peer torch")),
+        (("--arch", "resnet18", "--peer", "onnxruntime"), ("inference in float32", "mode=train")),
+        # What the process that measures refuses.
+        (("--arch", "alexnet", "--image-size", 40), ("AlexNet got images of 40x40 px", "63x63")),
+    ],
+)
+def test_bad_input_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+    with pytest.raises(InputError) as caught:
+        benchmark.main()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_other_modes_are_refused(tmp_path: Path) -> None:
+    refused(command("benchmark", *_TINY, "--mode", "data", folder=tmp_path), "invalid choice", "data", "inference")
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "find_spec", lambda package: None if package == "torchvision" else object())
+    with pytest.raises(InputError, match=r"needs torchvision: pip install 'jaxnets\[peer\]'"):
+        step.benchmark_step(Job("alexnet", 64), peer="torch")
+
+
+def test_the_best_median_is_the_peers() -> None:
+    ours = [{"images_per_second": rate} for rate in (10.0, 12.0, 90.0)]
+    theirs = {
+        "eager": [{"images_per_second": rate, "compile_seconds": 0.0, "torch": "2"} for rate in (1.0, 4.0, 99.0)],
+        "compile": [{"images_per_second": rate, "compile_seconds": rate, "torch": "2"} for rate in (5.0, 8.0, 9.0)],
+    }
+    result = step._compared("torch", ours, theirs)
+    assert (result["peer_setting"], result["peer_images_per_second"]) == ("compile", 8.0)
+    assert (result["ratio"], result["ratio_spread"]) == (2.0, [1.5, 10.0])
+    assert result["peer_settings"]["compile"] == {
+        "images_per_second": 8.0,
+        "compile_seconds": 5.0,
+        "spread": [5.0, 9.0],
+    }
+
+
+@pytest.mark.torch
+def test_torch_is_measured_beside_us(tmp_path: Path) -> None:
+    arguments = ("--arch", "alexnet", "--image-size", 64, "--batch-size", 2, "--rounds", 1, "--json")
+    done = command("benchmark", *arguments, "--peer", "torch", "--peer-settings", "eager", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["peer"], result["peer_setting"], list(result["peer_settings"])) == ("torch", "eager", ["eager"])
+    assert result["peer_images_per_second"] > 0
+    assert result["ratio"] == pytest.approx(result["images_per_second"] / result["peer_images_per_second"])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("mode", "differs"), [("train", "different loss"), ("inference", "different logits")])
+def test_a_network_that_computes_something_else_is_not_compared(tmp_path: Path, mode: str, differs: str) -> None:
+    job = Job("resnet18", 64, 2, mode)
+    expected = step._ours("weights", job, str(tmp_path))
+    step.check_same(job, _CPU, "eager", tmp_path, expected)
+    with np.load(tmp_path / "weights.npz") as file:
+        weights = dict(file)
+    if mode == "train":
+        # The running statistics are no part of the logits that training computes.
+        expected["loss"] *= 1.01
+    else:
+        weights["layer1.0.bn1.running_var"] *= 1.01
+        np.savez(tmp_path / "weights.npz", **weights)
+    with pytest.raises(InputError, match=differs):
+        step.check_same(job, _CPU, "eager", tmp_path, expected)
+
+
+@pytest.mark.torch
+def test_onnxruntime_is_measured_at_inference(tmp_path: Path) -> None:
+    job = Job("resnet18", 33, 2, "inference", seconds=0.1)
+    result = step.benchmark_step(job, rounds=1, peer="onnxruntime")
+    assert (result["peer"], list(result["peer_settings"])) == ("onnxruntime", ["onnxruntime"])
+    assert result["ratio"] > 0
