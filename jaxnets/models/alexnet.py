@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from jaxnets.models.initialization import Scaled
 from jaxnets.models.layers import (
     Activation,
     Conv,
@@ -88,7 +89,7 @@ class AlexNet2012(nn.Module):
     groups: int = 2
     lrn: Normalise | None = local_response_norm
     activation: Activation = nn.relu
-    kernel_init: Initializer = initializers.normal(0.01)
+    kernel_init: Initializer = Scaled("normal", factor=0.01)
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     smallest_image: ClassVar[int] = smallest_input([(11, 4, 2, False), *3 * [(3, 2, 0, False)]])

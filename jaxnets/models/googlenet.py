@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from jaxnets.models.initialization import Scaled
 from jaxnets.models.layers import (
     Activation,
     BatchNorm,
@@ -47,7 +48,7 @@ class ConvUnit(nn.Module):
     norm: NormFactory | None = None
     axis_name: str | None = None
     activation: Activation = nn.relu
-    kernel_init: Initializer = initializers.normal(0.01)
+    kernel_init: Initializer = Scaled("normal", factor=0.01)
     bias_init: Initializer = initializers.zeros
     dtype: DTypeLike = jnp.float32
 
@@ -149,7 +150,7 @@ class GoogLeNet(nn.Module):
     norm: NormFactory | None = partial(BatchNorm, epsilon=1e-3)
     lrn: Callable[[jax.Array], jax.Array] | None = None
     activation: Activation = nn.relu
-    kernel_init: Initializer = initializers.normal(0.01)
+    kernel_init: Initializer = Scaled("normal", factor=0.01)
     bias_init: Initializer | None = None
     classifier_bias_init: Initializer | None = None
     axis_name: str | None = None
@@ -253,7 +254,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         last_pool_window=3,
         aux_pool_window=5,
         dropout_rate=0.4,
-        kernel_init=initializers.variance_scaling(1.0, "fan_in", "uniform"),
+        kernel_init=Scaled("uniform", variance=1.0),
         bias_init=initializers.constant(0.2),
         classifier_bias_init=initializers.zeros,
     ),

@@ -1,7 +1,7 @@
 """What the networks share: convolution, dense layer, dropout, normalisation, initialisers, the check of images."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
+from jaxnets.models.initialization import Scaled, parameter
 from jaxnets.ops import batch_norm, conv2d, dense, image_keys
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -20,10 +21,10 @@ Initializer = initializers.Initializer
 Stages = dict[str, tuple[str, ...]]
 
 # What torch gives nn.Conv2d and nn.Linear: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
-torch_kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+torch_kernel_init = Scaled("uniform", variance=1 / 3)
 # He et al. 2015 (arXiv 1502.01852); torchvision's ResNet counts the fan out, the paper the fan in.
-he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
-he_fan_in = initializers.variance_scaling(2.0, "fan_in", "normal")
+he_fan_out = Scaled("normal", variance=2.0, fan="out")
+he_fan_in = Scaled("normal", variance=2.0)
 
 # Names of what jax.checkpoint_policies.save_only_these_names should keep of a network for its backward pass: enough to
 # repeat neither a convolution, nor a dense layer, nor the replicas' agreement on statistics.
@@ -32,12 +33,7 @@ KEPT_OUTPUTS = ("convolution", "dense", "moments")
 
 def torch_bias_init(fan_in: int) -> Initializer:
     """torch's bias initialiser, which, unlike linen's, depends on the inputs of the layer: U(-1/sqrt(fan_in), ...)."""
-    bound = fan_in**-0.5
-
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return Scaled("uniform", factor=fan_in**-0.5)
 
 
 def param_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -83,7 +79,7 @@ class Conv(nn.Module):
                 f"groups={self.groups} must divide the {inputs.shape[-1]} input and {self.features} output channels"
             )
         shape = (self.window, self.window, inputs.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, param_dtype(self.dtype))
+        kernel = parameter(self, "kernel", self.kernel_init, shape, param_dtype(self.dtype))
         outputs = self.op(
             inputs.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -93,7 +89,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias_init = self.bias_init or torch_bias_init(self.window**2 * shape[2])
-            bias = self.param("bias", bias_init, (self.features,), param_dtype(self.dtype))
+            bias = parameter(self, "bias", bias_init, (self.features,), param_dtype(self.dtype))
             outputs += bias.astype(self.dtype)
         return checkpoint_name(outputs, "convolution")
 
@@ -112,8 +108,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         channels, stored = inputs.shape[-1], param_dtype(self.dtype)
-        kernel = self.param("kernel", self.kernel_init, (channels, self.features), stored)
-        bias = self.param("bias", self.bias_init or torch_bias_init(channels), (self.features,), stored)
+        kernel = parameter(self, "kernel", self.kernel_init, (channels, self.features), stored)
+        bias = parameter(self, "bias", self.bias_init or torch_bias_init(channels), (self.features,), stored)
         outputs = dense(inputs.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
         return checkpoint_name(outputs, "dense")
 
@@ -192,8 +188,8 @@ class BatchNorm(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         stats_dtype = param_dtype(self.dtype)
         shape = (inputs.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape, stats_dtype)
-        bias = self.param("bias", initializers.zeros, shape, stats_dtype)
+        scale = parameter(self, "scale", self.scale_init, shape, stats_dtype)
+        bias = parameter(self, "bias", initializers.zeros, shape, stats_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         mean, var = running_mean.value, running_var.value

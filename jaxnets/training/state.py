@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnets.models.initialization import initial_variables
 from jaxnets.transfer import join, split
 
 
@@ -66,8 +67,6 @@ def create_state(
 
     @jax.jit
     def create(key: jax.Array, variables: Any) -> TrainState:
-        if variables is None:
-            variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
         variables = {"batch_stats": {}, **variables}
         kept, trained = split(variables, frozen)
         params, batch_stats = trained["params"], trained["batch_stats"]
@@ -82,7 +81,8 @@ def create_state(
             frozen=kept if frozen else {},
         )
 
-    return create(jax.random.key(seed), variables)
+    key = jax.random.key(seed)
+    return create(key, initial_variables(model, key, image_size) if variables is None else variables)
 
 
 def moving_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
