@@ -9,8 +9,8 @@ _TUNABLE = "glibc.malloc.hugetlb"
 def _restart_with_huge_pages() -> None:
     """Starts a command over with glibc's memory in huge pages, where Linux has them.
 
-    XLA asks for the memory of a training step anew at each step, and gets it in pages of 4 KiB: a seventh of ResNet-50's
-    time on a CPU was spent there. glibc reads its settings once, before Python runs.
+    XLA asks for the memory of a training step anew at each step, and gets it in pages of 4 KiB: a seventh of
+    ResNet-50's time on a CPU was spent there. glibc reads its settings once, before Python runs.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     # While `python -m` looks for its module, its arguments are not in place yet.

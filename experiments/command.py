@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from jaxnets.training.config import Config
 from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.interruption import Interrupted
 from jaxnets.training.progress import counting
+from jaxnets.weights.download import cache_folder
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command. What a user can mend becomes one line on standard error and exit code 2; Ctrl-C exits 130."""
     logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps, and each failure at length
+    _keep_compiled_programs()
     try:
         main()
         sys.stdout.flush()
@@ -50,6 +53,18 @@ def run(main: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _exit(1)
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles for the next start, in jaxnets' cache unless JAX was told of another place.
+
+    JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
+    """
+    # Programs that call oneDNN can't be written down, which JAX says each time.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*bad_alloc")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

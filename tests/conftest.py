@@ -1,5 +1,6 @@
 """Shared fixtures. Compiled programs are cached between runs in pytest's own cache folder."""
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -12,8 +13,10 @@ from jaxnets.ops import onednn
 def pytest_configure(config: pytest.Config) -> None:
     cache = config.cache.mkdir("jax")
     jax.config.update("jax_compilation_cache_dir", str(cache))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)  # of commands
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    # Programs that call oneDNN can't be kept.
+    # Programs that call oneDNN can't be kept, so most tests do without, and a few, with `native`, are about it.
+    os.environ.setdefault(onednn.SWITCH, "0")
     config.addinivalue_line("filterwarnings", "ignore:Error writing persistent compilation cache entry")
     # What several devices do is tested on a CPU that is cut into as many.
     jax.config.update("jax_num_cpu_devices", 8)
@@ -27,9 +30,12 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
-def portable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves oneDNN out of programs: XLA can't count what it does."""
-    monkeypatch.setattr(onednn, "available", lambda dtype: False)
+def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs a test with oneDNN, in its commands as well, where this machine has it."""
+    monkeypatch.setenv(onednn.SWITCH, "1")
+    onednn._in_this_jaxlib.cache_clear()
+    yield
+    onednn._in_this_jaxlib.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

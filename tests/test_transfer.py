@@ -125,7 +125,6 @@ def test_what_is_frozen_stays_as_it_is_to_the_bit(arch: str, transfer: str, devi
     assert bool(state.batch_stats) == (transfer == "partial" and arch != "alexnet")
 
 
-@pytest.mark.usefixtures("portable")
 def test_no_gradient_is_computed_of_what_is_frozen() -> None:
     model = jaxnets.create_model("resnet50", num_classes=10)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))

@@ -49,9 +49,7 @@ class Scaled:
         fan = math.prod(shape[:-2]) * shape[-2 if self.fan == "in" else -1]
         return math.sqrt(self.variance * (3 if self.distribution == "uniform" else 1) / fan)
 
-    def __call__(
-        self, key: jax.Array, shape: Any, dtype: DTypeLike = jnp.float32, out_sharding: Any = None
-    ) -> jax.Array:
+    def __call__(self, key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         return _standard(self.distribution, key, shape, dtype) * jnp.asarray(self.factor_of(tuple(shape)), dtype)
 
 

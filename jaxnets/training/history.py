@@ -87,6 +87,8 @@ class History:
         self._unread: Sums | None = None
         self._watcher = ThreadPoolExecutor(1, "steps")
         self._finished: Future[float] | None = None
+        self._first: Future[float] | None = None
+        self._started_up = False
         self._seconds_before = position.seconds
         self._started, self._epoch_started = started, time.perf_counter()
         self._epoch_images = 0
@@ -97,10 +99,16 @@ class History:
         """Since the run began, not counting where it stood still."""
         return self._seconds_before + time.perf_counter() - self._started
 
+    @property
+    def first_step_seconds(self) -> float | None:
+        """From the call of `train` to its first finished step, compiling included; None where none was taken."""
+        return None if self._first is None else self._first.result() - self._started
+
     def trained(self, sums: Sums) -> None:
         """Notes a step's sums, which need not be ready, and reads those of the step before."""
         unread, self._unread = self._unread, sums
         self._finished = self._watcher.submit(_when_ready, sums)
+        self._first = self._first or self._finished
         if unread is not None:
             self._read(unread)
 
@@ -121,6 +129,9 @@ class History:
     def _read(self, device_sums: Sums) -> None:
         sums = jax.device_get({name: array.addressable_data(0) for name, array in device_sums.items()})
         at, recipe = self.position, self._recipe
+        if not self._started_up:
+            self._started_up = True
+            self._progress.say(f"first step finished after {self.first_step_seconds:.1f} s")
         at.step += 1
         at.line.add(sums)
         at.epoch.add(sums)

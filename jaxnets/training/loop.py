@@ -152,6 +152,7 @@ def train(
         "test_loss": test.metrics["loss"] if math.isfinite(test.metrics["loss"]) else None,
         "test_images": round(test.metrics["count"]),
         "compile_seconds": sum(step.seconds for step in steps.values()),
+        "first_step_seconds": history.first_step_seconds,
         "seconds": history.seconds,
     }
     if files:

@@ -47,7 +47,7 @@ def fetch(weights: PublishedWeights) -> Path:
     The cache is $JAXNETS_CACHE, else jaxnets in $XDG_CACHE_HOME, else ~/.cache/jaxnets. Raises InputError, with the
     address and the place for the file, where it can't be had.
     """
-    path = _cache() / weights.file_name
+    path = cache_folder() / weights.file_name
     try:
         if path.exists() and _is_published(path, weights):
             return path
@@ -77,7 +77,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """For what can be made or got again: $JAXNETS_CACHE, else jaxnets in $XDG_CACHE_HOME, else ~/.cache/jaxnets."""
     folder = os.environ.get("JAXNETS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxnets")
     try:
         return Path(folder).expanduser().absolute()

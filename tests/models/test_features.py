@@ -59,7 +59,6 @@ def test_stages_hold_every_module_once_and_end_with_the_classifier(arch: str) ->
     assert inputs.shape == (2, variables["params"][head_of(model)]["kernel"].shape[0])
 
 
-@pytest.mark.usefixtures("portable")
 def test_nothing_beyond_the_last_stage_is_computed() -> None:
     model = jaxnets.create_model("resnet18", num_classes=7)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)

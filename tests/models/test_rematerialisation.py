@@ -92,7 +92,6 @@ def lowered(wrap: Callable[..., Any], model: Any, variables: Any, images: jax.Ar
     }
 
 
-@pytest.mark.usefixtures("portable")
 @pytest.mark.parametrize("name", CASES)
 def test_little_is_kept_and_no_convolution_repeated(name: str) -> None:
     case = network(name)

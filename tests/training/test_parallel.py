@@ -1,5 +1,6 @@
 """One device or many: the same run."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+import jaxnets
 from jaxnets.data.pipeline import Batch
 from jaxnets.errors import InputError
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.parallel import Parallel
+from jaxnets.training.recipes import recipe_for
 from jaxnets.training.state import create_state
 from jaxnets.training.step import train_step
 from tests.training.networks import (
@@ -154,3 +157,34 @@ def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(InputError, match="parallel=jit uses one device, but there are 2 processes"):
         Parallel.choose("jit")
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize("groups", [1, 8])
+def test_each_device_does_its_share_of_the_arithmetic(kind: str, groups: int) -> None:
+    # Left to XLA's partitioner, every device would do grouped convolutions for the whole batch.
+    model = jaxnets.create_model(
+        "resnext29_8x64d_cifar", num_classes=3, stage_sizes=(1,), num_filters=16, groups=groups, width_per_group=16
+    )
+    recipe = replace(recipe_for("resnext29_8x64d_cifar", "digits"), image_size=16, ema_decay=0.0)
+    optimizer = recipe.make_optimizer(recipe.schedule_of(10, 100))
+    state = create_state(model, optimizer, 0, 16)
+    batch = Batch(np.zeros((64, 16, 16, 3), np.uint8), np.zeros(64, np.int32), np.ones(64, bool))
+
+    def flops(parallel: Parallel) -> float:
+        step = partial(
+            train_step,
+            model=with_batch_norm(model, "local", parallel.axis_name),
+            optimizer=optimizer,
+            preprocessing=recipe.preprocessing((0.5,) * 3, (0.5,) * 3),
+            recipe=recipe,
+            axis_name=parallel.axis_name,
+        )
+        compiled = parallel.wrap(step)._transformed.lower(parallel.replicate(state), parallel.put(batch)).compile()
+        analysis: Any = compiled.cost_analysis()
+        return analysis["flops"]
+
+    # Nearly all of it is that of convolutions.
+    whole, share = flops(cpus(1, "jit")), flops(cpus(8, kind))
+    assert whole > 1e8
+    assert whole / 8 <= share < 1.1 * whole / 8

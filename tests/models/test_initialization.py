@@ -1,0 +1,68 @@
+"""Variables that are drawn by size against those of the network's own `init`."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnets
+from jaxnets.models.initialization import Scaled, initial_variables
+
+KEY = jax.random.key(5)
+CASES = {
+    "alexnet": (63, {"hidden_features": 8}),
+    "alexnet_2012": (63, {"hidden_features": 8}),
+    "googlenet": (32, {}),
+    "googlenet_2014": (32, {}),
+    "resnet18": (32, {"stage_sizes": (1, 1), "zero_init_residual": True}),
+    "resnext50_32x4d": (32, {"stage_sizes": (1, 1)}),
+    "resnet164_v2_cifar": (8, {"stage_sizes": (1, 2)}),
+    "resnet1202_cifar": (8, {"stage_sizes": (3, 2, 2)}),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.exhaustive) if name in ("googlenet", "alexnet") else name for name in CASES],
+)
+def test_the_draws_are_those_of_init(name: str) -> None:
+    size, options = CASES[name]
+    model = jaxnets.create_model(name, num_classes=7, **options)
+    expected = jax.jit(partial(model.init, train=False))(KEY, jnp.zeros((1, size, size, 3)))
+    actual = initial_variables(model, KEY, size)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_networks_with_variables_of_their_own_are_initialised_as_well() -> None:
+    class Custom(nn.Module):
+        @nn.compact
+        def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+            scale = self.param("scale", nn.initializers.normal(1.0), (3,))
+            count = self.variable("counts", "seen", jnp.zeros, ())
+            return (images * scale).mean(axis=(1, 2)) + count.value
+
+    model = Custom()
+    expected = model.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False)
+    jax.tree.map(np.testing.assert_array_equal, initial_variables(model, KEY, 8), expected)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Scaled("normal", variance=2.0, fan="out"), nn.initializers.variance_scaling(2.0, "fan_out", "normal")),
+        (Scaled("normal", variance=2.0), nn.initializers.variance_scaling(2.0, "fan_in", "normal")),
+        (Scaled("uniform", variance=1 / 3), nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")),
+        (Scaled("normal", factor=0.01), nn.initializers.normal(0.01)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(3, 5, 8, 6), (7, 9)])
+def test_initialisers_are_those_of_jax(
+    ours: Scaled, theirs: nn.initializers.Initializer, shape: tuple[int, ...]
+) -> None:
+    np.testing.assert_allclose(ours(KEY, shape, jnp.float32), theirs(KEY, shape, jnp.float32), rtol=1e-6)

@@ -1,0 +1,62 @@
+"""Batch normalisation's written-out gradient against the automatic one of its definition."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.ops import batch_norm
+
+pytestmark = pytest.mark.usefixtures("float64")
+EPSILON = 1e-3
+
+
+def definition(inputs: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+    axes = tuple(range(inputs.ndim - 1))
+    mean = inputs.mean(axes)
+    var = jnp.square(inputs - mean).mean(axes)
+    return (inputs - mean) / jnp.sqrt(var + EPSILON) * scale + bias, (mean, var)
+
+
+def arguments(*shape: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.RandomState(0)
+    channels = shape[-1:]
+    return 5 + 2 * random.standard_normal(shape), random.standard_normal(channels), random.standard_normal(channels)
+
+
+def cotangents(outputs: Any) -> Any:
+    """Of the outputs, and of the statistics too, which a loss may read."""
+    return jax.tree.map(lambda leaf: jnp.sin(1 + jnp.arange(leaf.size)).reshape(leaf.shape), outputs)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (7, 2), (1, 1, 1, 3)])
+def test_values_and_gradients(shape: tuple[int, ...]) -> None:
+    given = arguments(*shape)
+    expected, pull = jax.vjp(definition, *given)
+    actual, our_pull = jax.vjp(lambda *a: batch_norm(*a, EPSILON, None), *given)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), actual, expected)
+    for ours, theirs in zip(our_pull(cotangents(actual)), pull(cotangents(expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-10)
+
+
+def test_replicas_are_as_one() -> None:
+    inputs, scale, bias = arguments(8, 3, 3, 5)
+    expected, pull = jax.vjp(definition, inputs, scale, bias)
+    outputs, _ = expected
+    gradient = cotangents(outputs)
+
+    def replica(share: jax.Array, share_gradient: jax.Array) -> Any:
+        (found, _), pull = jax.vjp(lambda *a: batch_norm(*a, EPSILON, "replicas"), share, scale, bias)
+        # The statistics, which all replicas share, are not pulled at.
+        return found, pull((share_gradient, (jnp.zeros(5), jnp.zeros(5))))
+
+    shares = [array.reshape(4, 2, *array.shape[1:]) for array in (inputs, gradient)]
+    found, (by_inputs, by_scale, by_bias) = jax.vmap(replica, axis_name="replicas")(*shares)
+    exact = pull((gradient, (jnp.zeros(5), jnp.zeros(5))))
+    np.testing.assert_allclose(found.reshape(inputs.shape), outputs, atol=1e-12)
+    np.testing.assert_allclose(by_inputs.reshape(inputs.shape), exact[0], atol=1e-12)
+    for share, whole in ((by_scale, exact[1]), (by_bias, exact[2])):
+        np.testing.assert_allclose(share.sum(axis=0), whole, atol=1e-12)
