@@ -1,6 +1,7 @@
 """Pooling with torch's rules: minus infinity around a maximum, floor or ceil mode, adaptive averages."""
 
-from functools import partial
+import itertools
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,17 @@ def max_pool(inputs: jax.Array, window: int, *, stride: int, padding: int = 0, c
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _max_pool(inputs: jax.Array, window: int, stride: int, pads: Padding2D, counts: tuple[int, int]) -> jax.Array:
-    del counts  # they follow from the padding
-    return lax.reduce_window(
-        inputs, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0))
-    )
+    def by_windows(inputs: jax.Array) -> jax.Array:
+        return lax.reduce_window(
+            inputs, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0))
+        )
+
+    def by_views(inputs: jax.Array) -> jax.Array:
+        taps = [(i, j) for i in range(window) for j in range(window)]
+        return reduce(jnp.maximum, shifted_views(inputs, taps, stride, pads, counts, -jnp.inf))
+
+    # Forward, 28 px, 192 channels, batch 8, two Xeon cores: 2.9 ms by windows, 0.9 ms by views.
+    return lax.platform_dependent(inputs, cpu=by_views, default=by_windows)
 
 
 def _forward(
@@ -38,7 +46,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     taps = [(i, j) for i in range(window) for j in range(window)]
     best, *others = shifted_views(inputs, taps, stride, pads, counts, -jnp.inf)
-    winners = jnp.zeros(best.shape, jnp.uint8 if len(taps) <= 256 else jnp.int32)
+    winners = jnp.zeros(best.shape, jnp.uint8 if len(taps) < 254 else jnp.int32)
     for tap, values in enumerate(others, 1):
         better = (values > best) | jnp.isnan(values)
         best, winners = jnp.where(better, values, best), jnp.where(better, jnp.array(tap, winners.dtype), winners)
@@ -54,30 +62,36 @@ def _backward(
     kept: tuple[jax.Array, jax.Array],
     gradient: jax.Array,
 ) -> tuple[jax.Array]:
-    # XLA's own gradient scatters: 37 ms (32 px, 64 channels, batch 16, two Zen 4 cores). Input pixels whose places have
-    # the same remainder by the stride are met by the same taps; each remainder is summed by itself, then they are woven
-    # together: 4 ms instead of 8 for comparing the inputs again and padding nine times (112 px, 64 channels, batch 8).
+    # XLA's own gradient scatters: 37 ms (32 px, 64 channels, batch 16, two Zen 4 cores). Here each input pixel looks at
+    # the windows that reach it: for r, the remainder of its place by the stride, those with it at r, r + stride, ...
     winners, shape = kept
-    sizes = shape.shape[1:]
+    sizes, largest = shape.shape[1:], jnp.iinfo(winners.dtype).max
     quotients = [-(-(size + sum(pad)) // stride) for size, pad in zip(sizes, pads, strict=True)]
     n, _, _, channels = gradient.shape
-
-    def met_by(row: int, column: int) -> jax.Array:
-        total = jnp.zeros((n, *quotients, channels), gradient.dtype)
-        for i in range(row, window, stride):
-            for j in range(column, window, stride):
-                won = jnp.where(winners == i * window + j, gradient, 0)
-                room = [
-                    (tap // stride, quotient - count - tap // stride)
-                    for tap, quotient, count in zip((i, j), quotients, counts, strict=True)
-                ]
-                total += jnp.pad(won, ((0, 0), *room, (0, 0)))
-        return total
-
-    rows = [jnp.stack([met_by(row, column) for column in range(stride)], axis=3) for row in range(stride)]
-    woven = jnp.stack(rows, axis=2).reshape(n, *(stride * quotient for quotient in quotients), channels)
+    total = jnp.zeros((n, quotients[0], stride, quotients[1], stride, channels), gradient.dtype)
+    reach = -(-window // stride)
+    room = [(reach - 1, quotient - count, 0) for quotient, count in zip(quotients, counts, strict=True)]
+    # Padded once, and then shifted: a padding of its own for each shift costs a comparison for each value.
+    around = [
+        lax.pad(array, jnp.array(fill, array.dtype), ((0, 0, 0), *room, (0, 0, 0)))
+        for array, fill in ((winners, largest), (gradient, 0))
+    ]
+    for back in itertools.product(range(reach), repeat=2):
+        met, pulled = (
+            lax.slice(
+                array,
+                (0, reach - 1 - back[0], reach - 1 - back[1], 0),
+                (n, reach - 1 - back[0] + quotients[0], reach - 1 - back[1] + quotients[1], channels),
+            )[:, :, None, :, None]
+            for array in around
+        )
+        rows, columns = (np.arange(stride) + stride * step for step in back)
+        inside = (rows < window)[:, None] & (columns < window)
+        taps = np.where(inside, rows[:, None] * window + columns, largest - 1).astype(winners.dtype)
+        total += jnp.where(met == taps[None, None, :, None, :, None], pulled, 0)
+    whole = total.reshape(n, stride * quotients[0], stride * quotients[1], channels)
     (top, _), (left, _) = pads
-    return (woven[:, top : top + sizes[0], left : left + sizes[1]],)
+    return (whole[:, top : top + sizes[0], left : left + sizes[1]],)
 
 
 _max_pool.defvjp(_forward, _backward)
