@@ -35,6 +35,7 @@ class Launch:
     parallel: str
     seconds_a_checkpoint: float
     tensorboard: bool
+    steps_per_call: int
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -98,6 +99,9 @@ def make_parser() -> argparse.ArgumentParser:
     devices.add_argument(
         "--parallel", choices=PARALLEL, help="how steps are spread (default: jit on one device, pmap on several)"
     )
+    devices.add_argument(
+        "--steps-per-call", type=int, metavar="N", help="steps that the device takes without the host (default: 1)"
+    )
     devices.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells")
     devices.add_argument("--num-processes", type=int, help="how many processes there are in all")
     devices.add_argument("--process-id", type=int, help="which of them this is, from 0")
@@ -134,6 +138,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
         "parallel": given.pop("parallel", "auto"),
         "seconds_a_checkpoint": given.pop("seconds_a_checkpoint", SECONDS_A_CHECKPOINT),
         "tensorboard": given.pop("tensorboard", False),
+        "steps_per_call": given.pop("steps_per_call", 1),
     }
     if resume and workdir is None:
         raise InputError("--resume needs the --workdir of the run that is to go on")
@@ -215,6 +220,7 @@ def main() -> None:
             seconds_a_checkpoint=launch.seconds_a_checkpoint,
             tensorboard=launch.tensorboard,
             interruption=interruption,
+            steps_per_call=launch.steps_per_call,
         )
     if parallel.is_primary:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]

@@ -147,6 +147,13 @@ def _start(
     return Batch(images, labels, slots.mask), tasks
 
 
+def stacked(batches: Iterator[Batch], counts: Iterable[int]) -> Iterator[Batch]:
+    """So many host batches at a time, as one, [count, N, ...]."""
+    for count in counts:
+        parts = [next(batches) for _ in range(count)]
+        yield jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
+
+
 def on_device(batches: Iterable[Batch], put: Callable[[Batch], Batch] = jax.device_put) -> Generator[Batch]:
     """The same batches on the device, or wherever `put` puts them; the next ones are on their way while one is used."""
     sent: deque[Batch] = deque()

@@ -90,9 +90,11 @@ def initial_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict
         _declarations.reset(token)
     params = {path[1:]: leaf.shape for path, leaf in shapes.items() if path[0] == "params"}
     others = {path: leaf for path, leaf in shapes.items() if path[0] != "params"}
-    known = all(path[0] == "batch_stats" and path[-1] in _STATISTICS for path in others)
-    if not known or {path: spec.shape for path, spec in declared.items()} != params:
-        # Variables of a network's own making, or repeated blocks, whose program is small anyway.
+    drawable = not isinstance(key, jax.core.Tracer) and all(
+        path[0] == "batch_stats" and path[-1] in _STATISTICS for path in others
+    )
+    if not drawable or {path: spec.shape for path, spec in declared.items()} != params:
+        # Variables of a network's own making, repeated blocks, whose program is small anyway, or only shapes.
         init: Any = jax.jit(partial(model.init, train=False))
         return init(key, jnp.zeros(images.shape, images.dtype))
     values = {("params", *path): leaf for path, leaf in _drawn(declared, key).items()}
@@ -118,18 +120,17 @@ def _drawn(declared: dict[Path, _Declared], key: jax.Array) -> dict[Path, Any]:
         else:
             values[path] = spec.init(own_key, spec.shape, spec.dtype)
 
-    def draw(group: tuple[Distribution, Any, int]) -> dict[Path, np.ndarray]:
-        distribution, dtype, _ = group
-        paths = groups[group]
-        largest = max(math.prod(declared[path].shape) for path in paths)
+    programs, keys = [], [jnp.stack(list(paths.values())) for paths in groups.values()]
+    for ((distribution, dtype, _), paths), own_keys in zip(groups.items(), keys, strict=True):
         # The first numbers that a key gives do not depend on how many are asked for.
-        one = partial(_standard, distribution, shape=(largest,), dtype=dtype)
-        draws = np.asarray(jax.jit(jax.vmap(one))(jnp.stack(list(paths.values()))))
-        return {path: _scaled(numbers, declared[path]) for path, numbers in zip(paths, draws, strict=True)}
-
+        largest = max(math.prod(declared[path].shape) for path in paths)
+        draw = partial(_standard, distribution, shape=(largest,), dtype=dtype)
+        programs.append(jax.jit(jax.vmap(draw)).lower(own_keys))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for drawn in pool.map(draw, groups):
-            values |= drawn
+        compiled = list(pool.map(lambda program: program.compile(), programs))
+    for run, own_keys, paths in zip(compiled, keys, groups.values(), strict=True):
+        draws = np.asarray(run(own_keys))
+        values |= {path: _scaled(numbers, declared[path]) for path, numbers in zip(paths, draws, strict=True)}
     return values
 
 

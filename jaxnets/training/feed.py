@@ -50,6 +50,15 @@ class TrainingFeed:
         other._held = self._recipe.train_image_size(0), images
         return other
 
+    def calls(self, first: int, last: int, most: int) -> Iterator[int]:
+        """Cuts the steps from `first` to before `last` into calls of up to `most`, none across an epoch's end."""
+        for epoch in range(1, self._recipe.epochs + 1):
+            end = min(last, self.steps_through(epoch))
+            while first < end:
+                steps = min(most, end - first)
+                yield steps
+                first += steps
+
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """The host batches of the steps from `first` to before `last`, counted from 0 over the whole run."""
         recipe, count = self._recipe, len(self._source)

@@ -84,7 +84,7 @@ class History:
         self._rates = rates
         self._steps_through = steps_through
         self._last_checkpoint = last_checkpoint
-        self._unread: Sums | None = None
+        self._unread: tuple[Sums, int] | None = None
         self._watcher = ThreadPoolExecutor(1, "steps")
         self._finished: Future[float] | None = None
         self._first: Future[float] | None = None
@@ -104,19 +104,19 @@ class History:
         """From the call of `train` to its first finished step, compiling included; None where none was taken."""
         return None if self._first is None else self._first.result() - self._started
 
-    def trained(self, sums: Sums) -> None:
-        """Notes a step's sums, which need not be ready, and reads those of the step before."""
-        unread, self._unread = self._unread, sums
+    def trained(self, sums: Sums, steps: int = 1) -> None:
+        """Notes the sums of a step, or of some [steps], which need not be ready, and reads those of the call before."""
+        unread, self._unread = self._unread, (sums, steps)
         self._finished = self._watcher.submit(_when_ready, sums)
         self._first = self._first or self._finished
         if unread is not None:
-            self._read(unread)
+            self._read(*unread)
 
     def catch_up(self) -> Position:
         """Reads what is unread; the position is then that of the state."""
         unread, self._unread = self._unread, None
         if unread is not None:
-            self._read(unread)
+            self._read(*unread)
         self.position.seconds = self.seconds
         if self._training_since is not None:
             now = time.perf_counter()
@@ -126,8 +126,12 @@ class History:
             self.position.log_bytes = self._log.bytes_on_disk()
         return self.position
 
-    def _read(self, device_sums: Sums) -> None:
+    def _read(self, device_sums: Sums, steps: int) -> None:
         sums = jax.device_get({name: array.addressable_data(0) for name, array in device_sums.items()})
+        for step in range(steps):
+            self._read_step({name: np.reshape(values, (steps, -1))[step, 0] for name, values in sums.items()})
+
+    def _read_step(self, sums: dict[str, Any]) -> None:
         at, recipe = self.position, self._recipe
         if not self._started_up:
             self._started_up = True

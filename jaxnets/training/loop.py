@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from jaxnets.data.pipeline import on_device
+from jaxnets.data.pipeline import on_device, stacked
 from jaxnets.data.sources import Dataset
+from jaxnets.errors import InputError
 from jaxnets.models.features import head_of
 from jaxnets.report import write_report
 from jaxnets.training.batch_norm import Recalibration, small_batch_warning
@@ -41,17 +42,23 @@ def train(
     seconds_a_checkpoint: float = SECONDS_A_CHECKPOINT,
     tensorboard: bool = False,
     interruption: Interruption | None = None,
+    steps_per_call: int = 1,
 ) -> dict[str, Any]:
     """Trains as `config` says, leaves the run's files in `workdir`, and returns what stands in its result.json.
 
     `dataset` is for what has no name or place, such as arrays; otherwise `config.dataset` is loaded. With `resume` a
-    run that was stopped goes on as if nothing had happened; without one in `workdir`, a new one begins.
+    run that was stopped goes on as if nothing had happened; without one in `workdir`, a new one begins. The device
+    takes `steps_per_call` steps at a time, which spares small networks on fast devices the way to the host;
+    checkpoints, and ends that are asked for, wait for them.
     Raises InputError, before anything is written, for a network, an image size, a data set or a workdir that will not
     do, and later if the loss stays infinite; Interrupted where `interruption` asks for an end, when all is saved.
     """
     started = time.perf_counter()
     recipe, parallel, interruption = config.recipe, parallel or Parallel.choose(), interruption or Interruption()
-    parallel.check_agreement(f"{config} {parallel.kind} {resume}")
+    if steps_per_call < 1:
+        raise InputError(f"steps_per_call={steps_per_call}; expected at least 1")
+    several = steps_per_call > 1
+    parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call}")
     if tensorboard:
         require_tensorboard()
     files = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
@@ -81,7 +88,11 @@ def train(
             progress.say(warning)
 
         # Who reads, who keeps the books, who steps, who tests.
-        batches = stack.enter_context(closing(on_device(run.feed.batches(position.step, run.steps), parallel.put)))
+        host_batches = run.feed.batches(position.step, run.steps)
+        if several:
+            host_batches = stacked(host_batches, run.feed.calls(position.step, run.steps, steps_per_call))
+        put = partial(parallel.put, several_steps=several)
+        batches = stack.enter_context(closing(on_device(host_batches, put)))
         log = parallel.on_primary(lambda: MetricsLog(workdir, position.log_bytes, position.step, tensorboard))
         stack.enter_context(log or nullcontext())
         history = History(position, log, progress, config, run.rates, run.feed.steps_through, checkpoints.last, started)
@@ -113,7 +124,13 @@ def train(
                 axis_name=parallel.axis_name,
                 held=held,
             )
-            return parallel.wrap(step, donate=True, compiling=save_before_compiling, compiled=history.compiled)
+            return parallel.wrap(
+                step,
+                donate=True,
+                several_steps=several,
+                compiling=save_before_compiling,
+                compiled=history.compiled,
+            )
 
         steps = {"all": step_of(run.model)}
         if recipe.head_epochs:
@@ -127,10 +144,10 @@ def train(
                 break
             take_step = steps["head" if epoch <= recipe.head_epochs else "all"]
             history.begin_epoch()
-            for _ in range(history.position.step, run.feed.steps_through(epoch)):
+            for count in run.feed.calls(history.position.step, run.feed.steps_through(epoch), steps_per_call):
                 batch = history.timed_wait(batches)
                 state, sums = take_step(state, batch)
-                history.trained(sums)
+                history.trained(sums, count)
                 interruption.can_save = True
                 stop_if_asked()
                 if checkpoints.seconds_since_last > seconds_a_checkpoint:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -146,17 +148,23 @@ class Parallel:
         function: Callable[..., Any],
         *,
         donate: bool = False,
+        several_steps: bool = False,
         compiling: Callable[[], None] = lambda: None,
         compiled: Callable[[float], None] = lambda seconds: None,
     ) -> "Compiled":
         """`function(replicated, batch) -> replicated`, to be compiled; with `donate` the first argument is used up.
 
+        With `several_steps` `function` is `(replicated, batch) -> (replicated, sums)`, and is called for one batch
+        after the other of [steps, N, ...]; the sums are stacked.
+
         `compiling` is called before that, `compiled` is told the seconds that it took.
         """
         options = compiler_options(self.devices[0].platform)
-        return Compiled(self._transformed(function, donate), options, compiling, compiled)
+        return Compiled(self._transformed(function, donate, several_steps), options, compiling, compiled)
 
-    def _transformed(self, function: Callable[..., Any], donate: bool) -> Any:
+    def _transformed(self, function: Callable[..., Any], donate: bool, several_steps: bool = False) -> Any:
+        if several_steps:
+            function = partial(lax.scan, function)
         donated = (0,) if donate else ()
         if self.kind == "jit":
             return jax.jit(function, donate_argnums=donated)
@@ -164,22 +172,24 @@ class Parallel:
             return jax.pmap(
                 function, _AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices, donate_argnums=donated
             )
-        shards, whole = PartitionSpec(_AXIS), PartitionSpec()
+        shards, whole = _shards(several_steps), PartitionSpec()
         # check_vma: whether outputs are the same on all replicas is not inferred through all_gather.
         mapped = jax.shard_map(function, mesh=self._mesh, in_specs=(whole, shards), out_specs=whole, check_vma=False)
         return jax.jit(mapped, donate_argnums=donated)
 
-    def put(self, batch: Any) -> Any:
-        """A batch on the devices: each array [N, ...] is this process's share of it."""
+    def put(self, batch: Any, several_steps: bool = False) -> Any:
+        """A batch on the devices: each array [N, ...], or [steps, N, ...], is this process's share of it."""
         if self.kind == "jit":
             return jax.device_put(batch, self.devices[0])
-        sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        sharding = NamedSharding(self._mesh, _shards(several_steps and self.kind != "pmap"))
         here = sum(device.process_index == self.process_index for device in self.devices)
 
         def spread(array: np.ndarray) -> jax.Array:
             array = np.asarray(array)
             if self.kind == "pmap":
-                array = array.reshape(here, -1, *array.shape[1:])
+                steps = array.shape[:several_steps]
+                array = array.reshape(*steps, here, -1, *array.shape[len(steps) + 1 :])
+                array = np.moveaxis(array, len(steps), 0)
             return jax.make_array_from_process_local_data(sharding, array)
 
         return jax.tree.map(spread, batch)
@@ -289,6 +299,10 @@ class Compiled:
             self.seconds += seconds
             self._compiled(seconds)
         return self._programs[shapes](replicated, batch)
+
+
+def _shards(several_steps: bool) -> PartitionSpec:
+    return PartitionSpec(None, _AXIS) if several_steps else PartitionSpec(_AXIS)
 
 
 _any = jax.jit(jnp.any)

@@ -1,6 +1,7 @@
 """All that training changes."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import flax
@@ -67,7 +68,9 @@ def create_state(
 
     @jax.jit
     def create(key: jax.Array, variables: Any) -> TrainState:
-        variables = {"batch_stats": {}, **variables}
+        # Arrays of the state's own, which may be used up, each once.
+        own = partial(jax.tree.map, jnp.copy)
+        variables = {"batch_stats": {}, **own(variables)}
         kept, trained = split(variables, frozen)
         params, batch_stats = trained["params"], trained["batch_stats"]
         return TrainState(
@@ -76,7 +79,7 @@ def create_state(
             params=params,
             batch_stats=batch_stats,
             opt_state=optimizer.init(params),
-            average={"params": params, "batch_stats": batch_stats} if average else {},
+            average=own({"params": params, "batch_stats": batch_stats}) if average else {},
             skipped=jnp.zeros((), jnp.int32),
             frozen=kept if frozen else {},
         )

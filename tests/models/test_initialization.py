@@ -39,6 +39,15 @@ def test_the_draws_are_those_of_init(name: str) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("float64")
+def test_doubles_are_drawn_as_doubles() -> None:
+    model = jaxnets.create_model("resnet20_cifar", num_classes=3, stage_sizes=(1,), num_filters=4, dtype=jnp.float64)
+    expected = jax.jit(partial(model.init, train=False))(KEY, jnp.zeros((1, 8, 8, 3)))
+    for ours, theirs in zip(jax.tree.leaves(initial_variables(model, KEY, 8)), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == jnp.float64
+        np.testing.assert_allclose(ours, theirs, rtol=1e-14)
+
+
 def test_networks_with_variables_of_their_own_are_initialised_as_well() -> None:
     class Custom(nn.Module):
         @nn.compact

@@ -52,8 +52,8 @@ def test_an_image_keeps_its_scaled_residual_or_its_shortcut_alone(form: Any, str
     variables = form(**options).init(KEY, inputs)
 
     def call(rate: float) -> np.ndarray:
-        module = form(**options, drop=partial(dropped, rate))
-        return np.asarray(module.apply(variables, inputs, rngs={"dropout": KEY}))
+        module = form(**options, drop=dropped)
+        return np.asarray(module.apply(variables, inputs, rate, rngs={"dropout": KEY}))
 
     full, shortcut, outputs = (call(value) for value in (0.0, 1.0, rate))
     if stride == 1:
