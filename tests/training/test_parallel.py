@@ -188,3 +188,25 @@ def test_each_device_does_its_share_of_the_arithmetic(kind: str, groups: int) ->
     whole, share = flops(cpus(1, "jit")), flops(cpus(8, kind))
     assert whole > 1e8
     assert whole / 8 <= share < 1.1 * whole / 8
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 4), ("shard_map", 4)])
+def test_several_steps_a_call_are_the_same_steps(
+    kind: str, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three do not divide an epoch's steps, and a stop comes between two calls.
+    setup = config("tiny_resnet", dtype="float64", **FEW, epochs=2)
+    one, several = tmp_path / "one", tmp_path / "several"
+    assert Trainer(setup, cpus(1), monkeypatch)(one)
+    train = Trainer(setup, cpus(devices, kind), monkeypatch)
+    assert not train(several, stop=2, steps_per_call=3)
+    assert train(several, resume=True, steps_per_call=3)
+    assert max(compare(several, one)) < 1e-10
+    assert metrics(several)[-1]["accuracy"] == pytest.approx(metrics(one)[-1]["accuracy"], rel=1e-10)
+
+
+def test_no_steps_a_call_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="steps_per_call=0; expected at least 1"):
+        Trainer(config(), cpus(1), monkeypatch)(tmp_path / "run", steps_per_call=0)
+    assert not (tmp_path / "run").exists()
