@@ -26,7 +26,10 @@ CASES = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.exhaustive) if name in ("googlenet", "alexnet") else name for name in CASES],
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive) if name in ("googlenet", "googlenet_2014", "alexnet") else name
+        for name in CASES
+    ],
 )
 def test_the_draws_are_those_of_init(name: str) -> None:
     size, options = CASES[name]
