@@ -16,6 +16,8 @@ from jaxnets.weights import from_torchvision, to_torchvision
 from tests.references import recipe
 
 pytestmark = pytest.mark.usefixtures("float64")
+# Each takes long and has the same blocks as another.
+_LIKE_OTHERS = ("resnext101_64x4d", "wide_resnet101_2", "resnet152")
 _BATCH_NORM = ("googlenet", "resnet50", "resnext50_32x4d")
 
 
@@ -41,7 +43,13 @@ def assert_close(actual: Any, expected: np.ndarray, tolerance: float) -> None:
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("arch", recipe.TORCHVISION_MODELS)
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(arch, marks=pytest.mark.exhaustive) if arch in _LIKE_OTHERS else arch
+        for arch in recipe.TORCHVISION_MODELS
+    ],
+)
 def test_logits(arch: str) -> None:
     for pixels, count, classes in recipe.EVALUATION_CASES:
         model, variables = build(arch, classes)
