@@ -4,7 +4,9 @@ Written out, a program grows with the depth: a thousand layers take XLA minutes.
 is compiled once, and its copies' variables are stacked: [blocks, ...].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +16,31 @@ import jax.numpy as jnp
 from jaxnets.models.layers import Stages
 
 
-def run_stage(
+def run_stages(
+    block: Callable[..., nn.Module],
+    inputs: jax.Array,
+    *,
+    stage_sizes: Sequence[int],
+    num_filters: int,
+    drop_rates: Iterator[float],
+    repeated: bool,
+    keep: Callable[[str, jax.Array], jax.Array],
+) -> jax.Array:
+    """Runs the stages "layer1", "layer2" and so on: half the pixels of the one before, and twice its filters."""
+    for stage, size in enumerate(stage_sizes):
+        inputs = _run_stage(
+            partial(block, filters=num_filters * 2**stage),
+            inputs,
+            stage=f"layer{stage + 1}",
+            stride=2 if stage > 0 else 1,
+            drop_rates=list(islice(drop_rates, size)),
+            repeated=repeated,
+            keep=keep,
+        )
+    return inputs
+
+
+def _run_stage(
     block: Callable[..., nn.Module],
     inputs: jax.Array,
     *,

@@ -7,7 +7,6 @@ networks are section 4.2's. The same class without shortcuts is the paper's plai
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
-from jaxnets.models.depth import block_stages, run_stage
+from jaxnets.models.depth import block_stages, run_stages
 from jaxnets.models.layers import (
     Activation,
     BatchNorm,
@@ -224,16 +223,15 @@ class ResNet(nn.Module):
             x = keep("conv1", self.activation(norm(name="bn1")(x)))
         else:
             raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet' or 'cifar'")
-        for stage, size in enumerate(self.stage_sizes):
-            x = run_stage(
-                partial(block, filters=self.num_filters * 2**stage),
-                x,
-                stage=f"layer{stage + 1}",
-                stride=2 if stage > 0 else 1,
-                drop_rates=list(islice(drop_rates, size)),
-                repeated=self.repeated_blocks,
-                keep=keep,
-            )
+        x = run_stages(
+            block,
+            x,
+            stage_sizes=self.stage_sizes,
+            num_filters=self.num_filters,
+            drop_rates=drop_rates,
+            repeated=self.repeated_blocks,
+            keep=keep,
+        )
         x = dropout(self.dropout_rate)(keep("pool", x.mean(axis=(1, 2))))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 

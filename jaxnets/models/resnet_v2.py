@@ -7,7 +7,6 @@ from the activated input, and initial weights scaled by the fan out.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxnets.models.depth import block_stages, run_stage
+from jaxnets.models.depth import block_stages, run_stages
 from jaxnets.models.layers import (
     Activation,
     BatchNorm,
@@ -100,16 +99,15 @@ class PreActivationResNet(nn.Module):
         block = partial(PreActivationBottleneck, activation=self.activation, conv=conv, norm=norm, drop=drop)
         keep = partial(sow_feature, self)
         x = keep("conv1", conv(self.num_filters, 3, padding=1, name="conv1")(images))
-        for stage, size in enumerate(self.stage_sizes):
-            x = run_stage(
-                partial(block, filters=self.num_filters * 2**stage),
-                x,
-                stage=f"layer{stage + 1}",
-                stride=2 if stage > 0 else 1,
-                drop_rates=list(islice(drop_rates, size)),
-                repeated=self.repeated_blocks,
-                keep=keep,
-            )
+        x = run_stages(
+            block,
+            x,
+            stage_sizes=self.stage_sizes,
+            num_filters=self.num_filters,
+            drop_rates=drop_rates,
+            repeated=self.repeated_blocks,
+            keep=keep,
+        )
         x = keep("bn1", self.activation(norm(name="bn1")(x)))
         x = dropout(self.dropout_rate)(keep("pool", x.mean(axis=(1, 2))))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
