@@ -20,25 +20,12 @@ import numpy as np
 
 from jaxnets.benchmarking.worker import Job
 from jaxnets.errors import InputError
-from jaxnets.models.registry import family_of
+from jaxnets.models.registry import family_of, list_models
+from jaxnets.weights.catalogue import list_weights
 
 ROUNDS = 5
 PEERS = ("torch", "onnxruntime")
 TORCH_SETTINGS = ("eager", "channels_last", "compile")
-IN_TORCHVISION = (
-    "alexnet",
-    "googlenet",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
 _PACKAGES = {"torch": ("torch", "torchvision"), "onnxruntime": ("torch", "torchvision", "onnxruntime", "onnxscript")}
 # Losses are of training, where norms over few values make rounding larger.
 _TOLERANCES = {"logits": 1e-4, "loss": 1e-3}
@@ -139,8 +126,9 @@ def check_same(job: Job, machine: dict[str, Any], setting: str, folder: Path, ex
 
 
 def _check_measurable(job: Job, peer: str) -> None:
-    if job.arch not in IN_TORCHVISION:
-        raise InputError(f"torchvision has no {job.arch}; leave --peer out, or give one of {', '.join(IN_TORCHVISION)}")
+    if not list_weights(job.arch):
+        theirs = ", ".join(filter(list_weights, list_models()))
+        raise InputError(f"torchvision has no {job.arch}; leave --peer out, or give one of {theirs}")
     if peer not in PEERS:
         raise InputError(f"unknown peer {peer!r}; expected one of {', '.join(PEERS)}")
     if peer == "onnxruntime" and (job.mode, job.dtype) != ("inference", "float32"):
