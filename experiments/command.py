@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,8 +59,6 @@ def _keep_compiled_programs() -> None:
 
     JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
     """
-    # Programs that call oneDNN can't be written down, which JAX says each time.
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*bad_alloc")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -15,9 +15,8 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)  # of commands
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    # Programs that call oneDNN can't be kept, so most tests do without, and a few, with `native`, are about it.
+    # Most tests are about what is computed on all platforms; those with `native` are about oneDNN.
     os.environ.setdefault(onednn.SWITCH, "0")
-    config.addinivalue_line("filterwarnings", "ignore:Error writing persistent compilation cache entry")
     # What several devices do is tested on a CPU that is cut into as many.
     jax.config.update("jax_num_cpu_devices", 8)
 
@@ -33,9 +32,9 @@ def float64() -> Iterator[None]:
 def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs a test with oneDNN, in its commands as well, where this machine has it."""
     monkeypatch.setenv(onednn.SWITCH, "1")
-    onednn._in_this_jaxlib.cache_clear()
+    onednn.usable.cache_clear()
     yield
-    onednn._in_this_jaxlib.cache_clear()
+    onednn.usable.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -167,11 +167,7 @@ def _step(job: Job) -> tuple[Callable[[], Any], Callable[[], float]]:
     parallel = Parallel.choose(job.parallel)
     parallel.check_batch_size(job.batch_size)
     model: Any = create_model(job.arch, num_classes=CLASSES, dtype=jnp.dtype(job.dtype))
-    step, compile_seconds = (_training if job.mode == "train" else _inference)(job, parallel, model)
-    if parallel.devices[0].platform == "cpu" and len(parallel.devices) > 1:
-        # Several steps under way at once take each other's threads on the CPU, and wait for each other for ever.
-        return lambda: jax.block_until_ready(step()), compile_seconds
-    return step, compile_seconds
+    return (_training if job.mode == "train" else _inference)(job, parallel, model)
 
 
 def _training(job: Job, parallel: Parallel, model: Any) -> tuple[Callable[[], Any], Callable[[], float]]:

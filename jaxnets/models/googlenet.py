@@ -24,6 +24,7 @@ from jaxnets.models.layers import (
     Initializer,
     NormFactory,
     Stages,
+    activated,
     check_image_size,
     sow_feature,
 )
@@ -65,9 +66,10 @@ class ConvUnit(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(inputs)
-        if self.norm is not None:
-            x = self.norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype, name="bn")(x)
-        return self.activation(x)
+        if self.norm is None:
+            return self.activation(x)
+        norm = self.norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype, name="bn")
+        return activated(norm, self.activation, x)
 
 
 class Inception(nn.Module):

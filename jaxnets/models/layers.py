@@ -185,7 +185,8 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = initializers.ones
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, activation: Activation | None = None) -> jax.Array:
+        """Normalises [..., C], and then applies the activation, which may cost nothing so."""
         stats_dtype = param_dtype(self.dtype)
         shape = (inputs.shape[-1],)
         scale = parameter(self, "scale", self.scale_init, shape, stats_dtype)
@@ -196,14 +197,22 @@ class BatchNorm(nn.Module):
         frozen = self.frozen or not self.frozen_modules.isdisjoint(self.path[:1])
         if not self.train or frozen:
             factor = scale * jax.lax.rsqrt(var + self.epsilon)
-            return ((inputs.astype(stats_dtype) - mean) * factor + bias).astype(self.dtype)
+            outputs = ((inputs.astype(stats_dtype) - mean) * factor + bias).astype(self.dtype)
+            return outputs if activation is None else activation(outputs)
         # `init` runs outside of any replicated axis.
         axis_name = None if self.is_initializing() else self.axis_name
-        outputs, (mean, var) = batch_norm(inputs.astype(self.dtype), scale, bias, self.epsilon, axis_name)
+        relu = activation is nn.relu
+        outputs, (mean, var) = batch_norm(inputs.astype(self.dtype), scale, bias, self.epsilon, axis_name, relu)
         if not self.is_initializing():
             count = inputs.size // inputs.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
             correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * correction * var
-        return outputs
+        return outputs if activation is None or relu else activation(outputs)
+
+
+def activated(norm: nn.Module, activation: Activation, inputs: jax.Array) -> jax.Array:
+    """`activation(norm(inputs))`, in one where the norm can."""
+    outputs: jax.Array = norm(inputs, activation) if isinstance(norm, BatchNorm) else activation(norm(inputs))
+    return outputs

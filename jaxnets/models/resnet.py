@@ -26,6 +26,7 @@ from jaxnets.models.layers import (
     Initializer,
     NormFactory,
     Stages,
+    activated,
     check_image_size,
     he_fan_in,
     he_fan_out,
@@ -90,7 +91,7 @@ class BasicBlock(nn.Module):
                 "it only takes 1 and 64: use a network of bottlenecks"
             )
         x = self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")(inputs)
-        x = self.activation(self.norm(name="bn1")(x))
+        x = activated(self.norm(name="bn1"), self.activation, x)
         x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
         x = self.norm(name="bn2", scale_init=_last_scale_init(self.zero_init_residual))(x)
         x = add_shortcut(
@@ -117,8 +118,8 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
         reduce, transform, expand = self.convolutions()
-        x = self.activation(self.norm(name="bn1")(reduce(inputs)))
-        x = self.activation(self.norm(name="bn2")(transform(x)))
+        x = activated(self.norm(name="bn1"), self.activation, reduce(inputs))
+        x = activated(self.norm(name="bn2"), self.activation, transform(x))
         x = self.norm(name="bn3", scale_init=_last_scale_init(self.zero_init_residual))(expand(x))
         x = add_shortcut(
             self.drop(drop_rate)(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm
@@ -216,11 +217,11 @@ class ResNet(nn.Module):
         keep = partial(sow_feature, self)
         if self.stem == "imagenet":
             x = conv(self.num_filters, 7, stride=2, padding=3, name="conv1")(images)
-            x = keep("conv1", self.activation(norm(name="bn1")(x)))
+            x = keep("conv1", activated(norm(name="bn1"), self.activation, x))
             x = max_pool(x, 3, stride=2, padding=1)
         elif self.stem == "cifar":
             x = conv(self.num_filters, 3, padding=1, name="conv1")(images)
-            x = keep("conv1", self.activation(norm(name="bn1")(x)))
+            x = keep("conv1", activated(norm(name="bn1"), self.activation, x))
         else:
             raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet' or 'cifar'")
         x = run_stages(

@@ -23,6 +23,7 @@ from jaxnets.models.layers import (
     Initializer,
     NormFactory,
     Stages,
+    activated,
     check_image_size,
     he_fan_out,
     sow_feature,
@@ -44,14 +45,14 @@ class PreActivationBottleneck(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
         features = self.filters * self.expansion
-        x = self.activation(self.norm(name="bn1")(inputs))
+        x = activated(self.norm(name="bn1"), self.activation, inputs)
         shortcut = inputs
         if inputs.shape[-1] != features or self.stride != 1:
             shortcut = self.conv(features, 1, stride=self.stride, name="downsample_conv")(x)
         x = self.conv(self.filters, 1, stride=self.stride, name="conv1")(x)
-        x = self.activation(self.norm(name="bn2")(x))
+        x = activated(self.norm(name="bn2"), self.activation, x)
         x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
-        x = self.activation(self.norm(name="bn3")(x))
+        x = activated(self.norm(name="bn3"), self.activation, x)
         return shortcut + self.drop(drop_rate)(self.conv(features, 1, name="conv3")(x))
 
 
@@ -108,7 +109,7 @@ class PreActivationResNet(nn.Module):
             repeated=self.repeated_blocks,
             keep=keep,
         )
-        x = keep("bn1", self.activation(norm(name="bn1")(x)))
+        x = keep("bn1", activated(norm(name="bn1"), self.activation, x))
         x = dropout(self.dropout_rate)(keep("pool", x.mean(axis=(1, 2))))
         return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
 from jaxnets.errors import InputError
 from jaxnets.ops import conv_cpu
+from jaxnets.ops.primitives import function_primitive, register_lowerings
 from jaxnets.ops.windows import checked_output_size, output_size
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -97,21 +98,12 @@ def _primitive(
     def batched(arrays: Any, axes: Any, **options: Any) -> tuple[jax.Array, int]:
         return jax.vmap(partial(default, **options), axes)(*arrays), 0
 
-    fast, portable = (
-        mlir.lower_fun(partial(cpu, portable=portable), multiple_results=False) for portable in (False, True)
-    )
-
-    def lower_for_cpu(context: Any, *operands: Any, **options: Any) -> Any:
-        exported = context.module_context.lowering_parameters.for_export
-        return (portable if exported else fast)(context, *operands, **options)
-
     primitive.def_impl(lambda *arrays, **options: compiled(**options)(*arrays))
     primitive.def_abstract_eval(
         lambda left, right, **options: left.update(shape=shape(left.shape, right.shape, **options))
     )
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=False))
-    mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
+    register_lowerings(primitive, default, cpu)
     return primitive
 
 
@@ -161,3 +153,58 @@ ad.defbilinear(
     ),
     lambda kernel, inputs, outputs, *, window, **options: _forward.bind(inputs, kernel, **options),
 )
+
+
+def _tangent(
+    inputs: jax.Array, kernel: jax.Array, inputs_dot: jax.Array, kernel_dot: jax.Array, **options: Any
+) -> list[jax.Array]:
+    return [_forward.bind(inputs_dot, kernel, **options) + _forward.bind(inputs, kernel_dot, **options)]
+
+
+def _gradients(inputs: jax.Array, kernel: jax.Array, outputs: jax.Array, **options: Any) -> list[jax.Array]:
+    return [
+        _input_gradient.bind(outputs, kernel, size=inputs.shape[1:3], **options),
+        _weight_gradient.bind(inputs, outputs, window=kernel.shape[:2], **options),
+    ]
+
+
+_tangent_of_both = function_primitive(
+    "conv2d_tangent",
+    lambda inputs, kernel, inputs_dot, kernel_dot, **options: [
+        inputs.update(shape=_output_shape(inputs.shape, kernel.shape, **options))
+    ],
+    _tangent,
+    lambda *operands, portable, **options: _tangent(*operands, **options),
+)
+_both_gradients = function_primitive(
+    "conv2d_gradients",
+    lambda inputs, kernel, outputs, **_: [inputs, inputs.update(shape=kernel.shape)],
+    _gradients,
+    conv_cpu.gradients,
+)
+
+
+def _differentiated(operands: Any, tangents: Any, **options: Any) -> tuple[jax.Array, Any]:
+    if any(isinstance(tangent, ad.Zero) for tangent in tangents):
+        return _differentiated_by_one(operands, tangents, **options)
+    return _forward.bind(*operands, **options), _tangent_of_both.bind(*operands, *tangents, **options)[0]
+
+
+def _transposed_tangent(cotangents: Any, inputs: Any, kernel: Any, *tangents: Any, **options: Any) -> list[Any]:
+    (cotangent,) = cotangents
+    if isinstance(cotangent, ad.Zero):
+        return [None] * 4
+    found = _both_gradients.bind(inputs, kernel, cotangent, **options)
+    return [None, None, *(g if ad.is_undefined_primal(t) else None for g, t in zip(found, tangents, strict=True))]
+
+
+def _transposed_gradients(cotangents: Any, inputs: Any, kernel: Any, outputs: Any, **options: Any) -> list[Any]:
+    cotangents = [ad.instantiate_zeros(cotangent) for cotangent in cotangents]
+    return [None, None, *_tangent_of_both.bind(inputs, kernel, *cotangents, **options)]
+
+
+# Where both operands vary, both gradients will be asked for: then it is one primitive that is transposed to give both.
+_differentiated_by_one = ad.primitive_jvps[_forward]
+ad.primitive_jvps[_forward] = _differentiated
+ad.primitive_transposes[_tangent_of_both] = _transposed_tangent
+ad.primitive_transposes[_both_gradients] = _transposed_gradients

@@ -1,4 +1,4 @@
-"""Batch normalisation with its gradient written out."""
+"""Batch normalisation with its gradient written out; on the CPU by oneDNN, where it can be had."""
 
 from functools import partial
 from typing import Any
@@ -7,66 +7,171 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
+
+from jaxnets.ops import onednn
+from jaxnets.ops.primitives import function_primitive
 
 Moments = tuple[jax.Array, jax.Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm(
-    inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
+    inputs: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+    axis_name: str | None = None,
+    relu: bool = False,
 ) -> tuple[jax.Array, Moments]:
     """Normalises [..., C] over all axes but the last, and over the replicas of `axis_name`; `scale` and `bias` are [C].
 
-    Returns the outputs, of the inputs' type, and mean and biased variance, of the scale's. Ioffe & Szegedy 2015.
+    Returns the outputs, of the inputs' type, with `relu` max(., 0) of them; and mean and biased variance, of the
+    scale's type. Ioffe & Szegedy 2015.
 
     Derived automatically, the gradient sums four times where twice is enough, and keeps the centred inputs from the
-    forward pass: 170 against 90 ms for [8, 56, 56, 256] on two Xeon cores. Reverse mode alone is provided for.
+    forward pass: 170 against 90 ms for [8, 56, 56, 256] on two Xeon cores, and 5 ms by oneDNN. Reverse mode alone is
+    provided for.
     """
-    return _forward(inputs, scale, bias, epsilon, axis_name)[0]
+    outputs, moments, _ = _normalise(inputs, scale, bias, epsilon, axis_name, relu)
+    return outputs, moments
 
 
-def _forward(inputs: Any, scale: Any, bias: Any, epsilon: float, axis_name: str | None) -> tuple[Any, Any]:
-    mean, var = batch_moments(inputs.astype(scale.dtype), axis_name)
-    factor = scale * lax.rsqrt(var + epsilon)
-    outputs = ((inputs.astype(scale.dtype) - mean) * factor + bias).astype(inputs.dtype)
-    return (outputs, (mean, var)), (inputs, scale, mean, var)
+def _normalise(
+    inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool
+) -> tuple[jax.Array, Moments, jax.Array]:
+    """Outputs, moments, and what oneDNN keeps of the sign of each output."""
+    if axis_name is not None:
+        outputs, mean, var, signs = _normalised(inputs, scale, bias, epsilon=epsilon, relu=relu, axis_name=axis_name)
+        return outputs, (mean, var), signs
+    outputs, mean, var, signs = _normalisation.bind(inputs, scale, bias, epsilon=epsilon, relu=relu)
+    return outputs, (checkpoint_name(mean, "moments"), checkpoint_name(var, "moments")), signs
 
 
-def _backward(epsilon: float, axis_name: str | None, kept: Any, cotangents: Any) -> tuple[Any, Any, Any]:
-    inputs, scale, mean, var = kept
-    pulled, (mean_pulled, var_pulled) = cotangents
+def _forward(inputs: Any, scale: Any, bias: Any, epsilon: float, axis_name: str | None, relu: bool) -> Any:
+    outputs, moments, signs = _normalise(inputs.value, scale.value, bias.value, epsilon, axis_name, relu)
+    return (outputs, moments), (inputs.value, scale.value, moments, (outputs, signs) if relu else ())
+
+
+def _backward(epsilon: float, axis_name: str | None, relu: bool, kept: Any, cotangents: Any) -> tuple[Any, Any, Any]:
+    del relu
+    inputs, scale, (mean, var), rectified = kept
+    pulled, moments_pulled = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
+    given = (inputs, pulled, mean, var, scale, *rectified)
+    if axis_name is None:
+        by_inputs, by_scale, by_bias = _gradient.bind(*given, epsilon=epsilon)
+    else:
+        by_inputs, by_scale, by_bias = _gradients(*given, epsilon=epsilon, axis_name=axis_name)
+    if not all(map(_is_zero, cotangents[1])):
+        count = inputs.size // inputs.shape[-1]
+        if axis_name is not None:
+            moments_pulled, count = lax.psum(moments_pulled, axis_name), count * lax.axis_size(axis_name)
+        mean_pulled, var_pulled = moments_pulled
+        by_moments = (2 * (inputs.astype(scale.dtype) - mean) * var_pulled + mean_pulled) / count
+        by_inputs += by_moments.astype(inputs.dtype)
+    return by_inputs, by_scale, by_bias
+
+
+batch_norm.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _is_zero(cotangent: Any) -> bool:
+    return isinstance(cotangent, SymbolicZero)
+
+
+def _instantiated(cotangent: Any) -> jax.Array:
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_zero(cotangent) else cotangent
+
+
+def _normalised(
+    inputs: Any, scale: Any, bias: Any, *, epsilon: float, relu: bool, axis_name: str | None = None
+) -> list[Any]:
+    """Outputs, mean, variance, and no signs. In two passes: E[x^2] - E[x]^2 loses digits where the mean is large."""
+    wide = inputs.astype(scale.dtype)
+    axes = tuple(range(inputs.ndim - 1))
+    mean = wide.mean(axes)
+    if axis_name is not None:
+        mean = checkpoint_name(lax.pmean(mean, axis_name), "moments")
+    var = jnp.square(wide - mean).mean(axes)
+    if axis_name is not None:
+        var = checkpoint_name(lax.pmean(var, axis_name), "moments")
+    outputs = ((wide - mean) * (scale * lax.rsqrt(var + epsilon)) + bias).astype(inputs.dtype)
+    signs = jnp.zeros(_signs_size(inputs, relu), jnp.uint8)
+    return [jnp.maximum(outputs, 0) if relu else outputs, mean, var, signs]
+
+
+def _gradients(
+    inputs: Any,
+    pulled: Any,
+    mean: Any,
+    var: Any,
+    scale: Any,
+    *rectified: Any,
+    epsilon: float,
+    axis_name: str | None = None,
+) -> list[Any]:
+    """By inputs, scale and bias, from the outputs' gradient `pulled`; `rectified` are outputs and signs, with relu."""
+    if rectified:
+        pulled = jnp.where(rectified[0] > 0, pulled, 0)
     axes = tuple(range(inputs.ndim - 1))
     inverse = lax.rsqrt(var + epsilon)
-    pulled = pulled.astype(scale.dtype)
-    centred = inputs.astype(scale.dtype) - mean
-    bias_pulled = pulled.sum(axes)
-    correlation = (pulled * centred).sum(axes)
-    scale_pulled = correlation * inverse
-    # What the statistics, of all replicas, pass on to each input: of the outputs, and of the statistics themselves.
-    to_mean = mean_pulled - scale * inverse * bias_pulled
-    to_var = var_pulled - 0.5 * scale * inverse**3 * correlation
-    count = inputs.size // inputs.shape[-1]
+    wide, centred = pulled.astype(scale.dtype), inputs.astype(scale.dtype) - mean
+    by_bias = wide.sum(axes)
+    by_scale = (wide * centred).sum(axes) * inverse
+    # What all outputs, of all replicas, pass on to each input by way of the moments.
+    sums, count = (by_bias, by_scale), inputs.size // inputs.shape[-1]
     if axis_name is not None:
-        to_mean, to_var = lax.psum((to_mean, to_var), axis_name)
-        count *= lax.axis_size(axis_name)
-    inputs_pulled = pulled * (scale * inverse) + centred * (2 / count * to_var) + to_mean / count
-    return inputs_pulled.astype(inputs.dtype), scale_pulled, bias_pulled
+        sums, count = lax.psum(sums, axis_name), count * lax.axis_size(axis_name)
+    by_inputs = scale * inverse * (wide - sums[0] / count - centred * (inverse * sums[1] / count))
+    return [by_inputs.astype(inputs.dtype), by_scale, by_bias]
 
 
-batch_norm.defvjp(_forward, _backward)
+def _normalised_on_cpu(inputs: Any, scale: Any, bias: Any, *, epsilon: float, relu: bool, portable: bool) -> list[Any]:
+    if portable or not (inputs.dtype == scale.dtype and onednn.available(inputs.dtype)):
+        return _normalised(inputs, scale, bias, epsilon=epsilon, relu=relu)
+    signs = _signs_size(inputs, relu)
+    if onednn.keeps_signs_in(inputs, signs):
+        return onednn.batch_norm(inputs, scale, bias, epsilon=epsilon, signs=signs)
+    outputs, mean, var, _ = onednn.batch_norm(inputs, scale, bias, epsilon=epsilon, signs=0)
+    return [jnp.maximum(outputs, 0) if relu else outputs, mean, var, jnp.zeros(signs, jnp.uint8)]
 
 
-def batch_moments(inputs: jax.Array, axis_name: str | None) -> Moments:
-    """Mean [C] and biased variance [C] over all axes but the last and over `axis_name`.
+def _gradients_on_cpu(
+    inputs: Any, pulled: Any, mean: Any, var: Any, scale: Any, *rectified: Any, epsilon: float, portable: bool
+) -> list[Any]:
+    if portable or not (inputs.dtype == scale.dtype and onednn.available(inputs.dtype)):
+        return _gradients(inputs, pulled, mean, var, scale, *rectified, epsilon=epsilon)
+    signs: list[Any] = []
+    if rectified:
+        if onednn.keeps_signs_in(inputs, rectified[1].size):
+            signs = [rectified[1]]
+        else:
+            pulled = jnp.where(rectified[0] > 0, pulled, 0)
+    return onednn.batch_norm_gradients(inputs, pulled, mean, var, scale, *signs, epsilon=epsilon)
 
-    In two passes: E[x^2] - E[x]^2 loses digits where the mean is large against the deviation.
-    """
-    axes = tuple(range(inputs.ndim - 1))
-    mean = inputs.mean(axes)
-    if axis_name is not None:
-        mean = lax.pmean(mean, axis_name)
-    mean = checkpoint_name(mean, "moments")
-    var = jnp.square(inputs - mean).mean(axes)
-    if axis_name is not None:
-        var = lax.pmean(var, axis_name)
-    return mean, checkpoint_name(var, "moments")
+
+def _signs_size(inputs: Any, relu: bool) -> int:
+    """Bytes for a bit of each output."""
+    return inputs.size // 8 if relu else 0
+
+
+_normalisation = function_primitive(
+    "batch_norm",
+    lambda inputs, scale, bias, *, relu, **_: [
+        inputs,
+        *_per_channel(inputs, scale),
+        inputs.update(shape=(_signs_size(inputs, relu),), dtype=jnp.dtype(jnp.uint8)),
+    ],
+    _normalised,
+    _normalised_on_cpu,
+)
+_gradient = function_primitive(
+    "batch_norm_gradients",
+    lambda inputs, pulled, mean, var, scale, *rectified, **_: [inputs, *_per_channel(inputs, scale)],
+    _gradients,
+    _gradients_on_cpu,
+)
+
+
+def _per_channel(inputs: Any, scale: Any) -> list[Any]:
+    return [inputs.update(shape=scale.shape, dtype=scale.dtype)] * 2

@@ -1,111 +1,193 @@
-"""Convolution and matrix product by oneDNN, which XLA carries for x86 CPUs and rarely calls by itself.
+"""Convolution and batch normalisation by oneDNN, for programs on x86 CPUs.
 
-jaxlib's wheels for Linux on x86-64 hold oneDNN (the library behind PyTorch's convolutions) and run it for the targets
-"__onednn$convolution" and "__onednn$matmul"; they lack only the pass that would choose them. Here they are called by
-name. How their arguments are written is XLA's own affair (xla/service/cpu/onednn_config.proto), so they are used in
-releases where they were tried only, and elsewhere the forms of conv_cpu.py that need none of this. Programs with such
-calls can't be exported.
+XLA's own convolutions reach a quarter to a half of what a processor can do, and grouped ones a hundredth. Here a
+program calls dnnl_works.py instead, on the arrays where they lie. Programs with such calls can't be exported.
 """
 
 import json
 import os
 import platform
-import re
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax.typing import DTypeLike
 
-# The releases of jaxlib in which both calls were compared with XLA's own forms.
-_FIRST_RELEASE, _LAST_RELEASE = (0, 10, 0), (0, 12, 0)
-SWITCH = "JAXNETS_ONEDNN"
+from jaxnets.ops import xla_handler
+from jaxnets.ops.dnnl_library import Call, loadable, scratch_memory
+from jaxnets.ops.dnnl_works import Convolution, Direction, MaxPoolGradient, Normalisation, NormalisationGradient, Work
+from jaxnets.ops.windows import Padding2D, output_size
 
-# For programs that call oneDNN. XLA's default order of a program's parts is for running several at once, each on one
-# core; oneDNN then finds the pool of threads taken, and runs on one core as well: ResNet-50's forward pass took 0.54 s
-# in the default order and 0.28 s in this one.
+_Array = jax.Array | jax.ShapeDtypeStruct
+_Work = tuple[Work, tuple[int, ...]]
+_Calls = list[tuple[Call, list[int]]]
+
+_KINDS = {kind.__name__: kind for kind in (Convolution, MaxPoolGradient, Normalisation, NormalisationGradient)}
+
+SWITCH = "JAXNETS_ONEDNN"
+TARGET = "jaxnets_onednn"
+
+# XLA's default order of a program's parts is for running several at once, each on one core; oneDNN would then share
+# the cores with them.
 _COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+_lock = threading.Lock()
+_calls: dict[str, _Calls] = {}
+_scratch = scratch_memory(0)
 
 
 @cache
-def _in_this_jaxlib() -> bool:
-    release = tuple(int(part) for part in re.findall(r"\d+", jaxlib.__version__)[:3])
+def usable() -> bool:
+    """Whether oneDNN is here and wanted."""
     here = platform.system() == "Linux" and platform.machine() == "x86_64"
-    return here and _FIRST_RELEASE <= release <= _LAST_RELEASE and os.environ.get(SWITCH, "1") != "0"
+    if not here or os.environ.get(SWITCH, "1") == "0" or not loadable():
+        return False
+    _register()
+    return True
+
+
+@cache
+def _register() -> None:
+    xla_handler.register(TARGET, _run)
 
 
 def available(dtype: DTypeLike) -> bool:
     """Whether the calls work here; JAXNETS_ONEDNN=0 in the environment turns them off."""
-    return dtype == jnp.float32 and _in_this_jaxlib()
+    return dtype == jnp.float32 and usable()
 
 
 def compiler_options(platform: str) -> dict[str, str]:
     """What programs with convolutions should be compiled with for a platform."""
-    return dict(_COMPILER_OPTIONS) if platform == "cpu" and _in_this_jaxlib() else {}
+    return dict(_COMPILER_OPTIONS) if platform == "cpu" and usable() else {}
 
 
-def convolution(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    *,
-    stride: int,
-    padding: tuple[tuple[int, int], tuple[int, int]],
-    groups: int = 1,
-    transposed: bool = False,
-) -> jax.Array:
-    """Cross-correlates [N, H, W, C] with [kh, kw, C / groups, F], giving [N, H', W', F].
-
-    `padding` is (low, high) of rows and columns. A `transposed` kernel, of one group, is [kh, kw, F, C].
-    """
-    features = kernel.shape[2 if transposed else 3]
-    sizes = [
-        (size + sum(pads) - window) // stride + 1
-        for size, pads, window in zip(inputs.shape[1:3], padding, kernel.shape[:2], strict=True)
-    ]
-    images = {"dims": 4, "data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
-    axes = (3, 2) if transposed else (2, 3)
-    config = {
-        "dims": 4,
-        "input": images,
-        "kernel": {
-            "dims": 4,
-            "filter": {"input_feature_dim": axes[0], "output_feature_dim": axes[1], "spatial_dims": [0, 1]},
-        },
-        "output": images,
-        "window": {
-            "size": list(kernel.shape[:2]),
-            "pad_left": [low for low, _ in padding],
-            "pad_right": [high for _, high in padding],
-            "strides": [stride, stride],
-            "window_dilations": [1, 1],
-        },
-        "feature_groups": groups,
-    }
-    shape = (inputs.shape[0], *sizes, features)
-    return _call("__onednn$convolution", {"onednn_conv_config": config}, shape, inputs, kernel)
-
-
-def matmul(
-    left: jax.Array, right: jax.Array, *, transpose_left: bool = False, transpose_right: bool = False
-) -> jax.Array:
-    """[..., M, K] @ [..., K, N]; of either one, the last two axes are given in the other order if so said.
-
-    Leading axes are as long in both, or 1 in one.
-    """
-    rows = left.shape[-1] if transpose_left else left.shape[-2]
-    columns = right.shape[-2] if transpose_right else right.shape[-1]
-    leading = jnp.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    config = {"onednn_matmul_config": {"transpose_a": transpose_left, "transpose_b": transpose_right}}
-    return _call("__onednn$matmul", config, (*leading, rows, columns), left, right)
-
-
-def _call(target: str, config: dict[str, Any], shape: tuple[int, ...], *operands: jax.Array) -> jax.Array:
-    call = jax.ffi.ffi_call(
-        target,
-        jax.ShapeDtypeStruct(shape, operands[0].dtype),
-        custom_call_api_version=2,
-        legacy_backend_config=json.dumps(config),
+def convolution(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:
+    """Cross-correlates [N, H, W, C] with [kh, kw, C / groups, F], giving [N, H', W', F]."""
+    sides = (
+        output_size(size, window, stride, padding)
+        for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
     )
-    return call(*operands)
+    outputs = jax.ShapeDtypeStruct((inputs.shape[0], *sides, kernel.shape[3]), inputs.dtype)
+    work = _convolution(Direction.FORWARD, inputs, kernel, outputs, stride, padding, groups)
+    return _call([(work, (0, 1, 2))], [outputs], inputs, kernel)[0]
+
+
+def input_gradient(
+    outputs: jax.Array, kernel: jax.Array, *, size: tuple[int, int], stride: int, padding: int, groups: int
+) -> jax.Array:
+    """The gradient of `convolution` by its inputs, maps of `size`, from that by its outputs."""
+    inputs = jax.ShapeDtypeStruct((outputs.shape[0], *size, kernel.shape[2] * groups), outputs.dtype)
+    work = _convolution(Direction.INPUT_GRADIENT, inputs, kernel, outputs, stride, padding, groups)
+    return _call([(work, (0, 1, 2))], [inputs], outputs, kernel)[0]
+
+
+def weight_gradient(
+    inputs: jax.Array, outputs: jax.Array, *, window: tuple[int, int], stride: int, padding: int, groups: int
+) -> jax.Array:
+    """The gradient of `convolution` by its kernel, of `window`, from its inputs and the gradient by its outputs."""
+    kernel = jax.ShapeDtypeStruct((*window, inputs.shape[3] // groups, outputs.shape[3]), inputs.dtype)
+    work = _convolution(Direction.WEIGHT_GRADIENT, inputs, kernel, outputs, stride, padding, groups)
+    return _call([(work, (0, 1, 2))], [kernel], inputs, outputs)[0]
+
+
+def gradients(
+    inputs: jax.Array, kernel: jax.Array, outputs: jax.Array, *, stride: int, padding: int, groups: int
+) -> list[jax.Array]:
+    """Both gradients of `convolution`, by inputs and by kernel, from that by its outputs, in one call."""
+    by_inputs, by_kernel = (
+        _convolution(direction, inputs, kernel, outputs, stride, padding, groups)
+        for direction in (Direction.INPUT_GRADIENT, Direction.WEIGHT_GRADIENT)
+    )
+    return _call([(by_inputs, (2, 1, 3)), (by_kernel, (0, 2, 4))], [inputs, kernel], inputs, kernel, outputs)
+
+
+def batch_norm(inputs: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, signs: int) -> list[jax.Array]:
+    """[..., C] normalised over all axes but the last, mean and biased variance [C], and `signs` bytes.
+
+    With `signs` the outputs are max(., 0), and these bytes are for `batch_norm_gradients`; see `keeps_signs_in`.
+    """
+    work = Normalisation(_as_images(inputs), epsilon, signs)
+    bits = jax.ShapeDtypeStruct((signs,), jnp.uint8)
+    if not signs:
+        return [*_call([(work, tuple(range(6)))], [inputs, scale, scale], inputs, scale, bias), jnp.zeros(0, jnp.uint8)]
+    return _call([(work, tuple(range(7)))], [inputs, scale, scale, bits], inputs, scale, bias)
+
+
+def keeps_signs_in(inputs: jax.Array, size: int) -> bool:
+    """Whether so many bytes are what oneDNN needs to keep the signs of a normalisation's outputs."""
+    return size > 0 and Normalisation(_as_images(inputs), 1.0, size).signs_needed() == size
+
+
+def batch_norm_gradients(
+    inputs: jax.Array,
+    outputs: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    *signs: jax.Array,
+    epsilon: float,
+) -> list[jax.Array]:
+    """The gradients of `batch_norm`'s outputs by inputs, scale and bias, from that by the `outputs`."""
+    work = NormalisationGradient(_as_images(inputs), epsilon, sum(bits.size for bits in signs))
+    operands = (inputs, outputs, mean, var, scale, *signs)
+    return _call([(work, tuple(range(len(operands) + 3)))], [inputs, scale, scale], *operands)
+
+
+def max_pool_gradient(winners: jax.Array, gradient: jax.Array, **options: Any) -> list[jax.Array]:
+    """The gradient of max-pooling by its inputs, as `pool.py` defines it."""
+    work = _max_pool_gradient(gradient, **options)
+    return _call([(work, (0, 1, 2))], [jax.ShapeDtypeStruct(tuple(work.images), gradient.dtype)], gradient, winners)
+
+
+def knows_winners(winners: jax.Array, **options: Any) -> bool:
+    """Whether the taps of the windows are written as oneDNN would write them."""
+    return winners.dtype == jnp.uint8 and _max_pool_gradient(winners, **options).winners_needed() == winners.size
+
+
+def _max_pool_gradient(
+    outputs: jax.Array, *, sizes: tuple[int, int], window: int, stride: int, pads: Padding2D
+) -> MaxPoolGradient:
+    low, high = zip(*pads, strict=True)
+    images = (outputs.shape[0], *sizes, outputs.shape[3])
+    return MaxPoolGradient(images, outputs.shape, window, stride, low, high)
+
+
+def _as_images(array: jax.Array) -> tuple[int, ...]:
+    return array.shape if array.ndim == 4 else (array.size // array.shape[-1], 1, 1, array.shape[-1])
+
+
+def _convolution(
+    direction: Direction, inputs: _Array, kernel: _Array, outputs: _Array, stride: int, padding: int, groups: int
+) -> Convolution:
+    return Convolution(direction, inputs.shape, kernel.shape, outputs.shape, stride, padding, groups)
+
+
+def _call(works: Sequence[_Work], results: Sequence[_Array], *operands: jax.Array) -> list[jax.Array]:
+    """A call of the running program for works one after another, each on some of the operands and results."""
+    text = json.dumps([(type(work).__name__, asdict(work), places) for work, places in works])
+    with _lock:
+        if text not in _calls:
+            _calls[text] = _prepared(text)  # what can't be done fails here, not in a running program
+    shapes = [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results]
+    return list(jax.ffi.ffi_call(TARGET, shapes)(*operands, call=text))
+
+
+def _prepared(text: str) -> _Calls:
+    return [(_KINDS[kind](**work).call(), places) for kind, work, places in json.loads(text)]
+
+
+def _run(text: str, addresses: Sequence[int]) -> None:
+    """Does a call's works, on all cores: where XLA would do several calls at once, they wait for each other."""
+    global _scratch
+    with _lock:
+        if text not in _calls:
+            _calls[text] = _prepared(text)
+        needed = max(call.scratch_size for call, _ in _calls[text])
+        if len(_scratch[0]) < needed:
+            _scratch = scratch_memory(needed)
+        for call, places in _calls[text]:
+            call([addresses[place] for place in places], _scratch[1])

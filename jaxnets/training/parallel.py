@@ -159,8 +159,8 @@ class Parallel:
 
         `compiling` is called before that, `compiled` is told the seconds that it took.
         """
-        options = compiler_options(self.devices[0].platform)
-        return Compiled(self._transformed(function, donate, several_steps), options, compiling, compiled)
+        transformed = self._transformed(function, donate, several_steps)
+        return Compiled(transformed, self.devices[0].platform, compiling, compiled)
 
     def _transformed(self, function: Callable[..., Any], donate: bool, several_steps: bool = False) -> Any:
         if several_steps:
@@ -278,12 +278,12 @@ class Compiled:
     def __init__(
         self,
         transformed: Any,
-        options: dict[str, str],
+        platform: str,
         compiling: Callable[[], None],
         compiled: Callable[[float], None],
     ) -> None:
         self._transformed = transformed
-        self._options = options
+        self._platform = platform
         self._compiling = compiling
         self._compiled = compiled
         self._programs: dict[Any, Any] = {}
@@ -294,11 +294,14 @@ class Compiled:
         if shapes not in self._programs:
             self._compiling()
             started = time.perf_counter()
-            self._programs[shapes] = self._transformed.lower(replicated, batch).compile(self._options)
+            lowered = self._transformed.lower(replicated, batch)
+            self._programs[shapes] = lowered.compile(compiler_options(self._platform))
             seconds = time.perf_counter() - started
             self.seconds += seconds
             self._compiled(seconds)
-        return self._programs[shapes](replicated, batch)
+        results = self._programs[shapes](replicated, batch)
+        # On the CPU each step under way holds its whole memory, and takes the others' threads.
+        return jax.block_until_ready(results) if self._platform == "cpu" else results
 
 
 def _shards(several_steps: bool) -> PartitionSpec:

@@ -1,11 +1,19 @@
-"""The convolution by oneDNN, in float32 alone, against the plain one; and that it is used where it is there."""
+"""What oneDNN computes, in float32 alone, against the plain forms; and that it is used where it is there."""
 
+import importlib.metadata
+import os
 import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,10 +23,10 @@ from jax import export
 import jaxnets
 from jaxnets.errors import InputError
 from jaxnets.models.initialization import initial_variables
-from jaxnets.ops import conv2d, dense, onednn, plain_conv2d
+from jaxnets.ops import batch_norm, conv2d, dense, dnnl_library, max_pool, onednn, plain_conv2d
+from jaxnets.ops.dnnl_works import Convolution, Direction, Normalisation
 
 pytestmark = pytest.mark.usefixtures("native")
-TARGET = "__onednn$convolution"
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -81,40 +89,137 @@ def program(dtype: jax.typing.DTypeLike, *platforms: str) -> str:
     )
 
 
-def test_is_used_where_it_is_there() -> None:
+def test_is_used_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     linux = platform.system() == "Linux" and platform.machine() == "x86_64"
-    assert onednn.available(jnp.float32) == linux or jaxlib.__version__ > "0.12"
-    assert (TARGET in program(jnp.float32, "cpu")) == onednn.available(jnp.float32)
-    assert TARGET not in program(jnp.float32, "cuda")
-    assert TARGET not in program(jnp.bfloat16, "cpu")
+    assert onednn.available(jnp.float32) == bool(onednn.compiler_options("cpu")) == linux
+    assert (onednn.TARGET in program(jnp.float32, "cpu")) == linux
+    assert onednn.TARGET not in program(jnp.float32, "cuda")
+    assert onednn.TARGET not in program(jnp.bfloat16, "cpu")
+    monkeypatch.setenv(onednn.SWITCH, "0")
+    onednn.usable.cache_clear()
+    assert not onednn.available(jnp.float32)
+    assert not onednn.compiler_options("cpu")
+    assert onednn.TARGET not in program(jnp.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"), [(None, None), ((), None), (("libdnnl.so.3",), "oneDNN can't be loaded")]
+)
+def test_does_without_where_the_library_is_missing(
+    files: Any, message: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def installed(package: str) -> Any:
+        if files is None:
+            raise importlib.metadata.PackageNotFoundError(package)
+        (tmp_path / "libdnnl.so.3").write_bytes(b"not a library")
+        return [SimpleNamespace(name=name, locate=lambda: tmp_path / "libdnnl.so.3") for name in files]
+
+    monkeypatch.setattr(importlib.metadata, "files", installed)
+    dnnl_library._library.cache_clear()
+    onednn.usable.cache_clear()
+    with pytest.warns(UserWarning, match=message) if message else nullcontext():
+        assert not onednn.available(jnp.float32)
+    dnnl_library._library.cache_clear()
 
 
 def test_what_is_exported_does_without() -> None:
     function = jax.jit(lambda x, k: conv2d(x, k, padding=1))
     exported = export.export(function, platforms=("cpu",))(jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16)))
-    assert TARGET not in exported.mlir_module()
+    assert onednn.TARGET not in exported.mlir_module()
 
 
-@pytest.mark.parametrize(
-    ("release", "system", "switch", "expected"),
-    [
-        ("0.10.2", "Linux", "1", True),
-        ("0.9.2", "Linux", "1", False),
-        ("0.13.0", "Linux", "1", False),
-        ("0.10.2", "Darwin", "1", False),
-        ("0.10.2", "Linux", "0", False),
-    ],
-)
-def test_only_releases_that_were_tried_are_trusted(
-    release: str, system: str, switch: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jaxlib, "__version__", release)
-    monkeypatch.setattr(platform, "system", lambda: system)
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setenv(onednn.SWITCH, switch)
-    onednn._in_this_jaxlib.cache_clear()
-    assert onednn.available(jnp.float32) == expected
-    assert bool(onednn.compiler_options("cpu")) == expected
+def test_both_gradients_are_one_call() -> None:
+    def gradients(inputs: jax.Array, kernel: jax.Array) -> Any:
+        return jax.grad(lambda x, k: conv2d(x, k, padding=1).sum(), (0, 1))(inputs, kernel)
+
+    text = jax.jit(gradients).lower(jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))).as_text()
+    assert text.count(f"@{onednn.TARGET}(") == 1
+
+
+def test_several_threads_at_once() -> None:
+    images = [jnp.full((4, 9, 9, 8), float(number)) for number in range(8)]
+    kernel = jnp.full((3, 3, 8, 8), 1 / 72)
+    centre = jax.jit(lambda x: conv2d(conv2d(x, kernel), kernel)[:, 2, 2, 0])
+    with ThreadPoolExecutor(8) as pool:
+        for number, found in enumerate(pool.map(centre, images * 20)):
+            np.testing.assert_allclose(found, number % 8, rtol=1e-5)
+
+
+def test_a_failing_call_fails_the_program() -> None:
+    assert onednn.available(jnp.float32)
+    call = jax.ffi.ffi_call(onednn.TARGET, jax.ShapeDtypeStruct((2,), jnp.float32))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=f"{onednn.TARGET}: .*Unknown"):
+        jax.jit(lambda: call(call='[["Unknown", {}, [0]]]'))()
+
+
+def test_what_can_not_be_done_is_said_when_the_program_is_made() -> None:
+    with pytest.raises(RuntimeError, match="dnnl_convolution_forward_primitive_desc_create failed with status"):
+        Convolution(Direction.FORWARD, (1, 4, 4, 8), (3, 3, 7, 8), (1, 4, 4, 8), 1, 1, 1).call()
+    with pytest.raises(RuntimeError, match="another kind of processor"):
+        Normalisation((1, 4, 4, 16), 1e-5, 7).call()
+
+
+def test_programs_are_kept_for_the_next_start(tmp_path: Path) -> None:
+    script = """
+import jax, jax.numpy as jnp
+from jaxnets.ops import conv2d
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+function = jax.jit(lambda x, k: conv2d(x, k, padding=1) + 1)
+total = float(function(jnp.ones((1, 5, 5, 16)), jnp.ones((3, 3, 16, 16))).sum())
+print(total, "/jax/compilation_cache/cache_hits" in hits)
+"""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    printed = [
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    total = 16 * (16 * 169 + 25)  # 169 taps of 25 pixels meet a pixel
+    assert [run.stdout.split() for run in printed] == [[f"{total:.1f}", "False"], [f"{total:.1f}", "True"]]
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 5, 32), (2, 5, 5, 24), (3, 4, 4, 5), (9, 16), (1, 1, 1, 3)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm(shape: tuple[int, ...], relu: bool) -> None:
+    random = np.random.RandomState(0)
+    inputs, gradient = random.normal(3, 2, shape), random.standard_normal(shape)
+    vectors = [random.standard_normal(shape[-1]) for _ in range(2)]
+
+    def found(dtype: Any) -> Any:
+        arguments = [jnp.asarray(array, dtype) for array in (inputs, *vectors)]
+        (outputs, moments), pull = jax.vjp(lambda *a: batch_norm(*a, 1e-3, None, relu), *arguments)
+        still = jax.tree.map(jnp.zeros_like, moments)
+        return outputs, moments, pull((jnp.asarray(gradient, dtype), still))
+
+    actual = jax.jit(lambda: found(jnp.float32))()
+    with jax.enable_x64(True):
+        expected = found(jnp.float64)
+    assert onednn.TARGET in jax.jit(lambda: found(jnp.float32)).lower().as_text()
+    for ours, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=3e-6 * max(1.0, float(np.abs(exact).max())))
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("channels", [16, 5])
+def test_max_pools_gradient(window: int, stride: int, padding: int, ceil_mode: bool, channels: int) -> None:
+    random = np.random.RandomState(0)
+    inputs = -1.0 - random.randint(0, 3, (2, 9, 6, channels))  # with ties, and below what surrounds them
+
+    def found(dtype: Any) -> jax.Array:
+        pool = partial(max_pool, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode)
+        outputs, pull = jax.vjp(pool, jnp.asarray(inputs, dtype))
+        (by_inputs,) = pull(jnp.cos(jnp.arange(outputs.size, dtype=dtype)).reshape(outputs.shape))
+        return by_inputs
+
+    with jax.enable_x64(True):
+        expected = found(jnp.float64)
+    np.testing.assert_allclose(jax.jit(lambda: found(jnp.float32))(), expected, rtol=0, atol=1e-6)
+    assert onednn.TARGET in jax.jit(lambda: found(jnp.float32)).lower().as_text()
 
 
 def test_a_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

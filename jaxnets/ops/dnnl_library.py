@@ -1,0 +1,182 @@
+"""oneDNN by its C interface: descriptions of arrays, primitives, and their execution on arrays in memory.
+
+The library is that of the package onednn-cpu-gomp. It writes machine code for the processor at hand when a primitive is
+made; PyTorch's convolutions are the same library's. Its C interface is stable (dnnl.h of oneDNN 3).
+"""
+
+import ctypes
+import importlib.metadata
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from ctypes import byref, c_char, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+
+_PACKAGE, _FILE = "onednn-cpu-gomp", "libdnnl.so.3"
+_CPU, _FLOAT32, _ANY_LAYOUT = 1, 3, 1
+_USER_SCRATCHPAD = 1
+_MAX_DIMENSIONS = 12
+_ALIGNMENT = 64
+
+# Of DNNL_ARG_*.
+SOURCE, DESTINATION, SCRATCH = 1, 17, 80
+# Of dnnl_query_t.
+_SCRATCHPAD = 136
+
+Step = Callable[[Sequence[int]], None]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("argument", c_int), ("memory", c_void_p)]
+
+
+@cache
+def _library() -> tuple[ctypes.CDLL, ctypes.PyDLL] | None:
+    """The library, for calls that let other Python threads run meanwhile, and for short ones that don't."""
+    try:
+        files = importlib.metadata.files(_PACKAGE) or ()
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = next((str(file.locate()) for file in files if file.name == _FILE), None)
+    if path is None:
+        return None
+    # XLA's threads need the cores between two calls; OpenMP's would otherwise keep them a while, waiting for more work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        library = ctypes.CDLL(path), ctypes.PyDLL(path)
+    except OSError as error:
+        warnings.warn(f"oneDNN can't be loaded, so convolutions will be slow: {error}", stacklevel=2)
+        return None
+    library[1].dnnl_primitive_desc_query_md.restype = c_void_p
+    library[1].dnnl_memory_desc_get_size.restype = c_size_t
+    return library
+
+
+def loadable() -> bool:
+    """Whether the library is there."""
+    return _library() is not None
+
+
+def libraries() -> tuple[ctypes.CDLL, ctypes.PyDLL]:
+    """The library's functions, for calls that let other Python threads run meanwhile, and for short ones that don't.
+
+    Raises RuntimeError where it can't be loaded.
+    """
+    library = _library()
+    if library is None:
+        raise RuntimeError(f"oneDNN is needed: pip install {_PACKAGE}")
+    return library
+
+
+def made(function: str, *arguments: object) -> c_void_p:
+    """What a function of the library made: an object, which it hands out by its first argument. It is never freed."""
+    found = c_void_p()
+    check(libraries()[1][function](byref(found), *arguments), function)
+    return found
+
+
+def check(status: int, function: str) -> None:
+    """Raises RuntimeError unless the library's function went well."""
+    if status:
+        raise RuntimeError(f"oneDNN's {function} failed with status {status}")
+
+
+@cache
+def engine() -> c_void_p:
+    """The processor."""
+    return made("dnnl_engine_create", _CPU, c_size_t(0))
+
+
+@cache
+def attributes() -> c_void_p:
+    """What all primitives are made with: scratch memory is given to them, so that several threads may run one."""
+    found = made("dnnl_primitive_attr_create")
+    function = "dnnl_primitive_attr_set_scratchpad_mode"
+    check(libraries()[1][function](found, _USER_SCRATCHPAD), function)
+    return found
+
+
+def numbers(*values: int) -> "ctypes.Array[c_int64]":
+    """Sizes, strides or the like as the library takes them."""
+    return (c_int64 * _MAX_DIMENSIONS)(*values)
+
+
+def described(sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
+    """A description of a float32 array; without strides, of a layout that the primitive is to choose."""
+    shape = len(sizes), numbers(*sizes), _FLOAT32
+    if strides is None:
+        return made("dnnl_memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
+    return made("dnnl_memory_desc_create_with_strides", *shape, numbers(*strides))
+
+
+def chosen(primitive: c_void_p, what: int) -> c_void_p:
+    """One of the array descriptions (dnnl_query_t) that a primitive settled on."""
+    return c_void_p(libraries()[1].dnnl_primitive_desc_query_md(primitive, what, 0))
+
+
+def exact_bytes_of(description: c_void_p) -> int:
+    """Memory that an array takes."""
+    size: int = libraries()[1].dnnl_memory_desc_get_size(description)
+    return size
+
+
+def bytes_of(description: c_void_p) -> int:
+    """Memory that an array takes, rounded up to whole cache lines."""
+    return math.ceil(exact_bytes_of(description) / _ALIGNMENT) * _ALIGNMENT
+
+
+class PrimitiveStep:
+    """One primitive, and which of a call's arrays are its operands."""
+
+    def __init__(self, description: c_void_p, operands: Sequence[tuple[int, c_void_p, int]]) -> None:
+        """Each operand is its DNNL_ARG, its description and its place among the call's arrays."""
+        waiting, short = libraries()
+        self._execute = waiting.dnnl_primitive_execute
+        self._set_address = short.dnnl_memory_set_data_handle
+        self._primitive = made("dnnl_primitive_create", description)
+        self._stream = made("dnnl_stream_create", engine(), 1)
+        self._memories = [(made("dnnl_memory_create", array, engine(), None), place) for _, array, place in operands]
+        pairs = zip(operands, self._memories, strict=True)
+        self._arguments = (_Argument * len(operands))(*(_Argument(o[0], memory) for o, (memory, _) in pairs))
+
+    def __call__(self, addresses: Sequence[int]) -> None:
+        for memory, place in self._memories:
+            self._set_address(memory, c_void_p(addresses[place]))
+        status = self._execute(self._primitive, self._stream, len(self._arguments), self._arguments)
+        check(status, "dnnl_primitive_execute")
+
+
+class Call:
+    """A computation ready to run, by one thread at a time, on arrays given by their addresses."""
+
+    def __init__(self, steps: Sequence[Step], scratch: Sequence[int] = ()) -> None:
+        """The arrays are the operands, then the results, then `scratch` ones of so many bytes."""
+        self._steps = steps
+        self._offsets = [sum(scratch[:i]) for i in range(len(scratch))]
+        self.scratch_size = sum(scratch)
+
+    def __call__(self, addresses: Sequence[int], scratch: int) -> None:
+        """Computes, with `scratch_size` bytes of memory at `scratch` to write on, of `scratch_memory`."""
+        arrays = [*addresses, *(scratch + offset for offset in self._offsets)]
+        for step in self._steps:
+            step(arrays)
+
+
+def reorder(source: c_void_p, source_place: int, destination: c_void_p, destination_place: int) -> PrimitiveStep:
+    """Writes an array in another layout."""
+    description = made("dnnl_reorder_primitive_desc_create", source, engine(), destination, engine(), None)
+    return PrimitiveStep(description, [(SOURCE, source, source_place), (DESTINATION, destination, destination_place)])
+
+
+def primitive_call(description: c_void_p, operands: Sequence[tuple[int, c_void_p]]) -> Call:
+    """A call of one primitive, whose arrays are in the order of `operands`: DNNL_ARG and description of each."""
+    scratch = chosen(description, _SCRATCHPAD)
+    placed = [(argument, array, place) for place, (argument, array) in enumerate([*operands, (SCRATCH, scratch)])]
+    return Call([PrimitiveStep(description, placed)], [bytes_of(scratch)])
+
+
+def scratch_memory(size: int) -> tuple["ctypes.Array[c_char]", int]:
+    """Memory of at least `size` bytes, and the aligned address in it."""
+    memory = (c_char * (size + _ALIGNMENT))()
+    return memory, math.ceil(ctypes.addressof(memory) / _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,127 @@
+"""Python functions as XLA's custom calls on the CPU, without a copy of their arrays.
+
+XLA calls a handler through a C interface that it keeps stable (jaxlib's include/xla/ffi/api/c_api.h); here that
+interface is spelt in ctypes, as far as needed: addresses of arrays, and one attribute, the text "call". Programs with
+such calls can be kept in the compilation cache, unlike those with `jax.pure_callback`.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_void_p
+
+import jax
+
+_METADATA_EXTENSION = 1
+_EXECUTE_STAGE = 3
+_INTERNAL_ERROR = 13
+
+
+class _ApiVersion(Structure):
+    _fields_ = [("struct_size", c_size_t), ("extension", c_void_p), ("major", c_int), ("minor", c_int)]
+
+
+class _ErrorArguments(Structure):
+    _fields_ = [("struct_size", c_size_t), ("extension", c_void_p), ("message", c_char_p), ("code", c_int)]
+
+
+_CreateError = ctypes.CFUNCTYPE(c_void_p, POINTER(_ErrorArguments))
+
+
+class _Api(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", c_void_p),
+        ("version", _ApiVersion),
+        ("internal", c_void_p),
+        ("create_error", _CreateError),
+    ]
+
+
+class _Metadata(Structure):
+    _fields_ = [("struct_size", c_size_t), ("version", _ApiVersion)]
+
+
+class _Extension(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("type", c_int),
+        ("next", c_void_p),
+        ("metadata", POINTER(_Metadata)),
+    ]
+
+
+class _Buffer(Structure):
+    _fields_ = [("struct_size", c_size_t), ("extension", c_void_p), ("dtype", c_int), ("data", c_void_p)]
+
+
+class _Buffers(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", c_void_p),
+        ("size", c_int64),
+        ("types", c_void_p),
+        ("buffers", POINTER(POINTER(_Buffer))),
+    ]
+
+
+class _Text(Structure):
+    _fields_ = [("data", c_void_p), ("size", c_size_t)]
+
+
+class _Attributes(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", c_void_p),
+        ("size", c_int64),
+        ("types", c_void_p),
+        ("names", c_void_p),
+        ("texts", POINTER(POINTER(_Text))),
+    ]
+
+
+class _Frame(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", POINTER(_Extension)),
+        ("api", POINTER(_Api)),
+        ("context", c_void_p),
+        ("stage", c_int),
+        ("arguments", _Buffers),
+        ("results", _Buffers),
+        ("attributes", _Attributes),
+    ]
+
+
+_Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
+_registered: list[object] = []  # XLA keeps addresses alone, so the handlers must live as long as the process
+
+
+def register(target: str, function: Callable[[str, Sequence[int]], None]) -> None:
+    """Makes `target` a custom call that runs `function` on its attribute `call` and its arrays' addresses.
+
+    Arguments come first, then results. An exception fails the program with its text. It may run on several threads.
+    """
+
+    def handle(frame_pointer: "ctypes._Pointer[_Frame]") -> int | None:
+        frame = frame_pointer.contents
+        if frame.extension and frame.extension.contents.type == _METADATA_EXTENSION:
+            version, own = frame.extension.contents.metadata.contents.version, frame.api.contents.version
+            version.major, version.minor = own.major, own.minor
+            return None
+        if frame.stage != _EXECUTE_STAGE:
+            return None
+        try:
+            text = frame.attributes.texts[0].contents
+            addresses = [
+                side.buffers[i].contents.data for side in (frame.arguments, frame.results) for i in range(side.size)
+            ]
+            function(ctypes.string_at(text.data, text.size).decode(), addresses)
+        except Exception as error:
+            arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, f"{target}: {error}".encode())
+            arguments.code = _INTERNAL_ERROR
+            return frame.api.contents.create_error(ctypes.byref(arguments))
+        return None
+
+    handler = _Handler(handle)
+    _registered.append(handler)
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
