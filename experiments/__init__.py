@@ -20,8 +20,10 @@ def _restart_with_kept_memory() -> None:
     with zeros: a fifth of ResNet-50's time on a CPU was spent there. glibc reads its settings once, before Python runs.
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
-    # While `python -m` looks for its module, its arguments are not in place yet.
-    if sys.platform != "linux" or sys.argv[:1] != ["-m"] or "glibc.malloc" in given:
+    # A GPU's memory is not glibc's, and its host would rather have a heap for each thread.
+    if sys.platform != "linux" or "glibc.malloc" in given or os.path.exists("/dev/nvidiactl"):
+        return
+    if sys.argv[:1] != ["-m"]:  # As it is while `python -m` looks for its module.
         return
     settings = [f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items()]
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (given, *settings)))

@@ -45,7 +45,7 @@ def main(task: str, job: dict[str, Any]) -> dict[str, Any]:
     if job["setting"] == "onnxruntime":
         with TemporaryDirectory() as folder:
             step = _onnxruntime(step, job, Path(folder))
-    for _ in range(2):
+    for _ in range(job["warm_up_steps"]):
         step()
     _wait(device)
     warm = time.perf_counter() - started
@@ -53,7 +53,7 @@ def main(task: str, job: dict[str, Any]) -> dict[str, Any]:
     compiles = job["setting"] in ("compile", "onnxruntime")
     return {
         "images_per_second": rate * job["batch_size"],
-        "compile_seconds": max(0.0, warm - 2 / rate) if compiles else 0.0,
+        "compile_seconds": max(0.0, warm - job["warm_up_steps"] / rate) if compiles else 0.0,
         "torch": torch.__version__,
     }
 

@@ -48,7 +48,8 @@ _PROFILED_STEPS = 3
 class Job:
     """What is measured: a network's training step or inference on images of `image_size` px, `batch_size` at once.
 
-    A measurement takes about `seconds`, without compiling. Raises InputError for values that can't be.
+    A measurement takes about `seconds`, without compiling and `warm_up_steps`, in which memory and caches find their
+    sizes. Raises InputError for values that can't be.
     """
 
     arch: str
@@ -58,6 +59,7 @@ class Job:
     dtype: str = "float32"
     parallel: str = "jit"
     seconds: float = 2.0
+    warm_up_steps: int = 5
 
     def __post_init__(self) -> None:
         family_of(self.arch)
@@ -142,7 +144,7 @@ def _measure(job: Job, started: str) -> dict[str, Any]:
         step, compile_seconds = _step(job)
         jax.block_until_ready(step())
         first_step_seconds = time.time() - float(started)
-        jax.block_until_ready(step())
+        jax.block_until_ready([step() for _ in range(job.warm_up_steps - 1)])
         rate = steps_per_second(step, job.seconds)
     return {
         "images_per_second": rate * job.batch_size,

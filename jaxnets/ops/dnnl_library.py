@@ -46,7 +46,11 @@ def _library() -> tuple[ctypes.CDLL, ctypes.PyDLL] | None:
     try:
         library = ctypes.CDLL(path), ctypes.PyDLL(path)
     except OSError as error:
-        warnings.warn(f"oneDNN can't be loaded, so convolutions will be slow: {error}", stacklevel=2)
+        warnings.warn(
+            f"oneDNN can't be loaded, so convolutions will be slow: {error}; it needs GCC's OpenMP library (Debian: "
+            "apt install libgomp1)",
+            stacklevel=2,
+        )
         return None
     library[1].dnnl_primitive_desc_query_md.restype = c_void_p
     library[1].dnnl_memory_desc_get_size.restype = c_size_t
