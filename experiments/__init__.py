@@ -17,7 +17,7 @@ def _restart_with_kept_memory() -> None:
     """Starts a command over with a glibc that keeps its memory.
 
     XLA asks for the memory of a training step anew at each step, and the system hands it out page by page, each filled
-    with zeros: a fifth of ResNet-50's time on a CPU was spent there. glibc reads its settings once, before Python runs.
+    with zeros: a sixth of ResNet-50's time on a CPU was spent there. glibc reads its settings once, before Python runs.
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
     # A GPU's memory is not glibc's, and its host would rather have a heap for each thread.

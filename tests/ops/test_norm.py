@@ -33,10 +33,15 @@ def cotangents(outputs: Any) -> Any:
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 6), (7, 2), (1, 1, 1, 3)])
-def test_values_and_gradients(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_values_and_gradients(shape: tuple[int, ...], relu: bool) -> None:
+    def defined(*given: jax.Array) -> Any:
+        outputs, moments = definition(*given)
+        return jnp.maximum(outputs, 0) if relu else outputs, moments
+
     given = arguments(*shape)
-    expected, pull = jax.vjp(definition, *given)
-    actual, our_pull = jax.vjp(lambda *a: batch_norm(*a, EPSILON, None), *given)
+    expected, pull = jax.vjp(defined, *given)
+    actual, our_pull = jax.vjp(lambda *a: batch_norm(*a, EPSILON, None, relu), *given)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), actual, expected)
     for ours, theirs in zip(our_pull(cotangents(actual)), pull(cotangents(expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
