@@ -19,11 +19,13 @@ _USER_SCRATCHPAD = 1
 _MAX_DIMENSIONS = 12
 _ALIGNMENT = 64
 
+FORWARD_TRAINING, FORWARD_INFERENCE = 64, 96
 # Of DNNL_ARG_*.
-SOURCE, DESTINATION, SCRATCH = 1, 17, 80
+SOURCE, DESTINATION, WORKSPACE, SCRATCH, SOURCE_GRADIENT, DESTINATION_GRADIENT = 1, 17, 64, 80, 129, 145
 # Of dnnl_query_t.
-_SCRATCHPAD = 136
+WORKSPACE_OF, SCRATCHPAD_OF = 135, 136
 
+Images = Sequence[int]
 Step = Callable[[Sequence[int]], None]
 
 
@@ -114,6 +116,13 @@ def described(sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
     return made("dnnl_memory_desc_create_with_strides", *shape, numbers(*strides))
 
 
+def images_of(shape: Images) -> c_void_p:
+    """A description of float32 [N, H, W, C]; oneDNN counts the axes as N, C, H, W."""
+    count, height, width, channels = shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return described((count, channels, height, width), strides)
+
+
 def chosen(primitive: c_void_p, what: int) -> c_void_p:
     """One of the array descriptions (dnnl_query_t) that a primitive settled on."""
     return c_void_p(libraries()[1].dnnl_primitive_desc_query_md(primitive, what, 0))
@@ -175,7 +184,7 @@ def reorder(source: c_void_p, source_place: int, destination: c_void_p, destinat
 
 def primitive_call(description: c_void_p, operands: Sequence[tuple[int, c_void_p]]) -> Call:
     """A call of one primitive, whose arrays are in the order of `operands`: DNNL_ARG and description of each."""
-    scratch = chosen(description, _SCRATCHPAD)
+    scratch = chosen(description, SCRATCHPAD_OF)
     placed = [(argument, array, place) for place, (argument, array) in enumerate([*operands, (SCRATCH, scratch)])]
     return Call([PrimitiveStep(description, placed)], [bytes_of(scratch)])
 

@@ -1,14 +1,17 @@
-"""Convolution and batch normalisation by oneDNN, for programs on x86 CPUs.
+"""Convolution, batch normalisation and max-pooling by oneDNN, for programs on x86 CPUs.
 
 XLA's own convolutions reach a quarter to a half of what a processor can do, and grouped ones a hundredth. Here a
-program calls dnnl_works.py instead, on the arrays where they lie. Programs with such calls can't be exported.
+program calls oneDNN's (dnnl_convolution.py and the like) instead, on the arrays where they lie. Programs with such
+calls can't be exported.
 """
 
 import json
+import math
 import os
 import platform
 import threading
 from collections.abc import Sequence
+from ctypes import c_int32
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -18,15 +21,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxnets.ops import xla_handler
+from jaxnets.ops.dnnl_convolution import Convolution, Direction
 from jaxnets.ops.dnnl_library import Call, loadable, scratch_memory
-from jaxnets.ops.dnnl_works import Convolution, Direction, MaxPoolGradient, Normalisation, NormalisationGradient, Work
+from jaxnets.ops.dnnl_normalisation import Normalisation, NormalisationGradient
+from jaxnets.ops.dnnl_pooling import MaxPool, MaxPoolGradient
+from jaxnets.ops.joined_calls import call_text, join_calls
 from jaxnets.ops.windows import Padding2D, output_size
 
 _Array = jax.Array | jax.ShapeDtypeStruct
-_Work = tuple[Work, tuple[int, ...]]
-_Calls = list[tuple[Call, list[int]]]
+_Work = tuple[Convolution | MaxPool | Normalisation, tuple[int, ...]]
+# A call's works with their arrays, and the rows that it reads and writes: see joined_calls.py.
+_Prepared = tuple[list[tuple[Call, list[int]]], list[list[int]]]
 
-_KINDS = {kind.__name__: kind for kind in (Convolution, MaxPoolGradient, Normalisation, NormalisationGradient)}
+_KINDS = {kind.__name__: kind for kind in (Convolution, MaxPool, MaxPoolGradient, Normalisation, NormalisationGradient)}
 
 SWITCH = "JAXNETS_ONEDNN"
 TARGET = "jaxnets_onednn"
@@ -36,7 +43,7 @@ TARGET = "jaxnets_onednn"
 _COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 _lock = threading.Lock()
-_calls: dict[str, _Calls] = {}
+_calls: dict[str, _Prepared] = {}
 _scratch = scratch_memory(0)
 
 
@@ -60,9 +67,12 @@ def available(dtype: DTypeLike) -> bool:
     return dtype == jnp.float32 and usable()
 
 
-def compiler_options(platform: str) -> dict[str, str]:
-    """What programs with convolutions should be compiled with for a platform."""
-    return dict(_COMPILER_OPTIONS) if platform == "cpu" and usable() else {}
+def compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+    """A program of the networks, lowered for a platform, compiled as suits its convolutions."""
+    if platform != "cpu" or not usable():
+        return lowered.compile()
+    join_calls(lowered.compiler_ir(), TARGET)
+    return lowered.compile(dict(_COMPILER_OPTIONS))
 
 
 def convolution(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:
@@ -137,23 +147,40 @@ def batch_norm_gradients(
     return _call([(work, tuple(range(len(operands) + 3)))], [inputs, scale, scale], *operands)
 
 
-def max_pool_gradient(winners: jax.Array, gradient: jax.Array, **options: Any) -> list[jax.Array]:
-    """The gradient of max-pooling by its inputs, as `pool.py` defines it."""
-    work = _max_pool_gradient(gradient, **options)
-    return _call([(work, (0, 1, 2))], [jax.ShapeDtypeStruct(tuple(work.images), gradient.dtype)], gradient, winners)
+def max_pool(inputs: jax.Array, *, counts: tuple[int, int], winners: bool, **options: Any) -> list[jax.Array]:
+    """Max-pooling into maps of `counts`, and if asked for the winners, as `pool.py` defines them."""
+    outputs = jax.ShapeDtypeStruct((inputs.shape[0], *counts, inputs.shape[3]), inputs.dtype)
+    taps = [jax.ShapeDtypeStruct(outputs.shape, jnp.uint8)] if winners else []
+    work = _pooling(MaxPool, inputs.shape, outputs.shape, winners=winners, **options)
+    return _call([(work, tuple(range(2 + len(taps))))], [outputs, *taps], inputs)
 
 
-def knows_winners(winners: jax.Array, **options: Any) -> bool:
-    """Whether the taps of the windows are written as oneDNN would write them."""
-    return winners.dtype == jnp.uint8 and _max_pool_gradient(winners, **options).winners_needed() == winners.size
+def max_pool_gradient(
+    winners: jax.Array, gradient: jax.Array, *, sizes: tuple[int, int], **options: Any
+) -> list[jax.Array]:
+    """The gradient of max-pooling by its inputs, maps of `sizes`, as `pool.py` defines it."""
+    inputs = jax.ShapeDtypeStruct((gradient.shape[0], *sizes, gradient.shape[3]), gradient.dtype)
+    work = _pooling(MaxPoolGradient, inputs.shape, gradient.shape, winners=True, **options)
+    return _call([(work, (0, 1, 2))], [inputs], gradient, winners)
 
 
-def _max_pool_gradient(
-    outputs: jax.Array, *, sizes: tuple[int, int], window: int, stride: int, pads: Padding2D
-) -> MaxPoolGradient:
+def knows_winners(inputs: Sequence[int], outputs: Sequence[int], **options: Any) -> bool:
+    """Whether oneDNN writes the taps of the windows as `pool.py` does, for inputs and outputs of these shapes."""
+    return _pooling(MaxPool, inputs, outputs, winners=True, **options).winners_needed() == math.prod(outputs)
+
+
+def _pooling(
+    kind: type[MaxPool],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    *,
+    window: int,
+    stride: int,
+    pads: Padding2D,
+    winners: bool,
+) -> MaxPool:
     low, high = zip(*pads, strict=True)
-    images = (outputs.shape[0], *sizes, outputs.shape[3])
-    return MaxPoolGradient(images, outputs.shape, window, stride, low, high)
+    return kind(inputs, outputs, window, stride, low, high, winners)
 
 
 def _as_images(array: jax.Array) -> tuple[int, ...]:
@@ -168,7 +195,7 @@ def _convolution(
 
 def _call(works: Sequence[_Work], results: Sequence[_Array], *operands: jax.Array) -> list[jax.Array]:
     """A call of the running program for works one after another, each on some of the operands and results."""
-    text = json.dumps([(type(work).__name__, asdict(work), places) for work, places in works])
+    text = call_text([(type(work).__name__, asdict(work), places) for work, places in works])
     with _lock:
         if text not in _calls:
             _calls[text] = _prepared(text)  # what can't be done fails here, not in a running program
@@ -176,8 +203,9 @@ def _call(works: Sequence[_Work], results: Sequence[_Array], *operands: jax.Arra
     return list(jax.ffi.ffi_call(TARGET, shapes)(*operands, call=text))
 
 
-def _prepared(text: str) -> _Calls:
-    return [(_KINDS[kind](**work).call(), places) for kind, work, places in json.loads(text)]
+def _prepared(text: str) -> _Prepared:
+    carried = json.loads(text)
+    return [(_KINDS[kind](**work).call(), places) for kind, work, places in carried["works"]], carried["rows"]
 
 
 def _run(text: str, addresses: Sequence[int]) -> None:
@@ -186,8 +214,12 @@ def _run(text: str, addresses: Sequence[int]) -> None:
     with _lock:
         if text not in _calls:
             _calls[text] = _prepared(text)
-        needed = max(call.scratch_size for call, _ in _calls[text])
+        works, rows = _calls[text]
+        needed = max(call.scratch_size for call, _ in works)
         if len(_scratch[0]) < needed:
             _scratch = scratch_memory(needed)
-        for call, places in _calls[text]:
-            call([addresses[place] for place in places], _scratch[1])
+        arrays = list(addresses)
+        for place, number, count, size in rows:
+            arrays[place] += size * min(max(c_int32.from_address(addresses[number]).value, 0), count - 1)
+        for call, places in works:
+            call([arrays[place] for place in places], _scratch[1])

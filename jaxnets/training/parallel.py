@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnets.errors import InputError
-from jaxnets.ops.onednn import compiler_options
+from jaxnets.ops.onednn import compiled
 
 PARALLEL = ("auto", "jit", "pmap", "shard_map")
 PLATFORMS = ("auto", "cpu", "gpu")
@@ -295,7 +295,7 @@ class Compiled:
             self._compiling()
             started = time.perf_counter()
             lowered = self._transformed.lower(replicated, batch)
-            self._programs[shapes] = lowered.compile(compiler_options(self._platform))
+            self._programs[shapes] = compiled(lowered, self._platform)
             seconds = time.perf_counter() - started
             self.seconds += seconds
             self._compiled(seconds)

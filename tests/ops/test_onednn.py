@@ -25,7 +25,8 @@ import jaxnets
 from jaxnets.errors import InputError
 from jaxnets.models.initialization import initial_variables
 from jaxnets.ops import batch_norm, conv2d, dense, dnnl_library, max_pool, onednn, plain_conv2d
-from jaxnets.ops.dnnl_works import Convolution, Direction, Normalisation
+from jaxnets.ops.dnnl_convolution import Convolution, Direction
+from jaxnets.ops.dnnl_normalisation import Normalisation
 
 
 def _can_be_here() -> bool:
