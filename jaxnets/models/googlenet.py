@@ -24,8 +24,8 @@ from jaxnets.models.layers import (
     Initializer,
     NormFactory,
     Stages,
-    activated,
     check_image_size,
+    convolved,
     sow_feature,
 )
 from jaxnets.ops import adaptive_avg_pool, avg_pool, local_response_norm, max_pool
@@ -55,7 +55,7 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        x = Conv(
+        conv = Conv(
             self.features,
             self.window,
             stride=self.stride,
@@ -65,11 +65,11 @@ class ConvUnit(nn.Module):
             bias_init=self.bias_init,
             dtype=self.dtype,
             name="conv",
-        )(inputs)
-        if self.norm is None:
-            return self.activation(x)
-        norm = self.norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype, name="bn")
-        return activated(norm, self.activation, x)
+        )
+        norm = None
+        if self.norm is not None:
+            norm = self.norm(train=self.train, axis_name=self.axis_name, dtype=self.dtype, name="bn")
+        return convolved(conv, norm, inputs, self.activation)
 
 
 class Inception(nn.Module):

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
 from jaxnets.models.initialization import Scaled, parameter
-from jaxnets.ops import batch_norm, conv2d, dense, image_keys
+from jaxnets.ops import batch_norm, conv2d, conv2d_bias, dense, image_keys
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = initializers.Initializer
@@ -73,25 +73,32 @@ class Conv(nn.Module):
     op: Callable[..., jax.Array] = conv2d
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, activation: Activation | None = None, added: jax.Array | None = None
+    ) -> jax.Array:
+        """Convolves, adds [N, H', W', features] and applies the activation, which both may cost little with a bias."""
         if inputs.shape[-1] % self.groups or self.features % self.groups:
             raise InputError(
                 f"groups={self.groups} must divide the {inputs.shape[-1]} input and {self.features} output channels"
             )
         shape = (self.window, self.window, inputs.shape[-1] // self.groups, self.features)
-        kernel = parameter(self, "kernel", self.kernel_init, shape, param_dtype(self.dtype))
-        outputs = self.op(
-            inputs.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            padding=self.padding,
-            groups=self.groups,
-        )
-        if self.use_bias:
+        kernel = parameter(self, "kernel", self.kernel_init, shape, param_dtype(self.dtype)).astype(self.dtype)
+        inputs = inputs.astype(self.dtype)
+        options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+        relu = activation is nn.relu
+        if not self.use_bias:
+            outputs = checkpoint_name(self.op(inputs, kernel, **options), "convolution")
+        else:
             bias_init = self.bias_init or torch_bias_init(self.window**2 * shape[2])
-            bias = parameter(self, "bias", bias_init, (self.features,), param_dtype(self.dtype))
-            outputs += bias.astype(self.dtype)
-        return checkpoint_name(outputs, "convolution")
+            bias = parameter(self, "bias", bias_init, (self.features,), param_dtype(self.dtype)).astype(self.dtype)
+            if self.op is conv2d:
+                outputs = conv2d_bias(inputs, kernel, bias, added, relu=relu, **options)
+                outputs = checkpoint_name(outputs, "convolution")
+                return outputs if activation is None or relu else activation(outputs)
+            outputs = checkpoint_name(self.op(inputs, kernel, **options) + bias, "convolution")
+        if added is not None:
+            outputs += added
+        return outputs if activation is None else activation(outputs)
 
 
 class Dense(nn.Module):
@@ -127,12 +134,17 @@ class Dropout(nn.Module):
     axis_name: str | None = None
     whole_images: bool = False
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is dropped."""
+        return not self.train or (not isinstance(self.rate, jax.Array) and self.rate == 0)
+
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         known = not isinstance(self.rate, jax.Array)
         if known and not 0 <= self.rate <= 1:
             raise InputError(f"a dropout rate of {self.rate}; expected one from 0 to 1")
-        if not self.train or (known and self.rate == 0):
+        if self.keeps_all:
             return inputs
         if known and self.rate == 1:
             return jnp.zeros_like(inputs)
@@ -212,7 +224,32 @@ class BatchNorm(nn.Module):
         return outputs if activation is None or relu else activation(outputs)
 
 
-def activated(norm: nn.Module, activation: Activation, inputs: jax.Array) -> jax.Array:
+def activated(norm: nn.Module | None, activation: Activation | None, inputs: jax.Array) -> jax.Array:
     """`activation(norm(inputs))`, in one where the norm can."""
-    outputs: jax.Array = norm(inputs, activation) if isinstance(norm, BatchNorm) else activation(norm(inputs))
-    return outputs
+    if isinstance(norm, BatchNorm):
+        outputs: jax.Array = norm(inputs, activation)
+        return outputs
+    outputs = inputs if norm is None else norm(inputs)
+    return outputs if activation is None else activation(outputs)
+
+
+def convolved(
+    conv: nn.Module,
+    norm: nn.Module | None,
+    inputs: jax.Array,
+    activation: Activation | None = None,
+    added: jax.Array | None = None,
+    drop: Dropout | None = None,
+) -> jax.Array:
+    """`activation(drop(norm(conv(inputs))) + added)`, in as few passes over memory as can be."""
+    if norm is None and (drop is None or drop.keeps_all):
+        outputs: jax.Array = conv(inputs, activation, added)
+        return outputs
+    if added is None and drop is None:
+        return activated(norm, activation, conv(inputs))
+    outputs = activated(norm, None, conv(inputs))
+    if drop is not None:
+        outputs = drop(outputs)
+    if added is not None:
+        outputs += added
+    return outputs if activation is None else activation(outputs)

@@ -26,8 +26,8 @@ from jaxnets.models.layers import (
     Initializer,
     NormFactory,
     Stages,
-    activated,
     check_image_size,
+    convolved,
     he_fan_in,
     he_fan_out,
     sow_feature,
@@ -39,19 +39,19 @@ Stem = Literal["imagenet", "cifar"]
 ModuleFactory = Callable[..., Any]
 
 
-def add_shortcut(
-    residual: jax.Array, inputs: jax.Array, *, kind: Shortcut, stride: int, conv: ModuleFactory, norm: ModuleFactory
-) -> jax.Array:
-    """Adds `inputs` [N, H, W, C] to `residual` [N, H', W', F] by one of the paper's shortcuts (sections 3.3 and 4.1).
+def shortcut_of(
+    inputs: jax.Array, features: int, *, kind: Shortcut, stride: int, conv: ModuleFactory, norm: ModuleFactory
+) -> jax.Array | None:
+    """What one of the paper's shortcuts (sections 3.3 and 4.1) adds to a residual: [N, H, W, C] -> [N, H', W', F].
 
     A: identity, subsampled, new channels zero, no parameters. B: a projection where the shape changes, identity
     elsewhere. C: projections everywhere. none: no shortcut at all, which makes the network plain.
     """
-    features = residual.shape[-1]
-    changes = stride != 1 or inputs.shape[-1] != features
+    channels = inputs.shape[-1]
+    changes = stride != 1 or channels != features
     match kind:
         case "none":
-            return residual
+            return None
         case "C":
             project = True
         case "B":
@@ -61,11 +61,11 @@ def add_shortcut(
         case _:
             raise InputError(f"shortcut={kind!r} is unknown; expected 'A', 'B', 'C' or 'none'")
     if project:
-        return residual + norm(name="downsample_bn")(conv(features, 1, stride=stride, name="downsample_conv")(inputs))
+        projection = conv(features, 1, stride=stride, name="downsample_conv")
+        return convolved(projection, norm(name="downsample_bn"), inputs)
     if changes:
-        new_channels = features - inputs.shape[-1]
-        inputs = jnp.pad(inputs[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, new_channels)))
-    return residual + inputs
+        return jnp.pad(inputs[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - channels)))
+    return inputs
 
 
 class BasicBlock(nn.Module):
@@ -90,14 +90,14 @@ class BasicBlock(nn.Module):
                 f"a basic block got groups={self.groups} and width_per_group={self.width_per_group}; "
                 "it only takes 1 and 64: use a network of bottlenecks"
             )
-        x = self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")(inputs)
-        x = activated(self.norm(name="bn1"), self.activation, x)
-        x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
-        x = self.norm(name="bn2", scale_init=_last_scale_init(self.zero_init_residual))(x)
-        x = add_shortcut(
-            self.drop(drop_rate)(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm
+        added = shortcut_of(
+            inputs, self.filters, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm
         )
-        return self.activation(x)
+        conv1 = self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")
+        conv2 = self.conv(self.filters, 3, padding=1, name="conv2")
+        bn2 = self.norm(name="bn2", scale_init=_last_scale_init(self.zero_init_residual))
+        x = convolved(conv1, self.norm(name="bn1"), inputs, self.activation)
+        return convolved(conv2, bn2, x, self.activation, added, self.drop(drop_rate))
 
 
 class Bottleneck(nn.Module):
@@ -117,14 +117,13 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
+        features = self.filters * self.expansion
+        added = shortcut_of(inputs, features, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
         reduce, transform, expand = self.convolutions()
-        x = activated(self.norm(name="bn1"), self.activation, reduce(inputs))
-        x = activated(self.norm(name="bn2"), self.activation, transform(x))
-        x = self.norm(name="bn3", scale_init=_last_scale_init(self.zero_init_residual))(expand(x))
-        x = add_shortcut(
-            self.drop(drop_rate)(x), inputs, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm
-        )
-        return self.activation(x)
+        bn3 = self.norm(name="bn3", scale_init=_last_scale_init(self.zero_init_residual))
+        x = convolved(reduce, self.norm(name="bn1"), inputs, self.activation)
+        x = convolved(transform, self.norm(name="bn2"), x, self.activation)
+        return convolved(expand, bn3, x, self.activation, added, self.drop(drop_rate))
 
     @property
     def width(self) -> int:
@@ -216,12 +215,12 @@ class ResNet(nn.Module):
         )
         keep = partial(sow_feature, self)
         if self.stem == "imagenet":
-            x = conv(self.num_filters, 7, stride=2, padding=3, name="conv1")(images)
-            x = keep("conv1", activated(norm(name="bn1"), self.activation, x))
+            conv1 = conv(self.num_filters, 7, stride=2, padding=3, name="conv1")
+            x = keep("conv1", convolved(conv1, norm(name="bn1"), images, self.activation))
             x = max_pool(x, 3, stride=2, padding=1)
         elif self.stem == "cifar":
-            x = conv(self.num_filters, 3, padding=1, name="conv1")(images)
-            x = keep("conv1", activated(norm(name="bn1"), self.activation, x))
+            conv1 = conv(self.num_filters, 3, padding=1, name="conv1")
+            x = keep("conv1", convolved(conv1, norm(name="bn1"), images, self.activation))
         else:
             raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet' or 'cifar'")
         x = run_stages(
@@ -243,7 +242,7 @@ def bind_layers(
     """Convolution and normalisation with a network's settings bound once, to hand to its blocks."""
     conv = partial(Conv, kernel_init=kernel_init, dtype=dtype, use_bias=norm is None)
     if norm is None:
-        return conv, lambda **_: lambda inputs: inputs
+        return conv, lambda **_: None
     return conv, partial(norm, train=train, axis_name=axis_name, dtype=dtype)
 
 

@@ -25,6 +25,7 @@ from jaxnets.models.layers import (
     Stages,
     activated,
     check_image_size,
+    convolved,
     he_fan_out,
     sow_feature,
 )
@@ -49,11 +50,12 @@ class PreActivationBottleneck(nn.Module):
         shortcut = inputs
         if inputs.shape[-1] != features or self.stride != 1:
             shortcut = self.conv(features, 1, stride=self.stride, name="downsample_conv")(x)
-        x = self.conv(self.filters, 1, stride=self.stride, name="conv1")(x)
-        x = activated(self.norm(name="bn2"), self.activation, x)
-        x = self.conv(self.filters, 3, padding=1, name="conv2")(x)
-        x = activated(self.norm(name="bn3"), self.activation, x)
-        return shortcut + self.drop(drop_rate)(self.conv(features, 1, name="conv3")(x))
+        conv1 = self.conv(self.filters, 1, stride=self.stride, name="conv1")
+        conv2 = self.conv(self.filters, 3, padding=1, name="conv2")
+        conv3 = self.conv(features, 1, name="conv3")
+        x = convolved(conv1, self.norm(name="bn2"), x, self.activation)
+        x = convolved(conv2, self.norm(name="bn3"), x, self.activation)
+        return convolved(conv3, None, x, added=shortcut, drop=self.drop(drop_rate))
 
 
 class PreActivationResNet(nn.Module):

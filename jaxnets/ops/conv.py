@@ -31,6 +31,13 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     Equals `plain_conv2d` up to rounding, for finite inputs. Raises InputError where channels and groups do not fit, or
     no pixel is left.
     """
+    check_conv2d(inputs, kernel, stride, padding, groups)
+    dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
+    return _forward.bind(inputs.astype(dtype), kernel.astype(dtype), stride=stride, padding=padding, groups=groups)
+
+
+def check_conv2d(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> None:
+    """Raises InputError where `conv2d` would."""
     channels, features = inputs.shape[-1], kernel.shape[-1]
     if channels != kernel.shape[2] * groups or features % groups:
         raise InputError(
@@ -39,8 +46,6 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
         )
     for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True):
         checked_output_size(size, window, stride, padding)
-    dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
-    return _forward.bind(inputs.astype(dtype), kernel.astype(dtype), stride=stride, padding=padding, groups=groups)
 
 
 def plain_conv2d(

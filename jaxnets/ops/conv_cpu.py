@@ -33,7 +33,7 @@ def forward(
     """`conv2d`, without oneDNN where the program is to be `portable`."""
     if portable or not onednn.available(inputs.dtype):
         return _portable_forward(inputs, kernel, stride, padding, groups)
-    if _has_few_outputs(inputs, kernel, stride, padding, groups):
+    if has_few_outputs(inputs, kernel, stride, padding, groups):
         return onednn.convolution(*_pointwise(inputs, kernel, stride, padding), stride=1, padding=0, groups=1)
     return onednn.convolution(inputs, kernel, stride=stride, padding=padding, groups=groups)
 
@@ -89,7 +89,7 @@ def gradients(
     the first. ResNet-50's step took 0.95 s so, against 0.76 s for its parts one after another.
     """
     if not portable and onednn.available(outputs.dtype):
-        if _has_few_outputs(inputs, kernel, stride, padding, groups):
+        if has_few_outputs(inputs, kernel, stride, padding, groups):
             operands, pull = jax.vjp(lambda x, k: _pointwise(x, k, stride, padding), inputs, kernel)
             return list(pull(tuple(onednn.gradients(*operands, outputs, stride=1, padding=0, groups=1))))
         return onednn.gradients(inputs, kernel, outputs, stride=stride, padding=padding, groups=groups)
@@ -101,7 +101,7 @@ def gradients(
     ]
 
 
-def _has_few_outputs(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> bool:
+def has_few_outputs(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> bool:
     """Whether a kernel is so much larger than the outputs that copying patches is less work than reordering it."""
     if groups > 1 or (kernel.shape[:2] == (1, 1) and stride == 1):
         return False

@@ -13,6 +13,7 @@ from enum import StrEnum
 from jaxnets.ops.dnnl_library import (
     DESTINATION,
     DESTINATION_GRADIENT,
+    FORWARD_INFERENCE,
     FORWARD_TRAINING,
     SCRATCH,
     SCRATCHPAD_OF,
@@ -31,18 +32,20 @@ from jaxnets.ops.dnnl_library import (
     images_of,
     libraries,
     made,
+    made_attributes,
     numbers,
     primitive_call,
     reorder,
 )
 
 _DIRECT = 1
-# A 1x1 convolution of fewer pixels is a matrix product: it would spend its time on reordering the kernel.
+# A 1x1 convolution of fewer pixels is a matrix product.
 _PRODUCT_PIXELS = 512
 # Of dnnl_query_t.
 _WEIGHTS, _WEIGHT_GRADIENT = 131, 132
 # Of DNNL_ARG_*.
-_KERNEL, _KERNEL_GRADIENT = 33, 161
+_KERNEL, _BIAS, _KERNEL_GRADIENT, _ADDED, _AFTER = 33, 41, 161, 2, 32768
+_RELU, _ADD = 0x20, 0x1FFF0
 
 
 class Direction(StrEnum):
@@ -67,12 +70,11 @@ class Convolution:
 
     def call(self) -> Call:
         """Operands as the direction has them: images and kernel; outputs' gradient and kernel; images and that."""
-        pixels, whole_pixels = math.prod(self.outputs[:3]), (*self.kernel[:2], self.stride, self.padding, self.groups)
-        if whole_pixels == (1, 1, 1, 0, 1) and pixels < _PRODUCT_PIXELS:
-            return self._product(pixels)
+        if self._is_product():
+            return self._product()
         images, outputs = images_of(self.images), images_of(self.outputs)
         kernel, free_kernel = _kernels(self.kernel, self.groups)
-        window = [numbers(number, number) for number in (self.stride, 0, self.padding, self.padding)]
+        window = self._window()
         forward = made(
             "dnnl_convolution_forward_primitive_desc_create",
             *(engine(), FORWARD_TRAINING, _DIRECT, images, free_kernel, None, outputs, *window, attributes()),
@@ -104,8 +106,17 @@ class Convolution:
             return Call([step, reorder(layout, own_kernel, kernel, result)], sizes)
         return Call([reorder(kernel, second, layout, own_kernel), step], sizes)
 
-    def _product(self, pixels: int) -> Call:
+    def _is_product(self) -> bool:
+        """Whether it is a matrix product of few rows: the primitive would spend its time on reordering the kernel."""
+        whole_pixels = (*self.kernel[:2], self.stride, self.padding, self.groups) == (1, 1, 1, 0, 1)
+        return whole_pixels and math.prod(self.outputs[:3]) < _PRODUCT_PIXELS
+
+    def _window(self) -> list[object]:
+        return [numbers(number, number) for number in (self.stride, 0, self.padding, self.padding)]
+
+    def _product(self) -> Call:
         """Of pixels [N H W, C] and kernel [C, F]."""
+        pixels = math.prod(self.outputs[:3])
         channels, features = self.kernel[2:]
         if self.direction == Direction.WEIGHT_GRADIENT:
             return Call([_transposed_product(channels, pixels, features)])
@@ -117,6 +128,59 @@ class Convolution:
         result = described((pixels, rows[1]), (rows[1], 1))
         primitive = made("dnnl_matmul_primitive_desc_create", engine(), left, right, None, result, attributes())
         return primitive_call(primitive, [(SOURCE, left), (_KERNEL, right), (DESTINATION, result)])
+
+
+@dataclass(frozen=True)
+class BiasedConvolution(Convolution):
+    """`Convolution` forward, plus a bias [F], plus, with `adds`, an array of the outputs' shape, then with `relu` that.
+
+    NaN becomes 0 with `relu`.
+    """
+
+    adds: bool
+    relu: bool
+
+    def call(self) -> Call:
+        """Operands images, kernel, bias and, if there is one, what is added; result the outputs."""
+        features = self.kernel[3]
+        if self._is_product():
+            pixels = math.prod(self.outputs[:3])
+            images, outputs = (described((pixels, shape[3]), (shape[3], 1)) for shape in (self.images, self.outputs))
+            kernel, bias = described(self.kernel[2:], (features, 1)), described((1, features), (features, 1))
+            given = [(SOURCE, images), (_KERNEL, kernel), (_BIAS, bias), *self._added(outputs)]
+            product = made(
+                "dnnl_matmul_primitive_desc_create",
+                *(engine(), images, kernel, bias, outputs, self._attributes(outputs)),
+            )
+            return primitive_call(product, [*given, (DESTINATION, outputs)])
+        images, outputs, bias = images_of(self.images), images_of(self.outputs), described((features,), (1,))
+        kernel, free_kernel = _kernels(self.kernel, self.groups)
+        primitive = made(
+            "dnnl_convolution_forward_primitive_desc_create",
+            *(engine(), FORWARD_INFERENCE, _DIRECT, images, free_kernel, bias, outputs, *self._window()),
+            self._attributes(outputs),
+        )
+        layout, needed = chosen(primitive, _WEIGHTS), chosen(primitive, SCRATCHPAD_OF)
+        result = 4 if self.adds else 3
+        own_kernel, scratch = result + 1, result + 2
+        operands = [(SOURCE, images, 0), (_KERNEL, layout, own_kernel), (_BIAS, bias, 2)]
+        operands += [(argument, array, 3) for argument, array in self._added(outputs)]
+        operands += [(DESTINATION, outputs, result), (SCRATCH, needed, scratch)]
+        steps = [reorder(kernel, 1, layout, own_kernel), PrimitiveStep(primitive, operands)]
+        return Call(steps, (bytes_of(layout), bytes_of(needed)))
+
+    def _added(self, outputs: c_void_p) -> list[tuple[int, c_void_p]]:
+        return [(_AFTER | _ADDED, outputs)] if self.adds else []
+
+    def _attributes(self, outputs: c_void_p) -> c_void_p:
+        short, found, after = libraries()[1], made_attributes(), made("dnnl_post_ops_create")
+        if self.adds:
+            check(short.dnnl_post_ops_append_binary(after, _ADD, outputs), "dnnl_post_ops_append_binary")
+        if self.relu:
+            status = short.dnnl_post_ops_append_eltwise(after, _RELU, c_float(0), c_float(0))
+            check(status, "dnnl_post_ops_append_eltwise")
+        check(short.dnnl_primitive_attr_set_post_ops(found, after), "dnnl_primitive_attr_set_post_ops")
+        return found
 
 
 def _kernels(shape: Sequence[int], groups: int) -> tuple[c_void_p, c_void_p]:

@@ -96,7 +96,12 @@ def engine() -> c_void_p:
 
 @cache
 def attributes() -> c_void_p:
-    """What all primitives are made with: scratch memory is given to them, so that several threads may run one."""
+    """What most primitives are made with."""
+    return made_attributes()
+
+
+def made_attributes() -> c_void_p:
+    """What a primitive is made with: scratch memory is given to it."""
     found = made("dnnl_primitive_attr_create")
     function = "dnnl_primitive_attr_set_scratchpad_mode"
     check(libraries()[1][function](found, _USER_SCRATCHPAD), function)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxnets.ops import xla_handler
-from jaxnets.ops.dnnl_convolution import Convolution, Direction
+from jaxnets.ops.dnnl_convolution import BiasedConvolution, Convolution, Direction
 from jaxnets.ops.dnnl_library import Call, loadable, scratch_memory
 from jaxnets.ops.dnnl_normalisation import Normalisation, NormalisationGradient
 from jaxnets.ops.dnnl_pooling import MaxPool, MaxPoolGradient
@@ -33,7 +33,10 @@ _Work = tuple[Convolution | MaxPool | Normalisation, tuple[int, ...]]
 # A call's works with their arrays, and the rows that it reads and writes: see joined_calls.py.
 _Prepared = tuple[list[tuple[Call, list[int]]], list[list[int]]]
 
-_KINDS = {kind.__name__: kind for kind in (Convolution, MaxPool, MaxPoolGradient, Normalisation, NormalisationGradient)}
+_KINDS = {
+    kind.__name__: kind
+    for kind in (BiasedConvolution, Convolution, MaxPool, MaxPoolGradient, Normalisation, NormalisationGradient)
+}
 
 SWITCH = "JAXNETS_ONEDNN"
 TARGET = "jaxnets_onednn"
@@ -77,13 +80,26 @@ def compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
 
 def convolution(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:
     """Cross-correlates [N, H, W, C] with [kh, kw, C / groups, F], giving [N, H', W', F]."""
-    sides = (
-        output_size(size, window, stride, padding)
-        for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
-    )
-    outputs = jax.ShapeDtypeStruct((inputs.shape[0], *sides, kernel.shape[3]), inputs.dtype)
+    outputs = _outputs(inputs, kernel, stride, padding)
     work = _convolution(Direction.FORWARD, inputs, kernel, outputs, stride, padding, groups)
     return _call([(work, (0, 1, 2))], [outputs], inputs, kernel)[0]
+
+
+def biased_convolution(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    *added: jax.Array,
+    relu: bool,
+    stride: int,
+    padding: int,
+    groups: int,
+) -> jax.Array:
+    """`convolution` plus a bias [F], plus at most one array of the outputs' shape, then with `relu` max(., 0)."""
+    outputs = _outputs(inputs, kernel, stride, padding)
+    numbers = (inputs.shape, kernel.shape, outputs.shape, stride, padding, groups)
+    work = BiasedConvolution(Direction.FORWARD, *numbers, bool(added), relu)
+    return _call([(work, tuple(range(4 + len(added))))], [outputs], inputs, kernel, bias, *added)[0]
 
 
 def input_gradient(
@@ -185,6 +201,14 @@ def _pooling(
 
 def _as_images(array: jax.Array) -> tuple[int, ...]:
     return array.shape if array.ndim == 4 else (array.size // array.shape[-1], 1, 1, array.shape[-1])
+
+
+def _outputs(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.ShapeDtypeStruct:
+    sides = (
+        output_size(size, window, stride, padding)
+        for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
+    )
+    return jax.ShapeDtypeStruct((inputs.shape[0], *sides, kernel.shape[3]), inputs.dtype)
 
 
 def _convolution(
