@@ -141,7 +141,12 @@ def exact_bytes_of(description: c_void_p) -> int:
 
 def bytes_of(description: c_void_p) -> int:
     """Memory that an array takes, rounded up to whole cache lines."""
-    return math.ceil(exact_bytes_of(description) / _ALIGNMENT) * _ALIGNMENT
+    return aligned(exact_bytes_of(description))
+
+
+def aligned(size: int) -> int:
+    """The number of bytes, or the address, rounded up to whole cache lines."""
+    return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
 
 
 class PrimitiveStep:
@@ -197,4 +202,4 @@ def primitive_call(description: c_void_p, operands: Sequence[tuple[int, c_void_p
 def scratch_memory(size: int) -> tuple["ctypes.Array[c_char]", int]:
     """Memory of at least `size` bytes, and the aligned address in it."""
     memory = (c_char * (size + _ALIGNMENT))()
-    return memory, math.ceil(ctypes.addressof(memory) / _ALIGNMENT) * _ALIGNMENT
+    return memory, aligned(ctypes.addressof(memory))

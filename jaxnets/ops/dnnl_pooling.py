@@ -24,6 +24,7 @@ from jaxnets.ops.dnnl_library import (
     Call,
     Images,
     PrimitiveStep,
+    aligned,
     attributes,
     bytes_of,
     check,
@@ -81,7 +82,7 @@ class MaxPool:
             if not np.isfinite(_array(arrays[sums], (pixels,), c_float)).all():
                 self._pool(*(arrays[place] for place in (images, outputs, winners)))
 
-        return Call([pool, pass_on_what_is_not_finite], [4 * pixels + -4 * pixels % 64, bytes_of(needed)])
+        return Call([pool, pass_on_what_is_not_finite], [aligned(4 * pixels), bytes_of(needed)])
 
     def winners_needed(self) -> int:
         """Bytes that the winners take."""

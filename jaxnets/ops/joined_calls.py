@@ -16,31 +16,33 @@ from typing import Any
 import numpy as np
 from jaxlib.mlir import ir
 
-# Arrays that only the works of a call need are kept until its end, so it should not do all of a network.
-_MOST_WORKS = 24
 _CALL, _FUNCTION_CALL = "stablehlo.custom_call", "func.call"
 
 
 @dataclass
 class _Call:
-    """A call's operands and results, its works, and `rows`: [place, place of the number, rows, bytes of one].
+    """A call's operands and results, its works, and what else it carries, as `call_text` has it.
 
-    A place is that among the operands, then the results. `aliases` are results that are operands, overwritten.
+    `aliases` are results that are operands, overwritten.
     """
 
     target: str
     operands: list[Any] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
     works: list[Any] = field(default_factory=list)
+    temporaries: list[int] = field(default_factory=list)
     rows: list[list[int]] = field(default_factory=list)
     aliases: dict[int, int] = field(default_factory=dict)
 
     def written_before(self, operation: Any) -> Any:
         """The call as an operation before another one."""
+        text = call_text(self.works, self.temporaries, self.rows)
         attributes = {
             "call_target_name": ir.StringAttr.get(self.target),
             "backend_config": ir.StringAttr.get(""),
-            "mhlo.backend_config": ir.DictAttr.get({"call": ir.StringAttr.get(call_text(self.works, self.rows))}),
+            "mhlo.backend_config": ir.DictAttr.get(
+                {"call": ir.StringAttr.get(call_text(self.works, self.temporaries, self.rows))}
+            ),
             "operand_layouts": ir.ArrayAttr.get([_layout(value.type) for value in self.operands]),
             "result_layouts": ir.ArrayAttr.get([_layout(kind) for kind in self.results]),
             "output_operand_aliases": ir.ArrayAttr.get(
@@ -62,9 +64,13 @@ class _Call:
         )
 
 
-def call_text(works: Sequence[Any], rows: Sequence[Any] = ()) -> str:
-    """What a call carries: its works, each as kind, numbers and places of its arrays, and which arrays are rows."""
-    return json.dumps({"works": works, "rows": rows})
+def call_text(works: Sequence[Any], temporaries: Sequence[int] = (), rows: Sequence[Sequence[int]] = ()) -> str:
+    """What a call carries: its works, each as kind, numbers and the places of its arrays.
+
+    A place is that among the call's operands, then its results, then `temporaries` of so many bytes. `rows` are arrays
+    that are a row of what is at their place: [place, place of the row's number, rows, bytes of one].
+    """
+    return json.dumps({"works": works, "temporaries": temporaries, "rows": rows})
 
 
 def join_calls(module: Any, target: str) -> None:
@@ -105,6 +111,11 @@ def _parsed(operation: Any) -> dict[str, Any]:
     text = ir.StringAttr(ir.DictAttr(operation.attributes["mhlo.backend_config"])["call"]).value
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+def _is_joined(operation: Any) -> bool:
+    carried = _parsed(operation)
+    return bool(carried["temporaries"] or carried["rows"])
 
 
 def _layout(kind: Any) -> Any:
@@ -148,7 +159,7 @@ def _join(block: Any, target: str) -> None:
     order: list[list[int]] = []  # of operations by their numbers; those of a list are joined
     last: int | None = None  # where in it the last call is
     for i, operation in enumerate(operations):
-        if not _is_call(operation, target):
+        if not _is_call(operation, target) or _is_joined(operation):
             order.append([i])
             continue
         if last is not None:
@@ -160,8 +171,7 @@ def _join(block: Any, target: str) -> None:
                 waits = any(not reached.isdisjoint(needs[number]) for number in numbers)
                 (later if waits else others).append(numbers)
                 reached.update(numbers if waits else ())
-            works = sum(len(_parsed(operations[number])["works"]) for number in (*call, i))
-            if works <= _MOST_WORKS and (reached - set(call)).isdisjoint(needs[i]):
+            if (reached - set(call)).isdisjoint(needs[i]):
                 order[last:] = [*others, [*call, i], *later]
                 last += len(others)
                 continue
@@ -175,13 +185,14 @@ def _join(block: Any, target: str) -> None:
 
 
 def _write_joined(operations: Sequence[Any], target: str, end: Any) -> None:
-    results = [result for operation in operations for result in operation.results]
-    made = set(results)
+    made = [result for operation in operations for result in operation.results]
     operands = list(
-        dict.fromkeys(value for operation in operations for value in operation.operands if value not in made)
+        dict.fromkeys(value for operation in operations for value in operation.operands if value not in set(made))
     )
-    places = {value: place for place, value in enumerate([*operands, *results])}
-    call = _Call(target, operands, [result.type for result in results])
+    results = [value for value in made if any(use.owner.operation not in operations for use in value.uses)]
+    temporaries = [value for value in made if value not in results]
+    places = {value: place for place, value in enumerate([*operands, *results, *temporaries])}
+    call = _Call(target, operands, [result.type for result in results], temporaries=[_bytes(v) for v in temporaries])
     for operation in operations:
         arrays = [places[value] for value in (*operation.operands, *operation.results)]
         for kind, numbers, own in _parsed(operation)["works"]:
@@ -220,6 +231,7 @@ def _use_rows(block: Any, target: str) -> None:
         number_places = {number: len(call.operands) + i for i, number in enumerate(numbers)}
         call.operands.extend(numbers)
         shift = len(call.operands) - len(operands)
+        call.temporaries = _parsed(operation)["temporaries"]
         call.works = [
             [kind, fields, [place if place < len(operands) else place + shift for place in places]]
             for kind, fields, places in _parsed(operation)["works"]
@@ -243,10 +255,13 @@ def _use_rows(block: Any, target: str) -> None:
 
 def _rows(array: Any) -> tuple[int, int]:
     """How many rows an array has, and the bytes of one."""
-    kind = ir.RankedTensorType(array.type)
-    count, *sizes = kind.shape
-    element: Any = kind.element_type
-    return count, math.prod(sizes) * max(1, element.width // 8)
+    count = _shape(array)[0]
+    return count, _bytes(array) // count
+
+
+def _bytes(array: Any) -> int:
+    element: Any = ir.RankedTensorType(array.type).element_type
+    return math.prod(_shape(array)) * max(1, element.width // 8)
 
 
 def _row_read(value: Any, arguments: set[Any]) -> tuple[Any, Any] | None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ctypes import c_int32
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from jaxnets.ops import xla_handler
 from jaxnets.ops.dnnl_convolution import BiasedConvolution, Convolution, Direction
-from jaxnets.ops.dnnl_library import Call, loadable, scratch_memory
+from jaxnets.ops.dnnl_library import Call, aligned, loadable, scratch_memory
 from jaxnets.ops.dnnl_normalisation import Normalisation, NormalisationGradient
 from jaxnets.ops.dnnl_pooling import MaxPool, MaxPoolGradient
 from jaxnets.ops.joined_calls import call_text, join_calls
@@ -30,8 +30,17 @@ from jaxnets.ops.windows import Padding2D, output_size
 
 _Array = jax.Array | jax.ShapeDtypeStruct
 _Work = tuple[Convolution | MaxPool | Normalisation, tuple[int, ...]]
-# A call's works with their arrays, and the rows that it reads and writes: see joined_calls.py.
-_Prepared = tuple[list[tuple[Call, list[int]]], list[list[int]]]
+
+
+class _Prepared(NamedTuple):
+    """A call's works with their arrays, its rows as `call_text` has them, and its memory: temporaries, then scratch."""
+
+    works: list[tuple[Call, list[int]]]
+    rows: list[list[int]]
+    temporaries: list[int]
+    scratch: int
+    memory: int
+
 
 _KINDS = {
     kind.__name__: kind
@@ -229,7 +238,33 @@ def _call(works: Sequence[_Work], results: Sequence[_Array], *operands: jax.Arra
 
 def _prepared(text: str) -> _Prepared:
     carried = json.loads(text)
-    return [(_KINDS[kind](**work).call(), places) for kind, work, places in carried["works"]], carried["rows"]
+    works = [(_KINDS[kind](**work).call(), places) for kind, work, places in carried["works"]]
+    offsets, size = _placed(carried["temporaries"], [places for _, places in works])
+    return _Prepared(works, carried["rows"], offsets, size, size + max(call.scratch_size for call, _ in works))
+
+
+def _placed(sizes: Sequence[int], places: Sequence[Sequence[int]]) -> tuple[list[int], int]:
+    """Where in one memory a call's temporaries lie, and its bytes; they share it where their times don't meet."""
+    if not sizes:
+        return [], 0
+    first = 1 + max(place for own in places for place in own) - len(sizes)
+    times = [[time for time, own in enumerate(places) if first + number in own] for number in range(len(sizes))]
+    placed: dict[int, int] = {}
+    for number in sorted(range(len(sizes)), key=lambda number: times[number][0]):
+        begin, end = times[number][0], times[number][-1]
+        taken = sorted(
+            (offset, offset + aligned(sizes[other]))
+            for other, offset in placed.items()
+            if times[other][0] <= end and times[other][-1] >= begin
+        )
+        offset = 0
+        for low, high in taken:
+            if offset + sizes[number] <= low:
+                break
+            offset = max(offset, high)
+        placed[number] = offset
+    whole = max(offset + aligned(sizes[number]) for number, offset in placed.items())
+    return [placed[number] for number in range(len(sizes))], whole
 
 
 def _run(text: str, addresses: Sequence[int]) -> None:
@@ -238,12 +273,12 @@ def _run(text: str, addresses: Sequence[int]) -> None:
     with _lock:
         if text not in _calls:
             _calls[text] = _prepared(text)
-        works, rows = _calls[text]
-        needed = max(call.scratch_size for call, _ in works)
-        if len(_scratch[0]) < needed:
-            _scratch = scratch_memory(needed)
-        arrays = list(addresses)
-        for place, number, count, size in rows:
+        call = _calls[text]
+        if len(_scratch[0]) < call.memory:
+            _scratch = scratch_memory(call.memory)
+        memory = _scratch[1]
+        arrays = [*addresses, *(memory + offset for offset in call.temporaries)]
+        for place, number, count, size in call.rows:
             arrays[place] += size * min(max(c_int32.from_address(addresses[number]).value, 0), count - 1)
-        for call, places in works:
-            call([arrays[place] for place in places], _scratch[1])
+        for work, places in call.works:
+            work([arrays[place] for place in places], memory + call.scratch)
