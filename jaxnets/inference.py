@@ -1,6 +1,6 @@
 """Networks in the form that is fastest to evaluate."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from jax.typing import DTypeLike
 from jaxnets.errors import InputError
 from jaxnets.models.layers import BatchNorm, Initializer, param_dtype
 from jaxnets.models.resnet_v2 import PreActivationResNet
+from jaxnets.ops import onednn
+from jaxnets.ops.conv_bias import with_packed_kernels
 
 # The convolution before each norm, by the norm's name.
 _CONVOLUTIONS = {"bn": "conv", "downsample_bn": "downsample_conv", **{f"bn{i}": f"conv{i}" for i in (1, 2, 3)}}
@@ -43,6 +45,22 @@ def fold(model: Any, variables: Mapping[str, Any], dtype: DTypeLike | None = Non
         options["norm"] = ScaleAndShift if apart else None
     stored = jnp.dtype(dtype if dtype is not None else param_dtype(model.dtype))
     return model.clone(**options), {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, stored), params)}
+
+
+def specialised(function: Callable[..., Any], variables: Any, *arguments: Any) -> Callable[..., Any]:
+    """`function(variables, *arguments)` compiled for these variables: it takes arguments of the shapes of these.
+
+    On the CPU the kernels of a folded network are laid out for its convolutions once. The variables are copied as far
+    as need be, so that changing them changes nothing here.
+    """
+    leaves, tree = jax.tree.flatten(variables)
+
+    def flat(leaves: list[jax.Array], *arguments: Any) -> Any:
+        return function(jax.tree.unflatten(tree, leaves), *arguments)
+
+    platform = jax.default_backend()
+    run, kept = with_packed_kernels(flat, leaves, *arguments) if platform == "cpu" else (flat, leaves)
+    return partial(onednn.compiled(jax.jit(run).lower(kept, *arguments), platform), kept)
 
 
 def _folded(params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float, apart: bool) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Convolution with what often follows it, in one pass over memory where the platform can: for inference."""
 
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from jax.interpreters import ad
 
 from jaxnets.ops import conv_cpu, onednn
@@ -75,3 +79,58 @@ def _differentiated(operands: Any, tangents: Any, **options: Any) -> Any:
 
 
 ad.primitive_jvps[_biased] = _differentiated
+
+
+def with_packed_kernels(
+    function: Callable[..., Any], leaves: list[jax.Array], *arguments: Any
+) -> tuple[Callable[..., Any], list[jax.Array]]:
+    """`function(leaves, *arguments)`, for arguments of these shapes and leaves that stay: it and its new leaves.
+
+    Leaves that are kernels of `conv2d_bias` alone are laid out for it once. It would be done in each call otherwise.
+    For the CPU.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(leaves, *arguments)
+    jaxpr = closed.jaxpr
+    places = {variable: place for place, variable in enumerate(jaxpr.invars[: len(leaves)])}
+    uses = Counter(
+        variable for equation in jaxpr.eqns for variable in equation.invars if not isinstance(variable, Literal)
+    )
+    uses.update(variable for variable in jaxpr.outvars if not isinstance(variable, Literal))
+    packings: dict[int, Callable[[jax.Array], jax.Array]] = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive is not _biased:
+            continue
+        inputs = equation.invars[0].aval
+        place = places.get(equation.invars[1])
+        if place is not None and uses[equation.invars[1]] == 1 and onednn.available(inputs.dtype):
+            packings[place] = partial(_packed, inputs=inputs, adds=len(equation.invars) > 3, **equation.params)
+
+    def pack(kernels: dict[int, jax.Array]) -> dict[int, jax.Array]:
+        return {place: packings[place](kernel) for place, kernel in kernels.items()}
+
+    packed = jax.jit(pack)({place: leaves[place] for place in packings})
+
+    def run(leaves: list[jax.Array], *arguments: Any) -> Any:
+        given = [*leaves, *jax.tree.leaves(arguments)]
+        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *given], strict=True))
+
+        def value_of(variable: Any) -> Any:
+            return variable.val if isinstance(variable, Literal) else values[variable]
+
+        for equation in jaxpr.eqns:
+            operands = [value_of(variable) for variable in equation.invars]
+            if equation.primitive is _biased and places.get(equation.invars[1]) in packings:
+                kernel = equation.invars[1].aval
+                outputs = [onednn.packed_convolution(*operands, kernel=kernel, **equation.params)]
+            else:
+                params = equation.primitive.get_bind_params(equation.params)
+                outputs = equation.primitive.bind(*operands, **params)
+                outputs = outputs if equation.primitive.multiple_results else [outputs]
+            values.update(zip(equation.outvars, outputs, strict=True))
+        return jax.tree.unflatten(jax.tree.structure(shapes), [value_of(variable) for variable in jaxpr.outvars])
+
+    return run, [packed.get(place, leaf) for place, leaf in enumerate(leaves)]
+
+
+def _packed(kernel: jax.Array, **options: Any) -> jax.Array:
+    return onednn.packed_kernel(options.pop("inputs"), kernel, **options)

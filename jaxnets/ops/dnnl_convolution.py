@@ -134,40 +134,54 @@ class Convolution:
 class BiasedConvolution(Convolution):
     """`Convolution` forward, plus a bias [F], plus, with `adds`, an array of the outputs' shape, then with `relu` that.
 
-    NaN becomes 0 with `relu`.
+    The kernel may come `packed`, as `KernelPacking` makes it for the same numbers. NaN becomes 0 with `relu`.
     """
 
     adds: bool
     relu: bool
+    packed: bool
 
     def call(self) -> Call:
         """Operands images, kernel, bias and, if there is one, what is added; result the outputs."""
-        features = self.kernel[3]
-        if self._is_product():
-            pixels = math.prod(self.outputs[:3])
-            images, outputs = (described((pixels, shape[3]), (shape[3], 1)) for shape in (self.images, self.outputs))
-            kernel, bias = described(self.kernel[2:], (features, 1)), described((1, features), (features, 1))
-            given = [(SOURCE, images), (_KERNEL, kernel), (_BIAS, bias), *self._added(outputs)]
-            product = made(
-                "dnnl_matmul_primitive_desc_create",
-                *(engine(), images, kernel, bias, outputs, self._attributes(outputs)),
-            )
-            return primitive_call(product, [*given, (DESTINATION, outputs)])
-        images, outputs, bias = images_of(self.images), images_of(self.outputs), described((features,), (1,))
-        kernel, free_kernel = _kernels(self.kernel, self.groups)
-        primitive = made(
+        if self._is_product() and not self.packed:
+            return self._biased_product()
+        images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
+        primitive = self._biased()
+        layout, needed = chosen(primitive, _WEIGHTS), chosen(primitive, SCRATCHPAD_OF)
+        result = 4 if self.adds else 3
+        own_kernel, scratch = (1, result + 1) if self.packed else (result + 2, result + 1)
+        operands = [(SOURCE, images, 0), (_KERNEL, layout, own_kernel), (_BIAS, bias, 2)]
+        operands += [(argument, array, 3) for argument, array in self._added(outputs)]
+        operands += [(DESTINATION, outputs, result), (SCRATCH, needed, scratch)]
+        step = PrimitiveStep(primitive, operands)
+        if self.packed:
+            return Call([step], [bytes_of(needed)])
+        kernel, _ = _kernels(self.kernel, self.groups)
+        return Call([reorder(kernel, 1, layout, own_kernel), step], [bytes_of(needed), bytes_of(layout)])
+
+    def packed_size(self) -> int:
+        """Bytes of the packed kernel."""
+        return bytes_of(chosen(self._biased(), _WEIGHTS))
+
+    def _biased(self) -> c_void_p:
+        images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
+        _, free_kernel = _kernels(self.kernel, self.groups)
+        return made(
             "dnnl_convolution_forward_primitive_desc_create",
             *(engine(), FORWARD_INFERENCE, _DIRECT, images, free_kernel, bias, outputs, *self._window()),
             self._attributes(outputs),
         )
-        layout, needed = chosen(primitive, _WEIGHTS), chosen(primitive, SCRATCHPAD_OF)
-        result = 4 if self.adds else 3
-        own_kernel, scratch = result + 1, result + 2
-        operands = [(SOURCE, images, 0), (_KERNEL, layout, own_kernel), (_BIAS, bias, 2)]
-        operands += [(argument, array, 3) for argument, array in self._added(outputs)]
-        operands += [(DESTINATION, outputs, result), (SCRATCH, needed, scratch)]
-        steps = [reorder(kernel, 1, layout, own_kernel), PrimitiveStep(primitive, operands)]
-        return Call(steps, (bytes_of(layout), bytes_of(needed)))
+
+    def _biased_product(self) -> Call:
+        pixels, features = math.prod(self.outputs[:3]), self.kernel[3]
+        images, outputs = (described((pixels, shape[3]), (shape[3], 1)) for shape in (self.images, self.outputs))
+        kernel, bias = described(self.kernel[2:], (features, 1)), described((1, features), (features, 1))
+        given = [(SOURCE, images), (_KERNEL, kernel), (_BIAS, bias), *self._added(outputs)]
+        product = made(
+            "dnnl_matmul_primitive_desc_create",
+            *(engine(), images, kernel, bias, outputs, self._attributes(outputs)),
+        )
+        return primitive_call(product, [*given, (DESTINATION, outputs)])
 
     def _added(self, outputs: c_void_p) -> list[tuple[int, c_void_p]]:
         return [(_AFTER | _ADDED, outputs)] if self.adds else []
@@ -181,6 +195,16 @@ class BiasedConvolution(Convolution):
             check(status, "dnnl_post_ops_append_eltwise")
         check(short.dnnl_primitive_attr_set_post_ops(found, after), "dnnl_primitive_attr_set_post_ops")
         return found
+
+
+@dataclass(frozen=True)
+class KernelPacking(BiasedConvolution):
+    """Writes a kernel in the layout that the convolution works with."""
+
+    def call(self) -> Call:
+        """Operand the kernel; result the packed one, of `packed_size`."""
+        kernel, _ = _kernels(self.kernel, self.groups)
+        return Call([reorder(kernel, 0, chosen(self._biased(), _WEIGHTS), 1)])
 
 
 def _kernels(shape: Sequence[int], groups: int) -> tuple[c_void_p, c_void_p]:

@@ -40,9 +40,7 @@ class _Call:
         attributes = {
             "call_target_name": ir.StringAttr.get(self.target),
             "backend_config": ir.StringAttr.get(""),
-            "mhlo.backend_config": ir.DictAttr.get(
-                {"call": ir.StringAttr.get(call_text(self.works, self.temporaries, self.rows))}
-            ),
+            "mhlo.backend_config": ir.DictAttr.get({"call": ir.StringAttr.get(text)}),
             "operand_layouts": ir.ArrayAttr.get([_layout(value.type) for value in self.operands]),
             "result_layouts": ir.ArrayAttr.get([_layout(kind) for kind in self.results]),
             "output_operand_aliases": ir.ArrayAttr.get(

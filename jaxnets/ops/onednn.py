@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxnets.ops import xla_handler
-from jaxnets.ops.dnnl_convolution import BiasedConvolution, Convolution, Direction
+from jaxnets.ops.dnnl_convolution import BiasedConvolution, Convolution, Direction, KernelPacking
 from jaxnets.ops.dnnl_library import Call, aligned, loadable, scratch_memory
 from jaxnets.ops.dnnl_normalisation import Normalisation, NormalisationGradient
 from jaxnets.ops.dnnl_pooling import MaxPool, MaxPoolGradient
@@ -44,7 +44,15 @@ class _Prepared(NamedTuple):
 
 _KINDS = {
     kind.__name__: kind
-    for kind in (BiasedConvolution, Convolution, MaxPool, MaxPoolGradient, Normalisation, NormalisationGradient)
+    for kind in (
+        BiasedConvolution,
+        Convolution,
+        KernelPacking,
+        MaxPool,
+        MaxPoolGradient,
+        Normalisation,
+        NormalisationGradient,
+    )
 }
 
 SWITCH = "JAXNETS_ONEDNN"
@@ -95,20 +103,48 @@ def convolution(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: i
 
 
 def biased_convolution(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    *added: jax.Array,
+    inputs: jax.Array, kernel: jax.Array, bias: jax.Array, *added: jax.Array, **options: Any
+) -> jax.Array:
+    """`convolution` plus a bias [F], plus at most one array of the outputs' shape, then with `relu` max(., 0)."""
+    work = _biased(BiasedConvolution, inputs, kernel, adds=bool(added), packed=False, **options)
+    return _call_biased(work, inputs, kernel, bias, *added)
+
+
+def packed_kernel(inputs: _Array, kernel: jax.Array, **options: Any) -> jax.Array:
+    """A kernel as `packed_convolution` takes it for such inputs, on this processor."""
+    work = _biased(KernelPacking, inputs, kernel, packed=True, **options)
+    packed = jax.ShapeDtypeStruct((work.packed_size() // kernel.dtype.itemsize,), kernel.dtype)
+    return _call([(work, (0, 1))], [packed], kernel)[0]
+
+
+def packed_convolution(
+    inputs: jax.Array, packed: jax.Array, bias: jax.Array, *added: jax.Array, kernel: _Array, **options: Any
+) -> jax.Array:
+    """`biased_convolution` with a `packed_kernel`, of the shape of `kernel` before."""
+    work = _biased(BiasedConvolution, inputs, kernel, adds=bool(added), packed=True, **options)
+    return _call_biased(work, inputs, packed, bias, *added)
+
+
+def _biased(
+    kind: type[BiasedConvolution],
+    inputs: _Array,
+    kernel: _Array,
+    *,
+    adds: bool,
+    packed: bool,
     relu: bool,
     stride: int,
     padding: int,
     groups: int,
-) -> jax.Array:
-    """`convolution` plus a bias [F], plus at most one array of the outputs' shape, then with `relu` max(., 0)."""
+) -> BiasedConvolution:
     outputs = _outputs(inputs, kernel, stride, padding)
     numbers = (inputs.shape, kernel.shape, outputs.shape, stride, padding, groups)
-    work = BiasedConvolution(Direction.FORWARD, *numbers, bool(added), relu)
-    return _call([(work, tuple(range(4 + len(added))))], [outputs], inputs, kernel, bias, *added)[0]
+    return kind(Direction.FORWARD, *numbers, adds, relu, packed)
+
+
+def _call_biased(work: BiasedConvolution, *operands: jax.Array) -> jax.Array:
+    outputs = jax.ShapeDtypeStruct(tuple(work.outputs), operands[0].dtype)
+    return _call([(work, tuple(range(len(operands) + 1)))], [outputs], *operands)[0]
 
 
 def input_gradient(
@@ -212,7 +248,7 @@ def _as_images(array: jax.Array) -> tuple[int, ...]:
     return array.shape if array.ndim == 4 else (array.size // array.shape[-1], 1, 1, array.shape[-1])
 
 
-def _outputs(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.ShapeDtypeStruct:
+def _outputs(inputs: _Array, kernel: _Array, stride: int, padding: int) -> jax.ShapeDtypeStruct:
     sides = (
         output_size(size, window, stride, padding)
         for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
