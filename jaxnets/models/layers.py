@@ -93,7 +93,6 @@ class Conv(nn.Module):
             bias = parameter(self, "bias", bias_init, (self.features,), param_dtype(self.dtype)).astype(self.dtype)
             if self.op is conv2d:
                 outputs = conv2d_bias(inputs, kernel, bias, added, relu=relu, **options)
-                outputs = checkpoint_name(outputs, "convolution")
                 return outputs if activation is None or relu else activation(outputs)
             outputs = checkpoint_name(self.op(inputs, kernel, **options) + bias, "convolution")
         if added is not None:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 from jax.interpreters import ad
 
@@ -41,10 +41,10 @@ def conv2d_bias(
 
 
 def _plain(inputs: Any, kernel: Any, bias: Any, *added: Any, relu: bool, **options: Any) -> list[Any]:
-    outputs = conv2d(inputs, kernel, **options) + bias
+    outputs = checkpoint_name(conv2d(inputs, kernel, **options) + bias, "convolution")
     for array in added:
         outputs += array
-    return [jnp.maximum(outputs, 0) if relu else outputs]
+    return [jax.nn.relu(outputs) if relu else outputs]
 
 
 def _on_cpu(inputs: Any, kernel: Any, bias: Any, *added: Any, relu: bool, portable: bool, **options: Any) -> list[Any]:
