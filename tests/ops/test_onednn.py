@@ -23,8 +23,10 @@ from jax import export
 
 import jaxnets
 from jaxnets.errors import InputError
+from jaxnets.inference import fold, specialised
 from jaxnets.models.initialization import initial_variables
-from jaxnets.ops import batch_norm, conv2d, dense, dnnl_library, max_pool, onednn, plain_conv2d
+from jaxnets.ops import batch_norm, conv2d, conv2d_bias, dense, dnnl_library, max_pool, onednn, plain_conv2d
+from jaxnets.ops.conv_bias import with_packed_kernels
 from jaxnets.ops.dnnl_convolution import Convolution, Direction
 from jaxnets.ops.dnnl_normalisation import Normalisation
 from jaxnets.ops.joined_calls import call_text
@@ -267,3 +269,88 @@ def test_a_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn, "available", lambda dtype: False)
     # Normalising a few images magnifies all rounding; XLA's own is magnified as well.
     assert by_onednn < max(3 * error(), 1e-6) < 3e-3
+
+
+@pytest.mark.parametrize("filled", [np.nan, -np.inf, np.inf, 3e38])
+@pytest.mark.parametrize(("window", "stride", "padding", "ceil_mode"), [(3, 2, 1, False), (2, 2, 0, True)])
+@pytest.mark.parametrize("derive", [False, True])
+def test_max_pool_of_what_is_not_finite(
+    filled: float, window: int, stride: int, padding: int, ceil_mode: bool, derive: bool
+) -> None:
+    inputs = np.random.RandomState(0).randint(-3, 0, (2, 7, 6, 16)).astype(np.float32)
+    inputs[0, 1:5, 1:5, 3], inputs[1, 2, 3, 5:] = filled, filled
+
+    def found() -> Any:
+        def pool(images: jax.Array) -> jax.Array:
+            return max_pool(images, window, stride=stride, padding=padding, ceil_mode=ceil_mode)
+
+        if not derive:
+            return jax.jit(pool)(inputs)
+        outputs, pull = jax.vjp(jax.jit(pool), jnp.asarray(inputs))
+        return outputs, *pull(jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape))
+
+    actual = found()
+    with jax.enable_x64(True):
+        inputs = inputs.astype(np.float64)  # which oneDNN does not do
+        expected = found()
+    for ours, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "options"),
+    [
+        ((9, 7), (3, 3, 16, 24), {"padding": 1}),
+        ((9, 7), (3, 3, 4, 32), {"stride": 2, "padding": 1, "groups": 4}),
+        ((32, 32), (1, 1, 16, 8), {}),
+        ((3, 3), (1, 1, 16, 40), {}),  # a matrix product
+        ((2, 2), (3, 3, 16, 64), {"padding": 1}),  # patches
+    ],
+)
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_convolution_with_what_follows_it(
+    size: tuple[int, int], kernel: tuple[int, ...], options: dict[str, int], adds: bool, relu: bool
+) -> None:
+    random = np.random.RandomState(0)
+    channels = kernel[2] * options.get("groups", 1)
+    arrays = [random.standard_normal(shape) for shape in ((2, *size, channels), kernel, kernel[3:])]
+    plain = plain_conv2d(*map(jnp.asarray, arrays[:2]), **options)
+    if adds:
+        arrays.append(random.standard_normal(plain.shape))
+    given = [jnp.asarray(array, jnp.float32) for array in arrays]
+
+    def function(*operands: jax.Array) -> jax.Array:
+        return conv2d_bias(*operands, relu=relu, **options)
+
+    with jax.enable_x64(True):
+        exact = sum(map(jnp.asarray, arrays[3:]), plain_conv2d(arrays[0], arrays[1], **options) + arrays[2])
+        exact = np.maximum(exact, 0) if relu else np.asarray(exact)
+    assert (exact == 0).any() == relu
+    near = partial(np.testing.assert_allclose, desired=exact, rtol=0, atol=1e-6 * float(np.abs(exact).max()))
+    near(jax.jit(function)(*given))
+    batched = jax.vmap(function, (0, None, None, *[0] * adds))(
+        *(array[None] if i in (0, 3) else array for i, array in enumerate(given))
+    )
+    near(batched[0])
+
+    run, leaves = with_packed_kernels(
+        lambda leaves, *rest: function(rest[0], *leaves, *rest[1:]), given[1:3], *given[::3]
+    )
+    near(jax.jit(run)(leaves, *given[::3]))
+    assert leaves[0].ndim == 1
+    assert leaves[1] is given[2]
+
+
+def test_a_folded_networks_kernels_are_laid_out_once() -> None:
+    model = jaxnets.create_model("resnet50", num_classes=5, stage_sizes=(2, 1, 1, 1))
+    weights = initial_variables(model, jax.random.key(0), 64)
+    images = jax.random.normal(jax.random.key(2), (2, 64, 64, 3))
+    expected = jax.jit(partial(model.apply, train=False))(weights, images)
+    folded, params = fold(model, weights)
+    run = specialised(partial(folded.apply, train=False), params, images)
+    np.testing.assert_allclose(run(images), expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
+    kernels = [leaf for leaf in run.args[0] if leaf.ndim == 4]
+    assert not kernels
+    with pytest.raises(TypeError, match=r"compiled with float32\[2,64,64,3\]"):
+        run(images[:1])
