@@ -101,7 +101,8 @@ def _print_step(result: dict[str, Any]) -> None:
         f"{result['bandwidth_ceiling_bytes'] / 1e9:,.0f} GB/s"
     )
     print(
-        f"first step after {result['first_step_seconds']:.1f} s; at most "
+        f"initial state in {result['initial_seconds']:.1f} s; first step after {result['first_step_seconds']:.1f} s, "
+        f"then {result['step_seconds']:.3f} s a step; at most "
         f"{result['peak_memory_bytes'] / 1e6:,.0f} MB of memory"
     )
 

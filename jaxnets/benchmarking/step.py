@@ -156,6 +156,8 @@ def _result(job: Job, machine: dict[str, Any], measured: list[dict[str, Any]]) -
         "rounds": len(measured),
         "images_per_second": rate,
         "images_per_second_spread": [min(rates), max(rates)],
+        "step_seconds": middle["step_seconds"],
+        "initial_seconds": middle["initial_seconds"],
         "compile_seconds": middle["compile_seconds"],
         "first_step_seconds": middle["first_step_seconds"],
         "peak_memory_bytes": int(middle["peak_memory_bytes"]),

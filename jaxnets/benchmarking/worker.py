@@ -24,6 +24,7 @@ from jaxnets.benchmarking.machine import arithmetic_ceiling, bandwidth_ceiling, 
 from jaxnets.data.pipeline import Batch, available_cores
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
+from jaxnets.models.initialization import initial_variables
 from jaxnets.models.registry import create_model, family_of
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.losses import cross_entropy, smoothed_targets
@@ -114,7 +115,7 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
 
     model: Any = create_model(job.arch, num_classes=CLASSES)
     random = np.random.default_rng(0)
-    variables = _spread(_initial(model, job.image_size), random)
+    variables = _spread(initial_variables(model, jax.random.key(0), job.image_size), random)
     shape = (job.image_size, job.image_size, 3)
     images = random.normal(size=(_CHECKED_IMAGES, *shape)).astype(np.float32)
     training_images = random.normal(size=(_CHECKED_TRAINING_IMAGES, *shape)).astype(np.float32)
@@ -141,13 +142,15 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
 def _measure(job: Job, started: str) -> dict[str, Any]:
     """Images a second; `started` is when this process was, as time.time()."""
     with memory_explained(job.batch_size):
-        step, compile_seconds = _step(job)
+        step, initial_seconds, compile_seconds = _step(job)
         jax.block_until_ready(step())
         first_step_seconds = time.time() - float(started)
         jax.block_until_ready([step() for _ in range(job.warm_up_steps - 1)])
         rate = steps_per_second(step, job.seconds)
     return {
         "images_per_second": rate * job.batch_size,
+        "step_seconds": 1 / rate,
+        "initial_seconds": initial_seconds,
         "compile_seconds": compile_seconds(),
         "first_step_seconds": first_step_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
@@ -156,7 +159,7 @@ def _measure(job: Job, started: str) -> dict[str, Any]:
 
 def _profile(job: Job, folder: str) -> dict[str, Any]:
     with memory_explained(job.batch_size):
-        step, _ = _step(job)
+        step, _, _ = _step(job)
         for _ in range(2):
             jax.block_until_ready(step())
         with jax.profiler.trace(folder):
@@ -164,15 +167,19 @@ def _profile(job: Job, folder: str) -> dict[str, Any]:
     return {"steps": _PROFILED_STEPS}
 
 
-def _step(job: Job) -> tuple[Callable[[], Any], Callable[[], float]]:
-    """What dispatches a step and returns arrays of it to be waited for; and the seconds that compiling took so far."""
+# What dispatches a step and returns arrays of it to be waited for; the seconds that the initial state took, and those
+# that compiling took so far.
+_Step = tuple[Callable[[], Any], float, Callable[[], float]]
+
+
+def _step(job: Job) -> _Step:
     parallel = Parallel.choose(job.parallel)
     parallel.check_batch_size(job.batch_size)
     model: Any = create_model(job.arch, num_classes=CLASSES, dtype=jnp.dtype(job.dtype))
     return (_training if job.mode == "train" else _inference)(job, parallel, model)
 
 
-def _training(job: Job, parallel: Parallel, model: Any) -> tuple[Callable[[], Any], Callable[[], float]]:
+def _training(job: Job, parallel: Parallel, model: Any) -> _Step:
     recipe = Recipe(
         image_size=job.image_size,
         epochs=1,
@@ -196,7 +203,9 @@ def _training(job: Job, parallel: Parallel, model: Any) -> tuple[Callable[[], An
         recipe=recipe,
         axis_name=parallel.axis_name,
     )
-    state = parallel.replicate(create_state(model, optimizer, 0, job.image_size))
+    started = time.perf_counter()
+    state = jax.block_until_ready(parallel.replicate(create_state(model, optimizer, 0, job.image_size)))
+    initial_seconds = time.perf_counter() - started
     compiled = parallel.wrap(function, donate=True)
     shape = (job.batch_size, job.image_size, job.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -208,13 +217,16 @@ def _training(job: Job, parallel: Parallel, model: Any) -> tuple[Callable[[], An
         state, sums = compiled(state, batch)
         return sums
 
-    return step, lambda: compiled.seconds
+    return step, initial_seconds, lambda: compiled.seconds
 
 
-def _inference(job: Job, parallel: Parallel, model: Any) -> tuple[Callable[[], Any], Callable[[], float]]:
+def _inference(job: Job, parallel: Parallel, model: Any) -> _Step:
     from jaxnets.inference import fold, specialised
 
-    model, variables = fold(model, _initial(model, job.image_size), dtype=jnp.dtype(job.dtype))
+    started = time.perf_counter()
+    variables = initial_variables(model, jax.random.key(0), job.image_size)
+    model, variables = jax.block_until_ready(fold(model, variables, dtype=jnp.dtype(job.dtype)))
+    initial_seconds = time.perf_counter() - started
 
     def classify(variables: Any, images: jax.Array) -> jax.Array:
         logits: jax.Array = model.apply(variables, images, train=False)
@@ -227,16 +239,11 @@ def _inference(job: Job, parallel: Parallel, model: Any) -> tuple[Callable[[], A
     if parallel.axis_name is None:
         started = time.perf_counter()
         run = specialised(classify, variables, images)
-        seconds = time.perf_counter() - started
-        return lambda: run(images), lambda: seconds
+        compile_seconds = time.perf_counter() - started
+        return lambda: run(images), initial_seconds, lambda: compile_seconds
     compiled = parallel.wrap(classify)
     variables = parallel.replicate(variables)
-    return lambda: compiled(variables, images), lambda: compiled.seconds
-
-
-def _initial(model: Any, image_size: int) -> Any:
-    images = jnp.zeros((1, image_size, image_size, 3))
-    return jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+    return lambda: compiled(variables, images), initial_seconds, lambda: compiled.seconds
 
 
 def _spread(variables: Any, random: np.random.Generator) -> Any:

@@ -69,7 +69,9 @@ def test_the_command_prints_one_object(tmp_path: Path) -> None:
     }
     assert result["images_per_second_spread"] == 2 * [result["images_per_second"]]
     assert result["images_per_second"] > 1
-    assert 0 < result["compile_seconds"] < result["first_step_seconds"]
+    assert result["step_seconds"] == pytest.approx(4 / result["images_per_second"])
+    assert min(result["initial_seconds"], result["compile_seconds"]) > 0
+    assert result["initial_seconds"] + result["compile_seconds"] < result["first_step_seconds"]
     assert result["peak_memory_bytes"] > 50e6
     assert result["flops_per_image"] == flops_per_image("resnet20_cifar", 8, "train")
     used = result["images_per_second"] * result["flops_per_image"] / result["arithmetic_ceiling_flops"]
