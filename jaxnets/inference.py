@@ -28,7 +28,7 @@ def fold(model: Any, variables: Mapping[str, Any], dtype: DTypeLike | None = Non
     `apply(variables, images, train=False)` of what is returned equals that of what was given up to rounding. `dtype`,
     such as bfloat16, is what it computes and stores its weights in; by default as before. Where a norm precedes its
     convolution (pre-activation networks) it becomes a scale and a shift. Raises InputError for norms other than
-    BatchNorm.
+    BatchNorm, and for weights that are not finite: logits would not always show it.
     """
     norm = getattr(model, "norm", None)
     params = {name: tree for name, tree in variables["params"].items() if name not in _AUXILIARY_HEADS}
@@ -43,6 +43,10 @@ def fold(model: Any, variables: Mapping[str, Any], dtype: DTypeLike | None = Non
         apart = isinstance(model, PreActivationResNet)
         params = _folded(params, variables["batch_stats"], epsilon, apart)
         options["norm"] = ScaleAndShift if apart else None
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            name = "/".join(key.key for key in path)
+            raise InputError(f"{name} has values that are not finite; fold an earlier checkpoint of the network")
     stored = jnp.dtype(dtype if dtype is not None else param_dtype(model.dtype))
     return model.clone(**options), {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, stored), params)}
 
@@ -80,7 +84,8 @@ def _folded(params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float,
                 (stats[name], "var"),
             )
         )
-        factor = scale / np.sqrt(var + epsilon)
+        with np.errstate(invalid="ignore"):  # refused later
+            factor = scale / np.sqrt(var + epsilon)
         shift = bias - mean * factor
         if apart:
             folded[name] = {"scale": factor, "bias": shift}

@@ -86,3 +86,12 @@ def test_other_norms_are_refused() -> None:
     model = jaxnets.create_model("resnet18", norm=group_norm)
     with pytest.raises(InputError, match="only BatchNorm can be folded"):
         fold(model, {"params": {}})
+
+
+@pytest.mark.parametrize(("leaf", "value"), [("kernel", np.inf), ("var", np.nan), ("var", -1.0)])
+def test_what_is_not_finite_is_refused(leaf: str, value: float) -> None:
+    model, variables, _ = network("resnet18")
+    layer = variables["batch_stats"]["bn1"] if leaf == "var" else variables["params"]["conv1"]
+    layer[leaf] = layer[leaf].at[..., 3].set(value)
+    with pytest.raises(InputError, match=r"conv1/(kernel|bias) has values that are not finite"):
+        fold(model, variables)

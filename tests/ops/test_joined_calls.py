@@ -143,6 +143,21 @@ def test_rows_of_stacked_arrays_are_used_where_they_lie(also: bool, reverse: boo
     assert "output_operand_alias<" in after
 
 
+def test_a_stacked_array_that_is_read_elsewhere_too_is_not_overwritten() -> None:
+    def step(i: Any, carried: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        stacked, kernel = carried
+        row = jax.lax.dynamic_index_in_dim(stacked, i, keepdims=False)
+        outputs = conv2d(row, kernel, padding=1)
+        written = jax.lax.dynamic_update_index_in_dim(stacked, outputs, i, 0, allow_negative_indices=False)
+        return written, kernel + stacked.sum((0, 1, 2, 3)) / written.sum()
+
+    def function(stacked: jax.Array, kernel: jax.Array) -> Any:
+        return jax.lax.fori_loop(0, 3, step, (stacked, kernel))
+
+    _, after = both(function, normal(3, *IMAGES), normal(3, 3, 16, 16) / 12)
+    assert "output_operand_alias<" not in after
+
+
 @pytest.mark.parametrize("parallel", ["jit", "pmap", "shard_map"])
 def test_steps_are_joined_however_they_run(parallel: str) -> None:
     devices = 1 if parallel == "jit" else 2

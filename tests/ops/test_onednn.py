@@ -354,3 +354,22 @@ def test_a_folded_networks_kernels_are_laid_out_once() -> None:
     assert not kernels
     with pytest.raises(TypeError, match=r"compiled with float32\[2,64,64,3\]"):
         run(images[:1])
+
+
+@pytest.mark.parametrize("used", ["twice", "otherwise", "as they are"])
+def test_a_kernel_with_other_uses_stays_as_it_is(used: str) -> None:
+    random = np.random.RandomState(0)
+    kernel, images = (jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in ((3, 3, 8, 8), (2, 6, 6, 8)))
+
+    def function(kernel: jax.Array, images: jax.Array) -> Any:
+        outputs = conv2d_bias(images, kernel, jnp.ones(8), padding=1)
+        match used:
+            case "twice":  # and for other sizes, for which it would be laid out in another way
+                return conv2d_bias(outputs[:, :3, :3, :], kernel, jnp.ones(8))
+            case "otherwise":
+                return outputs + kernel.sum()
+        return outputs, kernel
+
+    run = specialised(function, kernel, images)
+    for ours, theirs in zip(*map(jax.tree.leaves, (run(images), function(kernel, images))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
