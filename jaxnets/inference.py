@@ -54,10 +54,10 @@ def fold(model: Any, variables: Mapping[str, Any], dtype: DTypeLike | None = Non
 def specialised(function: Callable[..., Any], variables: Any, *arguments: Any) -> Callable[..., Any]:
     """`function(variables, *arguments)` compiled for these variables: it takes arguments of the shapes of these.
 
-    On the CPU the kernels of a folded network are laid out for its convolutions once. The variables are copied as far
-    as need be, so that changing them changes nothing here.
+    On the CPU the kernels of a folded network are laid out for its convolutions once. The variables are copied:
+    changing them changes nothing here.
     """
-    leaves, tree = jax.tree.flatten(variables)
+    leaves, tree = jax.tree.flatten(jax.tree.map(jnp.array, variables))
 
     def flat(leaves: list[jax.Array], *arguments: Any) -> Any:
         return function(jax.tree.unflatten(tree, leaves), *arguments)

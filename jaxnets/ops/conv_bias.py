@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Literal
 from jax.interpreters import ad
 
+from jaxnets.errors import InputError
 from jaxnets.ops import conv_cpu, onednn
 from jaxnets.ops.conv import check_conv2d, conv2d
 from jaxnets.ops.primitives import function_primitive
@@ -27,17 +29,21 @@ def conv2d_bias(
     padding: int = 0,
     groups: int = 1,
 ) -> jax.Array:
-    """`conv2d(inputs, kernel) + bias + added`, then with `relu` max(., 0); the bias is [F], the rest as the outputs.
+    """`conv2d(inputs, kernel) + bias + added`, then with `relu` max(., 0): [N, H, W, C] -> [N, H', W', F].
 
-    All are of one type. Where it is differentiated it is just that; elsewhere NaN may become 0 with `relu`.
-    Raises InputError as `conv2d` does.
+    The bias is [F], what is `added` [N, H', W', F]. Where it is differentiated it is just that; elsewhere NaN may
+    become 0 with `relu`. Raises InputError as `conv2d` does, and for other shapes.
     """
     check_conv2d(inputs, kernel, stride, padding, groups)
-    more = () if added is None else (added,)
-    outputs: jax.Array = _biased.bind(
-        inputs, kernel, bias, *more, relu=relu, stride=stride, padding=padding, groups=groups
-    )[0]
-    return outputs
+    options = {"relu": relu, "stride": stride, "padding": padding, "groups": groups}
+    operands = [inputs, kernel, bias, *([] if added is None else [added])]
+    dtype = jnp.result_type(*operands)
+    outputs = (inputs.shape[0], *_sides(inputs, kernel, stride, padding), kernel.shape[3])
+    for name, array, shape in (("bias", bias, outputs[3:]), ("array to be added", added, outputs)):
+        if array is not None and array.shape != shape:
+            raise InputError(f"the {name} has shape {array.shape}; for these inputs and kernel it must be {shape}")
+    result: jax.Array = _biased.bind(*(array.astype(dtype) for array in operands), **options)[0]
+    return result
 
 
 def _plain(inputs: Any, kernel: Any, bias: Any, *added: Any, relu: bool, **options: Any) -> list[Any]:
@@ -49,17 +55,18 @@ def _plain(inputs: Any, kernel: Any, bias: Any, *added: Any, relu: bool, **optio
 
 def _on_cpu(inputs: Any, kernel: Any, bias: Any, *added: Any, relu: bool, portable: bool, **options: Any) -> list[Any]:
     few = conv_cpu.has_few_outputs(inputs, kernel, **options)
-    if portable or few or not onednn.available(inputs.dtype):
+    if portable or few or not onednn.available(inputs, kernel):
         return _plain(inputs, kernel, bias, *added, relu=relu, **options)
     return [onednn.biased_convolution(inputs, kernel, bias, *added, relu=relu, **options)]
 
 
 def _shapes(inputs: Any, kernel: Any, *_: Any, stride: int, padding: int, **__: Any) -> list[Any]:
-    sides = [
-        output_size(size, window, stride, padding)
-        for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
-    ]
-    return [inputs.update(shape=(inputs.shape[0], *sides, kernel.shape[3]))]
+    return [inputs.update(shape=(inputs.shape[0], *_sides(inputs, kernel, stride, padding), kernel.shape[3]))]
+
+
+def _sides(inputs: Any, kernel: Any, stride: int, padding: int) -> list[int]:
+    sizes = zip(inputs.shape[1:3], kernel.shape[:2], strict=True)
+    return [output_size(size, window, stride, padding) for size, window in sizes]
 
 
 _biased = function_primitive("conv2d_bias", _shapes, _plain, _on_cpu)
@@ -100,9 +107,9 @@ def with_packed_kernels(
     for equation in jaxpr.eqns:
         if equation.primitive is not _biased:
             continue
-        inputs = equation.invars[0].aval
+        inputs, kernel = (variable.aval for variable in equation.invars[:2])
         place = places.get(equation.invars[1])
-        if place is not None and uses[equation.invars[1]] == 1 and onednn.available(inputs.dtype):
+        if place is not None and uses[equation.invars[1]] == 1 and onednn.available(inputs, kernel):
             packings[place] = partial(_packed, inputs=inputs, adds=len(equation.invars) > 3, **equation.params)
 
     def pack(kernels: dict[int, jax.Array]) -> dict[int, jax.Array]:

@@ -31,7 +31,7 @@ def forward(
     inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int, portable: bool
 ) -> jax.Array:
     """`conv2d`, without oneDNN where the program is to be `portable`."""
-    if portable or not onednn.available(inputs.dtype):
+    if portable or not onednn.available(inputs, kernel):
         return _portable_forward(inputs, kernel, stride, padding, groups)
     if has_few_outputs(inputs, kernel, stride, padding, groups):
         return onednn.convolution(*_pointwise(inputs, kernel, stride, padding), stride=1, padding=0, groups=1)
@@ -49,7 +49,7 @@ def input_gradient(
     portable: bool,
 ) -> jax.Array:
     """The gradient of `conv2d` by its inputs, maps of `size`, from that by its outputs."""
-    if portable or not onednn.available(outputs.dtype):
+    if portable or not onednn.available(outputs, kernel):
         shape = (outputs.shape[0], *size, kernel.shape[2] * groups)
         (inputs,) = jax.linear_transpose(
             lambda x: _portable_forward(x, kernel, stride, padding, groups),
@@ -70,7 +70,7 @@ def weight_gradient(
     portable: bool,
 ) -> jax.Array:
     """The gradient of `conv2d` by its kernel, of `window`, from its inputs and the gradient by its outputs."""
-    if portable or not onednn.available(outputs.dtype):
+    if portable or not onednn.available(inputs, outputs):
         shape = (*window, inputs.shape[-1] // groups, outputs.shape[-1])
         (kernel,) = jax.linear_transpose(
             lambda k: _portable_forward(inputs, k, stride, padding, groups),
@@ -88,7 +88,7 @@ def gradients(
     One call of oneDNN, where it can be had: of two, XLA would let the second compete for the cores with what follows
     the first. ResNet-50's step took 0.95 s so, against 0.76 s for its parts one after another.
     """
-    if not portable and onednn.available(outputs.dtype):
+    if not portable and onednn.available(inputs, kernel, outputs):
         if has_few_outputs(inputs, kernel, stride, padding, groups):
             operands, pull = jax.vjp(lambda x, k: _pointwise(x, k, stride, padding), inputs, kernel)
             return list(pull(tuple(onednn.gradients(*operands, outputs, stride=1, padding=0, groups=1))))

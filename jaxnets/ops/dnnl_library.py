@@ -10,8 +10,11 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from ctypes import byref, c_char, c_int, c_int64, c_size_t, c_void_p
+from ctypes import byref, c_char, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
+from typing import Any
+
+import numpy as np
 
 _PACKAGE, _FILE = "onednn-cpu-gomp", "libdnnl.so.3"
 _CPU, _FLOAT32, _ANY_LAYOUT = 1, 3, 1
@@ -192,11 +195,19 @@ def reorder(source: c_void_p, source_place: int, destination: c_void_p, destinat
     return PrimitiveStep(description, [(SOURCE, source, source_place), (DESTINATION, destination, destination_place)])
 
 
-def primitive_call(description: c_void_p, operands: Sequence[tuple[int, c_void_p]]) -> Call:
-    """A call of one primitive, whose arrays are in the order of `operands`: DNNL_ARG and description of each."""
+def array_at(address: int, shape: Sequence[int], kind: Any = c_float) -> np.ndarray:
+    """Memory as an array, of a ctypes type."""
+    return np.ctypeslib.as_array((kind * math.prod(shape)).from_address(address)).reshape(shape)
+
+
+def primitive_call(description: c_void_p, operands: Sequence[tuple[int, c_void_p]], *more: Step) -> Call:
+    """A call of one primitive, and of what is to follow it.
+
+    Its arrays are in the order of `operands`: DNNL_ARG and description of each.
+    """
     scratch = chosen(description, SCRATCHPAD_OF)
     placed = [(argument, array, place) for place, (argument, array) in enumerate([*operands, (SCRATCH, scratch)])]
-    return Call([PrimitiveStep(description, placed)], [bytes_of(scratch)])
+    return Call([PrimitiveStep(description, placed), *more], [bytes_of(scratch)])
 
 
 def scratch_memory(size: int) -> tuple["ctypes.Array[c_char]", int]:

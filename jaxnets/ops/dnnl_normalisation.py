@@ -1,7 +1,10 @@
 """Batch normalisation by oneDNN, and its gradient; works as those of dnnl_convolution.py."""
 
+from collections.abc import Sequence
 from ctypes import c_float, c_uint, c_void_p
 from dataclasses import dataclass
+
+import numpy as np
 
 from jaxnets.ops.dnnl_library import (
     DESTINATION,
@@ -13,6 +16,7 @@ from jaxnets.ops.dnnl_library import (
     WORKSPACE_OF,
     Call,
     Images,
+    array_at,
     attributes,
     chosen,
     described,
@@ -47,11 +51,19 @@ class Normalisation:
         vectors = [(argument, channels) for argument in (_SCALE, _SHIFT)]
         moments = [(argument, channels) for argument in (_MEAN, _VARIANCE)]
         operands = [(SOURCE, images), *vectors, (DESTINATION, images), *moments, *self._signs(primitive)]
-        return primitive_call(primitive, operands)
+        return primitive_call(primitive, operands, *([self._pass_on_nan] if self.signs else []))
 
     def signs_needed(self) -> int:
         """Bytes that signs take on this processor."""
         return exact_bytes_of(chosen(self._primitive(), WORKSPACE_OF))
+
+    def _pass_on_nan(self, arrays: Sequence[int]) -> None:
+        """oneDNN's max(., 0) of NaN is 0, which would hide that a network diverges."""
+        _, _, _, outputs, mean, var, *_ = arrays
+        channels = self.images[3:]
+        if not np.isfinite(array_at(var, channels)).all():
+            lost = np.isnan(array_at(var, channels)) | ~np.isfinite(array_at(mean, channels))
+            array_at(outputs, self.images)[..., lost] = np.nan
 
     def _signs(self, forward: c_void_p) -> list[tuple[int, c_void_p]]:
         if not self.signs:

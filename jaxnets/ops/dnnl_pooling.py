@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from ctypes import c_char, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from jaxnets.ops.dnnl_library import (
     Images,
     PrimitiveStep,
     aligned,
+    array_at,
     attributes,
     bytes_of,
     check,
@@ -39,6 +39,7 @@ from jaxnets.ops.dnnl_library import (
 )
 
 _MAX = 0x1FF
+_HUGE = 1e37
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class MaxPool:
         """Operand the images; results the outputs and, if they are asked for, the winners.
 
         oneDNN passes NaN over, and takes the lowest number for minus infinity: where a sum over the channels of a pixel
-        is not finite, which may mean either, all is done again by numpy.
+        is NaN or huge, which may mean either, all is done again by numpy.
         """
         forward = self._forward()
         needed = chosen(forward, SCRATCHPAD_OF)
@@ -79,7 +80,7 @@ class MaxPool:
             found = c_void_p(arrays[sums])
             given = c_char(b"N"), c_char(b"N"), *shape, c_float(1), c_void_p(arrays[images]), shape[2], ones, shape[1]
             check(multiply(*given, c_float(0), found, shape[1]), "dnnl_sgemm")
-            if not np.isfinite(_array(arrays[sums], (pixels,), c_float)).all():
+            if not (np.abs(array_at(arrays[sums], (pixels,))) < _HUGE).all():
                 self._pool(*(arrays[place] for place in (images, outputs, winners)))
 
         return Call([pool, pass_on_what_is_not_finite], [aligned(4 * pixels), bytes_of(needed)])
@@ -91,12 +92,12 @@ class MaxPool:
     def _pool(self, images: int, outputs: int, winners: int) -> None:
         """As `jaxnets.ops.pool` defines it."""
         padded = np.pad(
-            _array(images, self.images, c_float),
+            array_at(images, self.images),
             ((0, 0), *zip(self.low, self.high, strict=True), (0, 0)),
             constant_values=-np.inf,
         )
-        best = _array(outputs, self.outputs, c_float)
-        taps = _array(winners, self.outputs, ctypes.c_uint8) if self.winners else np.zeros(self.outputs, np.uint8)
+        best = array_at(outputs, self.outputs)
+        taps = array_at(winners, self.outputs, ctypes.c_uint8) if self.winners else np.zeros(self.outputs, np.uint8)
         _, height, width, _ = self.outputs
         for tap, (row, column) in enumerate(product(range(self.window), repeat=2)):
             values = padded[:, row :: self.stride, column :: self.stride][:, :height, :width]
@@ -132,7 +133,3 @@ class MaxPoolGradient(MaxPool):
         return primitive_call(
             primitive, [(DESTINATION_GRADIENT, outputs), (WORKSPACE, winners), (SOURCE_GRADIENT, images)]
         )
-
-
-def _array(address: int, shape: Sequence[int], kind: Any) -> np.ndarray:
-    return np.ctypeslib.as_array((kind * math.prod(shape)).from_address(address)).reshape(shape)

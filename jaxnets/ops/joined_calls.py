@@ -68,7 +68,8 @@ def call_text(works: Sequence[Any], temporaries: Sequence[int] = (), rows: Seque
     A place is that among the call's operands, then its results, then `temporaries` of so many bytes. `rows` are arrays
     that are a row of what is at their place: [place, place of the row's number, rows, bytes of one].
     """
-    return json.dumps({"works": works, "temporaries": temporaries, "rows": rows})
+    carried = {"works": works, "temporaries": temporaries, "rows": rows}
+    return json.dumps(carried, default=lambda number: number.item())  # of NumPy
 
 
 def join_calls(module: Any, target: str) -> None:
@@ -183,9 +184,9 @@ def _join(block: Any, target: str) -> None:
 
 
 def _write_joined(operations: Sequence[Any], target: str, end: Any) -> None:
-    made = [result for operation in operations for result in operation.results]
+    made = dict.fromkeys(result for operation in operations for result in operation.results)
     operands = list(
-        dict.fromkeys(value for operation in operations for value in operation.operands if value not in set(made))
+        dict.fromkeys(value for operation in operations for value in operation.operands if value not in made)
     )
     results = [value for value in made if any(use.owner.operation not in operations for use in value.uses)]
     temporaries = [value for value in made if value not in results]
@@ -208,8 +209,10 @@ def _replace(operations: Sequence[Any], by: Any, results: Sequence[Any]) -> None
 def _use_rows(block: Any, target: str) -> None:
     """Hands stacked arrays to the calls of a loop's body, instead of a row that is copied from or to them."""
     arguments = set(block.arguments)
-    for operation in [inner.operation for inner in block.operations]:
-        if not _is_call(operation, target) or _parsed(operation)["rows"]:
+    # Others are erased on the way, and must not be looked at then.
+    calls = [inner.operation for inner in block.operations if _is_call(inner.operation, target)]
+    for operation in calls:
+        if _parsed(operation)["rows"]:
             continue
         operands = list(operation.operands)
         read = {place: row for place, value in enumerate(operands) if (row := _row_read(value, arguments))}

@@ -127,7 +127,7 @@ def _gradients(
 
 
 def _normalised_on_cpu(inputs: Any, scale: Any, bias: Any, *, epsilon: float, relu: bool, portable: bool) -> list[Any]:
-    if portable or not (inputs.dtype == scale.dtype and onednn.available(inputs.dtype)):
+    if portable or scale.shape != bias.shape or not onednn.available(inputs, scale, bias):
         return _normalised(inputs, scale, bias, epsilon=epsilon, relu=relu)
     signs = _signs_size(inputs, relu)
     if onednn.keeps_signs_in(inputs, signs):
@@ -139,7 +139,7 @@ def _normalised_on_cpu(inputs: Any, scale: Any, bias: Any, *, epsilon: float, re
 def _gradients_on_cpu(
     inputs: Any, pulled: Any, mean: Any, var: Any, scale: Any, *rectified: Any, epsilon: float, portable: bool
 ) -> list[Any]:
-    if portable or not (inputs.dtype == scale.dtype and onednn.available(inputs.dtype)):
+    if portable or not onednn.available(inputs, pulled, scale):
         return _gradients(inputs, pulled, mean, var, scale, *rectified, epsilon=epsilon)
     signs: list[Any] = []
     if rectified:

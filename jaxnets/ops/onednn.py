@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from jaxnets.ops import xla_handler
 from jaxnets.ops.dnnl_convolution import BiasedConvolution, Convolution, Direction, KernelPacking
@@ -62,6 +61,7 @@ TARGET = "jaxnets_onednn"
 # the cores with them.
 _COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
+_compiling = threading.Lock()
 _lock = threading.Lock()
 _calls: dict[str, _Prepared] = {}
 _scratch = scratch_memory(0)
@@ -82,17 +82,24 @@ def _register() -> None:
     xla_handler.register(TARGET, _run)
 
 
-def available(dtype: DTypeLike) -> bool:
-    """Whether the calls work here; JAXNETS_ONEDNN=0 in the environment turns them off."""
-    return dtype == jnp.float32 and usable()
+def available(*operands: _Array) -> bool:
+    """Whether the calls work here for such operands; JAXNETS_ONEDNN=0 in the environment turns them off.
+
+    They must be float32, and not empty: oneDNN leaves results of empty operands as they are.
+    """
+    return all(array.dtype == jnp.float32 and array.size for array in operands) and usable()
 
 
 def compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
-    """A program of the networks, lowered for a platform, compiled as suits its convolutions."""
+    """A program of the networks, lowered for a platform, compiled as suits its convolutions.
+
+    JAX keeps the lowered module for the jitted function, and it is changed: call that nowhere else meanwhile.
+    """
     if platform != "cpu" or not usable():
         return lowered.compile()
-    join_calls(lowered.compiler_ir(), TARGET)
-    return lowered.compile(dict(_COMPILER_OPTIONS))
+    with _compiling:
+        join_calls(lowered.compiler_ir(), TARGET)
+        return lowered.compile(dict(_COMPILER_OPTIONS))
 
 
 def convolution(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:

@@ -5,10 +5,13 @@ interface is spelt in ctypes, as far as needed: addresses of arrays, and one att
 such calls can be kept in the compilation cache, unlike those with `jax.pure_callback`.
 """
 
+import _thread
 import ctypes
+import opcode
 import threading
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from typing import Any
 
 import jax
 
@@ -95,17 +98,18 @@ class _Frame(Structure):
 
 _Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
 _registered: list[object] = []  # XLA keeps addresses alone, so the handlers must live as long as the process
-_thread = threading.local()
+_threads = threading.local()
 
 
 def register(target: str, function: Callable[[str, Sequence[int]], None]) -> None:
     """Makes `target` a custom call that runs `function` on its attribute `call` and its arrays' addresses.
 
-    Arguments come first, then results. An exception fails the program with its text. It may run on several threads.
+    Arguments come first, then results. An exception fails the program with its text. It may run on several threads, and
+    small programs run it on the main one, where a signal may interrupt it, as from Ctrl-C: XLA would take that for
+    success, so `function` then runs anew, which must do no harm, and what the signal raised is raised after the call.
     """
 
-    def handle(frame_pointer: "ctypes._Pointer[_Frame]") -> int | None:
-        frame = frame_pointer.contents
+    def run(frame: _Frame) -> int | None:
         if frame.extension and frame.extension.contents.type == _METADATA_EXTENSION:
             version, own = frame.extension.contents.metadata.contents.version, frame.api.contents.version
             version.major, version.minor = own.major, own.minor
@@ -125,13 +129,48 @@ def register(target: str, function: Callable[[str, Sequence[int]], None]) -> Non
             return frame.api.contents.create_error(ctypes.byref(arguments))
         return None
 
+    def handle(frame_pointer: "ctypes._Pointer[_Frame]") -> int | None:
+        # Until the loop is entered, nothing may raise.
+        interrupted = None
+        while True:
+            try:
+                error = run(frame_pointer.contents)
+                break
+            except BaseException as raised:
+                interrupted = type(raised)
+        if interrupted is not None:
+            left = threading.Lock()
+            left.acquire()
+            _thread.start_new_thread(_raise_once_left, (left, threading.get_ident(), interrupted))
+            left.release()
+        return error
+
+    _defer_signals_at_start(handle)
     handler = _Handler(handle)
     _registered.append(handler)
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
 
 
+def _defer_signals_at_start(function: Any) -> None:
+    """Lets CPython run no signal's handler when the function is entered, where nothing could be caught.
+
+    It looks for signals at an instruction RESUME, unless that is said to resume `yield from`.
+    """
+    code = bytearray(function.__code__.co_code)
+    for place in range(0, len(code), 2):
+        if code[place] == opcode.opmap["RESUME"]:
+            code[place + 1] = 2
+            break
+    function.__code__ = function.__code__.replace(co_code=bytes(code))
+
+
+def _raise_once_left(left: threading.Lock, thread: int, kind: type[BaseException]) -> None:
+    with left:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
+
+
 def _keep_thread_state() -> None:
     """Lets what Python knows of one of XLA's threads outlive the call, which it would be made anew for: 10 of 15 us."""
-    if not getattr(_thread, "kept", False):
-        _thread.kept = True
+    if not getattr(_threads, "kept", False):
+        _threads.kept = True
         ctypes.pythonapi.PyGILState_Ensure()

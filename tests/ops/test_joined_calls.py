@@ -1,7 +1,10 @@
 """Joined calls of oneDNN against the same programs with each call by itself: equal to the last bit."""
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -137,10 +140,80 @@ def test_rows_of_stacked_arrays_are_used_where_they_lie(also: bool, reverse: boo
     arguments = normal(*IMAGES), normal(5, 3, 3, 16, 16) / 12
     function: Any = partial(repeated, also=also)
     if reverse:
-        function = jax.grad(lambda *a: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(repeated(*a, also=True))), 1)
+        function = jax.grad(lambda *a: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(repeated(*a, also=also))), 1)
     _, after = both(function, *arguments)
     assert re.search(r"\\22rows\\22: \[\[", after)
     assert "output_operand_alias<" in after
+
+
+def test_a_rows_number_may_be_known_after_the_row() -> None:
+    def step(i: Any, carried: Any) -> Any:
+        stacked, images, kernel = carried
+        outputs = conv2d(images, kernel, padding=1)
+        number = i * 3 % 5
+        written = jax.lax.dynamic_update_index_in_dim(stacked, outputs, number, 0, allow_negative_indices=False)
+        return written, jnp.tanh(images), kernel
+
+    both(
+        lambda *arguments: jax.lax.fori_loop(0, 3, step, arguments),
+        *(normal(5, *IMAGES), normal(*IMAGES), normal(3, 3, 16, 16) / 12),
+    )
+
+
+def test_nothing_is_looked_at_after_it_was_erased() -> None:
+    script = """
+import jax, jax.numpy as jnp
+from jaxnets.ops import conv2d, onednn
+assert onednn.usable()
+function = jax.jit(lambda x, kernels: jax.lax.scan(lambda x, k: (jnp.tanh(x), conv2d(x, k, padding=1)), x, kernels))
+lowered = function.lower(jnp.ones((2, 8, 8, 16)), jnp.ones((5, 3, 3, 16, 16)))
+onednn.compiled(lowered, "cpu")
+assert "output_operand_alias<" in lowered.as_text()
+"""
+    # The allocator of glibc then overwrites what is freed.
+    environment = {**os.environ, "MALLOC_PERTURB_": "165"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_use_of_rows(seed: int) -> None:
+    random = np.random.RandomState(seed)
+    plan = [(random.randint(7), *random.randint(1000, size=3)) for _ in range(12)]
+    kernel = normal(3, 3, 16, 16) / 12
+
+    def body(i: Any, carried: Any) -> Any:
+        *stacks, value, carried_number = carried
+        values = [value]
+        # Also of rows that there are not: JAX takes the nearest.
+        numbers = [i, carried_number, (i * 3) % 5, i - 7, i + 3, jnp.int32(2)]
+        for kind, first, second, which in plan:
+            left, right = values[first % len(values)], values[second % len(values)]
+            stack, number = which % 2, numbers[which % len(numbers)]
+            match kind:
+                case 0:
+                    values.append(jnp.tanh(left) + right)
+                case 1:
+                    at = {"keepdims": False, "allow_negative_indices": False}
+                    values.append(jax.lax.dynamic_index_in_dim(stacks[stack], number, **at))
+                case 2:
+                    values.append(max_pool(left, 3, stride=1, padding=1))
+                case 3:
+                    numbers.append(jnp.int32(jnp.abs(left).sum()) % 7)
+                case _:
+                    outputs = conv2d(left, kernel, padding=1)
+                    values.append(outputs)
+                    if kind > 4:
+                        written = outputs if kind == 5 else left
+                        stacks[stack] = jax.lax.dynamic_update_index_in_dim(
+                            stacks[stack], written, number, 0, allow_negative_indices=False
+                        )
+        return *stacks, values[-1] / (1 + jnp.abs(values[-1]).max()), (carried_number * 3 + i) % 6
+
+    def function(*arguments: Any) -> Any:
+        return jax.lax.fori_loop(0, 5, body, (*arguments, jnp.int32(1)))[:-1]
+
+    before, after = both(function, normal(5, *IMAGES), normal(5, *IMAGES, seed=1), normal(*IMAGES))
+    assert calls_in(after) <= calls_in(before)
 
 
 def test_a_stacked_array_that_is_read_elsewhere_too_is_not_overwritten() -> None:

@@ -109,13 +109,13 @@ def program(dtype: jax.typing.DTypeLike, *platforms: str) -> str:
 
 
 def test_is_used_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert onednn.available(jnp.float32)
+    assert onednn.available(jnp.ones(1))
     assert onednn.TARGET in program(jnp.float32, "cpu")
     assert onednn.TARGET not in program(jnp.float32, "cuda")
     assert onednn.TARGET not in program(jnp.bfloat16, "cpu")
     monkeypatch.setenv(onednn.SWITCH, "0")
     onednn.usable.cache_clear()
-    assert not onednn.available(jnp.float32)
+    assert not onednn.available(jnp.ones(1))
     assert onednn.TARGET not in program(jnp.float32, "cpu")
 
 
@@ -135,7 +135,7 @@ def test_does_without_where_the_library_is_missing(
     dnnl_library._library.cache_clear()
     onednn.usable.cache_clear()
     with pytest.warns(UserWarning, match=message) if message else nullcontext():
-        assert not onednn.available(jnp.float32)
+        assert not onednn.available(jnp.ones(1))
     dnnl_library._library.cache_clear()
 
 
@@ -163,10 +163,72 @@ def test_several_threads_at_once() -> None:
 
 
 def test_a_failing_call_fails_the_program() -> None:
-    assert onednn.available(jnp.float32)
+    assert onednn.available(jnp.ones(1))
     call = jax.ffi.ffi_call(onednn.TARGET, jax.ShapeDtypeStruct((2,), jnp.float32))
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"{onednn.TARGET}: .*Unknown"):
         jax.jit(lambda: call(call=call_text([["Unknown", {}, [0]]])))()
+
+
+def test_empty_operands_give_what_the_plain_form_gives() -> None:
+    def found(dtype: Any) -> Any:
+        images, kernel = jnp.zeros((0, 8, 8, 16), dtype), jnp.ones((3, 3, 16, 16), dtype)
+        scale = jnp.ones(16, dtype)
+
+        def function(images: jax.Array, kernel: jax.Array, scale: jax.Array) -> Any:
+            outputs, moments = batch_norm(conv2d(images, kernel, padding=1), scale, scale, 1e-3, None, True)
+            pooled = max_pool(outputs, 3, stride=2)
+            return conv2d_bias(pooled, kernel, scale, padding=1, relu=True).sum(), (moments, pooled)
+
+        return jax.jit(jax.value_and_grad(function, (0, 1, 2), has_aux=True))(images, kernel, scale)
+
+    actual = found(jnp.float32)
+    with jax.enable_x64(True):
+        expected = found(jnp.float64)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert conv2d(jnp.ones((1, 4, 4, 8)), jnp.ones((1, 1, 8, 0))).shape == (1, 4, 4, 0)
+
+
+def test_numpy_numbers_are_options_too() -> None:
+    images, kernel = jnp.ones((1, 6, 6, 4)), jnp.ones((3, 3, 4, 4))
+    np.testing.assert_array_equal(conv2d(images, kernel, stride=np.int64(2)), conv2d(images, kernel, stride=2))
+    pooled = max_pool(images, np.int64(3), stride=np.int32(2))
+    np.testing.assert_array_equal(pooled, max_pool(images, 3, stride=2))
+    ones, epsilon = jnp.ones(4), 2**-10
+    normalised = batch_norm(images, ones, ones, np.float32(epsilon))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(normalised[0], batch_norm(images, ones, ones, epsilon)[0])
+
+
+def test_interrupts_are_raised_and_spoil_no_results() -> None:
+    script = """
+import signal, time
+import jax, jax.numpy as jnp, numpy as np
+from jaxnets.ops import conv2d, onednn
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+assert onednn.usable()
+signal.signal(signal.SIGALRM, interrupt)
+images = jnp.asarray(np.random.RandomState(0).standard_normal((4, 16, 16, 64)), jnp.float32)
+function = jax.jit(lambda images, kernel: conv2d(images, kernel, padding=1))
+arguments = images, jnp.ones((3, 3, 64, 64))
+expected = np.asarray(function(*arguments))
+raised = 0
+for delay in np.random.RandomState(0).uniform(0.005, 0.01, 200):
+    wrong = []
+    try:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        end = time.perf_counter() + 1
+        while time.perf_counter() < end:
+            found = np.asarray(function(*arguments))
+            wrong.append(not np.array_equal(found, expected))
+    except KeyboardInterrupt:
+        raised += 1
+    assert not any(wrong)
+print("raised", raised)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("raised 200", "")
 
 
 def test_what_can_not_be_done_is_said_when_the_program_is_made() -> None:
@@ -220,6 +282,22 @@ def test_batch_norm(shape: tuple[int, ...], relu: bool) -> None:
         np.testing.assert_allclose(ours, exact, rtol=0, atol=3e-6 * max(1.0, float(np.abs(exact).max())))
 
 
+@pytest.mark.parametrize("filled", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_of_what_is_not_finite(filled: float, relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = np.random.RandomState(0).standard_normal((4, 4, 4, 16)).astype(np.float32)
+    inputs[1, 2, 3, 5], inputs[:, :, :, 9] = filled, filled
+
+    def found() -> Any:
+        return batch_norm(jnp.asarray(inputs), jnp.ones(16), jnp.linspace(-1, 1, 16), 1e-3, None, relu)
+
+    assert onednn.TARGET in jax.jit(found).lower().as_text()
+    actual = found()
+    monkeypatch.setattr(onednn, "available", lambda *operands: False)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(found()), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("channels", [16, 5])
@@ -266,7 +344,7 @@ def test_a_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return (squares / sum(float(np.square(leaf).sum()) for leaf in expected)) ** 0.5
 
     by_onednn = error()
-    monkeypatch.setattr(onednn, "available", lambda dtype: False)
+    monkeypatch.setattr(onednn, "available", lambda *operands: False)
     # Normalising a few images magnifies all rounding; XLA's own is magnified as well.
     assert by_onednn < max(3 * error(), 1e-6) < 3e-3
 
@@ -289,6 +367,7 @@ def test_max_pool_of_what_is_not_finite(
         outputs, pull = jax.vjp(jax.jit(pool), jnp.asarray(inputs))
         return outputs, *pull(jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape))
 
+    assert onednn.TARGET in jax.jit(found).lower().as_text()
     actual = found()
     with jax.enable_x64(True):
         inputs = inputs.astype(np.float64)  # which oneDNN does not do
@@ -329,6 +408,7 @@ def test_a_convolution_with_what_follows_it(
     assert (exact == 0).any() == relu
     near = partial(np.testing.assert_allclose, desired=exact, rtol=0, atol=1e-6 * float(np.abs(exact).max()))
     near(jax.jit(function)(*given))
+    assert onednn.TARGET in jax.jit(function).lower(*given).as_text()
     batched = jax.vmap(function, (0, None, None, *[0] * adds))(
         *(array[None] if i in (0, 3) else array for i, array in enumerate(given))
     )
@@ -354,6 +434,49 @@ def test_a_folded_networks_kernels_are_laid_out_once() -> None:
     assert not kernels
     with pytest.raises(TypeError, match=r"compiled with float32\[2,64,64,3\]"):
         run(images[:1])
+
+
+def test_what_is_specialised_is_a_copy() -> None:
+    kernel, bias = np.ones((3, 3, 8, 8), np.float32), np.ones(8, np.float32)
+    given = jnp.ones(8)
+    images = jnp.ones((1, 6, 6, 8))
+    run = specialised(
+        lambda weights, images: conv2d_bias(images, *weights[:2]) + weights[2], (kernel, bias, given), images
+    )
+    expected = np.asarray(run(images))
+    kernel[...], bias[...] = 5, 7
+    given.delete()
+    np.testing.assert_array_equal(run(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("bias", "added", "message"),
+    [((1,), None, r"the bias has shape \(1,\)"), ((8,), (1, 4, 4, 8), r"to be added has shape .*\(2, 4, 4, 8\)")],
+)
+def test_shapes_that_follow_a_convolution_must_fit(
+    bias: tuple[int, ...], added: tuple[int, ...] | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        conv2d_bias(
+            jnp.ones((2, 6, 6, 8)), jnp.ones((3, 3, 8, 8)), jnp.ones(bias), None if added is None else jnp.ones(added)
+        )
+
+
+@pytest.mark.parametrize("short", range(4))
+def test_types_that_follow_a_convolution_are_promoted(short: int) -> None:
+    random = np.random.RandomState(0)
+    shapes = (2, 6, 6, 8), (3, 3, 8, 8), (8,), (2, 4, 4, 8)
+    arrays = [
+        jnp.asarray(random.standard_normal(shape), jnp.bfloat16 if i == short else jnp.float32)
+        for i, shape in enumerate(shapes)
+    ]
+    wide = [array.astype(jnp.float32) for array in arrays]
+    outputs = jax.jit(conv2d_bias)(*arrays)
+    assert outputs.dtype == jnp.float32
+    np.testing.assert_allclose(outputs, plain_conv2d(*wide[:2]) + wide[2] + wide[3], rtol=0, atol=1e-4)
+    if short == 2:
+        normalised = jax.jit(lambda x, bias: batch_norm(x, jnp.ones(8), bias, 1e-3)[0])
+        np.testing.assert_allclose(normalised(arrays[0], arrays[2]), normalised(arrays[0], wide[2]), atol=1e-5)
 
 
 @pytest.mark.parametrize("used", ["twice", "otherwise", "as they are"])

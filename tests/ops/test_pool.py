@@ -87,6 +87,11 @@ def test_avg_pool() -> None:
     )
 
 
+def test_windows_of_padding_alone_are_refused() -> None:
+    with pytest.raises(InputError, match=r"padding of 2 px .* at most half"):
+        max_pool(jnp.zeros((1, 4, 4, 1)), 3, stride=1, padding=2)
+
+
 def test_windows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="3x3 window with stride 2 and padding 0 does not fit a map of 2 px"):
         max_pool(jnp.zeros((1, 2, 2, 1)), 3, stride=2)
