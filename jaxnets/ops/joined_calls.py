@@ -35,7 +35,7 @@ class _Call:
     aliases: dict[int, int] = field(default_factory=dict)
 
     def written_before(self, operation: Any) -> Any:
-        """The call as an operation before another one."""
+        """The call as an operation before another one, as `jax.ffi.ffi_call` writes it."""
         text = call_text(self.works, self.temporaries, self.rows)
         attributes = {
             "call_target_name": ir.StringAttr.get(self.target),
@@ -112,7 +112,8 @@ def _parsed(operation: Any) -> dict[str, Any]:
     return found
 
 
-def _is_joined(operation: Any) -> bool:
+def _was_joined(operation: Any) -> bool:
+    """Whether it is a call of a module that has been here before, with temporaries or rows."""
     carried = _parsed(operation)
     return bool(carried["temporaries"] or carried["rows"])
 
@@ -155,10 +156,11 @@ def _join(block: Any, target: str) -> None:
         {makers[value] for part in (operation, *_within(operation)) for value in part.operands if value in makers}
         for operation in operations
     ]
-    order: list[list[int]] = []  # of operations by their numbers; those of a list are joined
-    last: int | None = None  # where in it the last call is
+    # Operations by their numbers, in the order that they will have; those of one list are joined.
+    order: list[list[int]] = []
+    last: int | None = None  # where in the order the last call is, behind which there are other operations alone
     for i, operation in enumerate(operations):
-        if not _is_call(operation, target) or _is_joined(operation):
+        if not _is_call(operation, target) or _was_joined(operation):
             order.append([i])
             continue
         if last is not None:
@@ -170,7 +172,7 @@ def _join(block: Any, target: str) -> None:
                 waits = any(not reached.isdisjoint(needs[number]) for number in numbers)
                 (later if waits else others).append(numbers)
                 reached.update(numbers if waits else ())
-            if (reached - set(call)).isdisjoint(needs[i]):
+            if (reached - set(call)).isdisjoint(needs[i]):  # by no way but its results, so both can be one
                 order[last:] = [*others, [*call, i], *later]
                 last += len(others)
                 continue
@@ -221,6 +223,7 @@ def _use_rows(block: Any, target: str) -> None:
         }
         if not read and not written:
             continue
+        # Arrays take the rows' places among the operands; arrays to be written, and numbers, follow the operands.
         call = _Call(target, list(operands), [result.type for result in operation.results])
         for place, (array, _) in read.items():
             call.operands[place] = array

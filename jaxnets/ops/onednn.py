@@ -287,7 +287,10 @@ def _prepared(text: str) -> _Prepared:
 
 
 def _placed(sizes: Sequence[int], places: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-    """Where in one memory a call's temporaries lie, and its bytes; they share it where their times don't meet."""
+    """Where in one memory a call's temporaries lie, and its bytes; they share it where their times don't meet.
+
+    `places` are those of each work's arrays; the temporaries' are the last, and each is in some work.
+    """
     if not sizes:
         return [], 0
     first = 1 + max(place for own in places for place in own) - len(sizes)
