@@ -20,6 +20,8 @@ _PACKAGE, _FILE = "onednn-cpu-gomp", "libdnnl.so.3"
 _CPU, _FLOAT32, _ANY_LAYOUT = 1, 3, 1
 _USER_SCRATCHPAD = 1
 _MAX_DIMENSIONS = 12
+# Of dnnl_cpu_isa_t.
+_AVX512 = 0x20
 _ALIGNMENT = 64
 
 FORWARD_TRAINING, FORWARD_INFERENCE = 64, 96
@@ -109,6 +111,12 @@ def made_attributes() -> c_void_p:
     function = "dnnl_primitive_attr_set_scratchpad_mode"
     check(libraries()[1][function](found, _USER_SCRATCHPAD), function)
     return found
+
+
+@cache
+def has_avx512() -> bool:
+    """Whether the processor computes on vectors of 16 numbers, or only of 8."""
+    return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX512)
 
 
 def numbers(*values: int) -> "ctypes.Array[c_int64]":

@@ -261,7 +261,7 @@ print(total, "/jax/compilation_cache/cache_hits" in hits)
     assert [run.stdout.split() for run in printed] == [[f"{total:.1f}", "False"], [f"{total:.1f}", "True"]]
 
 
-@pytest.mark.parametrize("shape", [(4, 7, 5, 32), (2, 5, 5, 24), (3, 4, 4, 5), (9, 16), (1, 1, 1, 3)])
+@pytest.mark.parametrize("shape", [(4, 7, 5, 32), (2, 5, 5, 24), (3, 4, 4, 5), (2, 6, 5, 160), (9, 16), (1, 1, 1, 3)])
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm(shape: tuple[int, ...], relu: bool) -> None:
     random = np.random.RandomState(0)
