@@ -18,6 +18,8 @@ def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
     Nothing is computed. Raises InputError for an unknown network, or an image that is too small for it.
     """
     model: Any = create_model(arch)
+    if getattr(model, "repeated_blocks", False):
+        model = model.clone(repeated_blocks=False)  # of which each is met once
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(partial(model.init, train=False), key, images)

@@ -29,6 +29,13 @@ def test_arithmetic_is_that_of_the_literature(arch: str, billions: float) -> Non
     assert multiply_adds(arch, 224) / 1e9 == pytest.approx(billions, abs=6e-3)
 
 
+def test_each_of_repeated_blocks_counts() -> None:
+    # A basic block of each stage has as many multiply-adds: two 3x3 convolutions, of 16 channels at 32 px.
+    block = 2 * 9 * 16 * 16 * 32 * 32
+    difference = multiply_adds("resnet1202_cifar", 32) - multiply_adds("resnet110_cifar", 32)
+    assert difference == 3 * (200 - 18) * block
+
+
 def test_training_takes_three_passes_and_the_auxiliary_heads() -> None:
     assert flops_per_image("resnet18", 64, "train") == 6 * multiply_adds("resnet18", 64)
     # Of each of the two: 1x1 to 128 on 4x4 pixels, 2048 to 1024, 1024 to 1000.
