@@ -10,6 +10,7 @@ from ctypes import c_char, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from enum import StrEnum
 
+from jaxnets.ops import dnnl_winograd
 from jaxnets.ops.dnnl_library import (
     DESTINATION,
     DESTINATION_GRADIENT,
@@ -19,6 +20,7 @@ from jaxnets.ops.dnnl_library import (
     SCRATCHPAD_OF,
     SOURCE,
     SOURCE_GRADIENT,
+    WEIGHTS,
     Call,
     Images,
     PrimitiveStep,
@@ -47,9 +49,9 @@ _PRODUCT_PIXELS = 512
 # 1024 channels, but 8.5 instead of 7.3 for [8, 28, 28, 512] to 128.
 _PRODUCT_PIXELS_OF_WEIGHTS = 2048
 # Of dnnl_query_t.
-_WEIGHTS, _WEIGHT_GRADIENT = 131, 132
+_WEIGHTS_OF, _WEIGHT_GRADIENT_OF = 131, 132
 # Of DNNL_ARG_*.
-_KERNEL, _BIAS, _KERNEL_GRADIENT, _ADDED, _AFTER = 33, 41, 161, 2, 32768
+_BIAS, _WEIGHT_GRADIENT, _ADDED, _AFTER = 41, 161, 2, 32768
 _RELU, _ADD = 0x20, 0x1FFF0
 
 
@@ -59,6 +61,13 @@ class Direction(StrEnum):
     FORWARD = "forward"
     INPUT_GRADIENT = "input_gradient"
     WEIGHT_GRADIENT = "weight_gradient"
+
+
+WINOGRAD = {
+    Direction.FORWARD: dnnl_winograd.convolution,
+    Direction.INPUT_GRADIENT: dnnl_winograd.input_gradient,
+    Direction.WEIGHT_GRADIENT: dnnl_winograd.weight_gradient,
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class Convolution:
         """Operands as the direction has them: images and kernel; outputs' gradient and kernel; images and that."""
         if self._is_product():
             return self._product()
+        if dnnl_winograd.suits(self.images, self.kernel, self.stride, self.padding, self.groups):
+            return WINOGRAD[self.direction](self.images, self.kernel)
         images, outputs = images_of(self.images), images_of(self.outputs)
         kernel, free_kernel = _kernels(self.kernel, self.groups)
         window = self._window()
@@ -101,9 +112,9 @@ class Convolution:
             )
             operands = [(SOURCE, images, first), (DESTINATION_GRADIENT, outputs, second)]
         makes_kernel = self.direction == Direction.WEIGHT_GRADIENT
-        layout = chosen(primitive, _WEIGHT_GRADIENT if makes_kernel else _WEIGHTS)
+        layout = chosen(primitive, _WEIGHT_GRADIENT_OF if makes_kernel else _WEIGHTS_OF)
         needed = chosen(primitive, SCRATCHPAD_OF)
-        operands.append((_KERNEL_GRADIENT if makes_kernel else _KERNEL, layout, own_kernel))
+        operands.append((_WEIGHT_GRADIENT if makes_kernel else WEIGHTS, layout, own_kernel))
         operands.append((SCRATCH, needed, scratch))
         step = PrimitiveStep(primitive, operands)
         sizes = (bytes_of(layout), bytes_of(needed))
@@ -135,7 +146,7 @@ class Convolution:
         left, right = described((pixels, rows[0]), (rows[0], 1)), described(rows, kernel)
         result = described((pixels, rows[1]), (rows[1], 1))
         primitive = made("dnnl_matmul_primitive_desc_create", engine(), left, right, None, result, attributes())
-        return primitive_call(primitive, [(SOURCE, left), (_KERNEL, right), (DESTINATION, result)])
+        return primitive_call(primitive, [(SOURCE, left), (WEIGHTS, right), (DESTINATION, result)])
 
 
 @dataclass(frozen=True)
@@ -155,10 +166,10 @@ class BiasedConvolution(Convolution):
             return self._biased_product()
         images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
         primitive = self._biased()
-        layout, needed = chosen(primitive, _WEIGHTS), chosen(primitive, SCRATCHPAD_OF)
+        layout, needed = chosen(primitive, _WEIGHTS_OF), chosen(primitive, SCRATCHPAD_OF)
         result = 4 if self.adds else 3
         own_kernel, scratch = (1, result + 1) if self.packed else (result + 2, result + 1)
-        operands = [(SOURCE, images, 0), (_KERNEL, layout, own_kernel), (_BIAS, bias, 2)]
+        operands = [(SOURCE, images, 0), (WEIGHTS, layout, own_kernel), (_BIAS, bias, 2)]
         operands += [(argument, array, 3) for argument, array in self._added(outputs)]
         operands += [(DESTINATION, outputs, result), (SCRATCH, needed, scratch)]
         step = PrimitiveStep(primitive, operands)
@@ -169,7 +180,7 @@ class BiasedConvolution(Convolution):
 
     def packed_size(self) -> int:
         """Bytes of the packed kernel."""
-        return bytes_of(chosen(self._biased(), _WEIGHTS))
+        return bytes_of(chosen(self._biased(), _WEIGHTS_OF))
 
     def _biased(self) -> c_void_p:
         images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
@@ -184,7 +195,7 @@ class BiasedConvolution(Convolution):
         pixels, features = math.prod(self.outputs[:3]), self.kernel[3]
         images, outputs = (described((pixels, shape[3]), (shape[3], 1)) for shape in (self.images, self.outputs))
         kernel, bias = described(self.kernel[2:], (features, 1)), described((1, features), (features, 1))
-        given = [(SOURCE, images), (_KERNEL, kernel), (_BIAS, bias), *self._added(outputs)]
+        given = [(SOURCE, images), (WEIGHTS, kernel), (_BIAS, bias), *self._added(outputs)]
         product = made(
             "dnnl_matmul_primitive_desc_create",
             *(engine(), images, kernel, bias, outputs, self._attributes(outputs)),
@@ -212,7 +223,7 @@ class KernelPacking(BiasedConvolution):
     def call(self) -> Call:
         """Operand the kernel; result the packed one, of `packed_size`."""
         kernel, _ = _kernels(self.kernel, self.groups)
-        return Call([reorder(kernel, 0, chosen(self._biased(), _WEIGHTS), 1)])
+        return Call([reorder(kernel, 0, chosen(self._biased(), _WEIGHTS_OF), 1)])
 
 
 def _kernels(shape: Sequence[int], groups: int) -> tuple[c_void_p, c_void_p]:

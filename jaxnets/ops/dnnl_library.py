@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 
 _PACKAGE, _FILE = "onednn-cpu-gomp", "libdnnl.so.3"
-_CPU, _FLOAT32, _ANY_LAYOUT = 1, 3, 1
+_CPU, _ANY_LAYOUT = 1, 1
 _USER_SCRATCHPAD = 1
 _MAX_DIMENSIONS = 12
 # Of dnnl_cpu_isa_t.
 _AVX512 = 0x20
 _ALIGNMENT = 64
 
+FLOAT32 = 3
 FORWARD_TRAINING, FORWARD_INFERENCE = 64, 96
 # Of DNNL_ARG_*.
-SOURCE, DESTINATION, WORKSPACE, SCRATCH, SOURCE_GRADIENT, DESTINATION_GRADIENT = 1, 17, 64, 80, 129, 145
+SOURCE, DESTINATION, WEIGHTS, WORKSPACE, SCRATCH, SOURCE_GRADIENT, DESTINATION_GRADIENT = 1, 17, 33, 64, 80, 129, 145
 # Of dnnl_query_t.
 WORKSPACE_OF, SCRATCHPAD_OF = 135, 136
 
@@ -126,7 +127,7 @@ def numbers(*values: int) -> "ctypes.Array[c_int64]":
 
 def described(sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
     """A description of a float32 array; without strides, of a layout that the primitive is to choose."""
-    shape = len(sizes), numbers(*sizes), _FLOAT32
+    shape = len(sizes), numbers(*sizes), FLOAT32
     if strides is None:
         return made("dnnl_memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
     return made("dnnl_memory_desc_create_with_strides", *shape, numbers(*strides))

@@ -1,0 +1,132 @@
+"""Small functions compiled for the processor at hand, by LLVM (package llvmlite), and run on all cores by OpenMP.
+
+For passes over memory that no primitive of oneDNN does. Their threads are those of oneDNN's own primitives.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import c_int64, c_uint, c_void_p
+from functools import cache
+from typing import Any
+
+_INTEGER_BITS = 64
+_MANGLED = ("omp_get_thread_num", "omp_get_num_threads")
+
+
+@cache
+def usable() -> bool:
+    """Whether functions can be compiled and run here."""
+    return importlib.util.find_spec("llvmlite") is not None and _openmp() is not None
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """The library of GCC's OpenMP, which oneDNN has loaded."""
+    try:
+        return ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        return None
+
+
+class Writer:
+    """Writes one function's code: whole numbers of 64 bits, addresses of float32, and vectors of them.
+
+    The function is given whole numbers, and does the share of its thread.
+    """
+
+    def __init__(self, module: Any, name: str, arguments: Sequence[str], width: int) -> None:
+        """`arguments` are the names of the numbers, found in `given`; vectors have `width` numbers."""
+        from llvmlite import ir
+
+        self._ir = ir
+        self._integer = ir.IntType(_INTEGER_BITS)
+        self._float = ir.FloatType()
+        self._vector = ir.VectorType(self._float, width)
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType(self._integer)]), name)
+        self.code = ir.IRBuilder(function.append_basic_block())
+        places = (self.code.gep(function.args[0], [self.number(i)]) for i in range(len(arguments)))
+        self.given = {name: self.code.load(place) for name, place in zip(arguments, places, strict=True)}
+
+    def number(self, value: int) -> Any:
+        """A whole number that is known now."""
+        return self._ir.Constant(self._integer, value)
+
+    def share(self, count: Any) -> tuple[Any, Any]:
+        """Where this thread's share of `count` things begins and ends."""
+        thread, threads = (self._from_openmp(name) for name in _MANGLED)
+        begin, end = (
+            self.code.sdiv(self.code.mul(count, number), threads)
+            for number in (thread, self.code.add(thread, self.number(1)))
+        )
+        return begin, end
+
+    def _from_openmp(self, name: str) -> Any:
+        address = ctypes.cast(getattr(_openmp(), name), c_void_p).value
+        kind = self._ir.PointerType(self._ir.FunctionType(self._ir.IntType(32), []))
+        return self.code.sext(self.code.call(self.code.inttoptr(self.number(address or 0), kind), []), self._integer)
+
+    @contextmanager
+    def loop(self, begin: Any, end: Any, step: int = 1) -> Iterator[Any]:
+        """A loop over numbers from `begin` to before `end`."""
+        code, before = self.code, self.code.block
+        head, body, after = (code.function.append_basic_block() for _ in range(3))
+        code.branch(head)
+        code.position_at_end(head)
+        number = code.phi(self._integer)
+        number.add_incoming(begin, before)
+        code.cbranch(code.icmp_signed("<", number, end), body, after)
+        code.position_at_end(body)
+        yield number
+        number.add_incoming(code.add(number, self.number(step)), code.block)
+        code.branch(head)
+        code.position_at_end(after)
+
+    def array(self, address: Any) -> Any:
+        """The float32 array at an address that was given as a number."""
+        return self.code.inttoptr(address, self._ir.PointerType(self._float))
+
+    def load(self, array: Any, index: Any) -> Any:
+        """The vector that begins at an index of an array."""
+        found = self.code.load(self._place(array, index))
+        found.align = 4
+        return found
+
+    def store(self, value: Any, array: Any, index: Any) -> None:
+        """Writes a vector at an index of an array."""
+        self.code.store(value, self._place(array, index)).align = 4
+
+    def _place(self, array: Any, index: Any) -> Any:
+        return self.code.bitcast(self.code.gep(array, [index]), self._ir.PointerType(self._vector))
+
+
+def compiled(write: Callable[[Any], None]) -> Callable[[str], int]:
+    """Compiles the functions that `write` puts into a module of LLVM's; tells their addresses by their names."""
+    from llvmlite import binding, ir
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module = ir.Module()
+    module.triple = binding.get_process_triple()
+    write(module)
+    parsed = binding.parse_assembly(str(module))
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=2
+    )
+    passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(parsed, passes)
+    engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    return engine.get_function_address
+
+
+_engines: list[Any] = []  # the code is theirs, and lives as long
+
+
+def run(function: int, arguments: "ctypes.Array[c_int64]") -> None:
+    """Runs the function at an address on all cores."""
+    openmp = _openmp()
+    assert openmp is not None
+    openmp.GOMP_parallel(c_void_p(function), ctypes.byref(arguments), c_uint(0), c_uint(0))

@@ -1,0 +1,169 @@
+"""Tiles of images to and from the 16 planes that Winograd's convolution F(2x2, 3x3) multiplies.
+
+An image's outputs are cut into tiles of 2x2 pixels. Each of them, and the 4x4 pixels that it is computed from, becomes
+16 sums of pixels, which lie in 16 planes: [16, tiles, C]. Lavin and Gray 2016 (arXiv:1509.09308), section 4.1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from ctypes import c_int64
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from jaxnets.ops import machine_code
+from jaxnets.ops.machine_code import Writer
+
+PLANES = 16
+TILE = 2
+# Channels must be a multiple of this.
+VECTOR = 8
+
+# Of one axis, the paper's B^T, G and A^T, but that the last point's sign is left out twice.
+_OF_INPUTS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
+_OF_KERNELS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_OF_OUTPUTS = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
+
+# [16, 9]: what a kernel's 9 taps become.
+KERNEL_SUMS = np.kron(_OF_KERNELS, _OF_KERNELS)
+
+_NUMBERS = ("image", "planes", "outside", "first", "rows", "height", "width", "channels", "tile_rows", "tile_columns")
+
+
+class Way(StrEnum):
+    """What is computed from what.
+
+    A convolution is `FROM_INPUTS`, products, `TO_OUTPUTS`; its gradient by the kernel is products of `FROM_INPUTS` and
+    `FROM_OUTPUTS`.
+    """
+
+    FROM_INPUTS = "from_inputs"
+    FROM_OUTPUTS = "from_outputs"
+    TO_OUTPUTS = "to_outputs"
+
+
+_Grid = Sequence[Sequence[Any]]
+
+
+def tiles_in(images: Sequence[int]) -> tuple[int, int]:
+    """Rows of tiles that [N, H, W, C] is cut into, of all images, and the tiles in a row."""
+    count, height, width, _ = images
+    return count * math.ceil(height / TILE), math.ceil(width / TILE)
+
+
+class TileStep:
+    """Computes some rows of tiles' planes from images, or the images from the planes, as one of a call's steps."""
+
+    def __init__(
+        self, way: Way, images: Sequence[int], first: int, rows: int, image_place: int, planes_place: int
+    ) -> None:
+        """The images are [N, H, W, C], the planes [16, tiles of these rows, C]; both lie at places of the call."""
+        _, height, width, channels = images
+        # What is outside of the images is 0 where it is read; where it is written, it may be anything.
+        self._outside = np.zeros(channels, np.float32)
+        columns = tiles_in(images)[1]
+        numbers = (0, 0, self._outside.ctypes.data, first, rows, height, width, channels, math.ceil(height / TILE))
+        self._arguments = (c_int64 * len(_NUMBERS))(*numbers, columns)
+        self._function = _functions()(way)
+        self._places = image_place, planes_place
+
+    def __call__(self, addresses: Sequence[int]) -> None:
+        self._arguments[:2] = [addresses[place] for place in self._places]
+        machine_code.run(self._function, self._arguments)
+
+
+@cache
+def _functions() -> Callable[[str], int]:
+    def write(module: Any) -> None:
+        _write_to_planes(Writer(module, Way.FROM_INPUTS, _NUMBERS, VECTOR), _OF_INPUTS, before=1)
+        _write_to_planes(Writer(module, Way.FROM_OUTPUTS, _NUMBERS, VECTOR), _OF_OUTPUTS.T, before=0)
+        _write_from_planes(Writer(module, Way.TO_OUTPUTS, _NUMBERS, VECTOR), _OF_OUTPUTS)
+
+    return machine_code.compiled(write)
+
+
+def _write_to_planes(to: Writer, sums: np.ndarray, before: int) -> None:
+    """Sums of pixels, of `sums` on both axes, from so many before the tile on, are written to the planes."""
+
+    def write(pixels: _Grid, planes: Sequence[Any], channel: Any) -> None:
+        found = _both_axes(to, sums, [[to.load(pixel, channel) for pixel in row] for row in pixels])
+        for value, plane in zip((value for row in found for value in row), planes, strict=True):
+            to.store(value, plane, channel)
+
+    _write_loops(to, sums.shape[1], before, write)
+
+
+def _write_from_planes(to: Writer, sums: np.ndarray) -> None:
+    """Sums of planes, of `sums` on both axes, are written to the tile's pixels."""
+
+    def write(pixels: _Grid, planes: Sequence[Any], channel: Any) -> None:
+        values = [to.load(plane, channel) for plane in planes]
+        side = sums.shape[1]
+        found = _both_axes(to, sums, [values[i * side : (i + 1) * side] for i in range(side)])
+        for row, values in zip(pixels, found, strict=True):
+            for pixel, value in zip(row, values, strict=True):
+                to.store(value, pixel, channel)
+
+    _write_loops(to, len(sums), 0, write)
+
+
+def _write_loops(to: Writer, side: int, before: int, write: Callable[[_Grid, Sequence[Any], Any], None]) -> None:
+    """Loops over tiles and their channels; `write` is told `side` x `side` pixels, the planes and the channel."""
+    code, given = to.code, to.given
+    image, planes, outside = (to.array(given[name]) for name in ("image", "planes", "outside"))
+    plane_size = code.mul(code.mul(given["rows"], given["tile_columns"]), given["channels"])
+    begin, end = to.share(given["rows"])
+    with to.loop(begin, end) as row:
+        image_number, tile_row = (
+            operation(code.add(given["first"], row), given["tile_rows"]) for operation in (code.sdiv, code.srem)
+        )
+        ys, rows_inside = _along(to, tile_row, given["height"], side, before)
+        first_row = code.mul(image_number, given["height"])
+        lines = [code.mul(code.add(first_row, y), given["width"]) for y in ys]
+        with to.loop(to.number(0), given["tile_columns"]) as column:
+            xs, columns_inside = _along(to, column, given["width"], side, before)
+            pixels = [
+                [
+                    code.select(
+                        code.and_(row_inside, column_inside),
+                        code.gep(image, [code.mul(code.add(line, x), given["channels"])]),
+                        outside,
+                    )
+                    for x, column_inside in zip(xs, columns_inside, strict=True)
+                ]
+                for line, row_inside in zip(lines, rows_inside, strict=True)
+            ]
+            tile = code.add(code.mul(row, given["tile_columns"]), column)
+            first = code.gep(planes, [code.mul(tile, given["channels"])])
+            own = [code.gep(first, [code.mul(plane_size, to.number(i))]) for i in range(PLANES)]
+            with to.loop(to.number(0), given["channels"], VECTOR) as channel:
+                write(pixels, own, channel)
+    code.ret_void()
+
+
+def _along(to: Writer, tile: Any, size: Any, side: int, before: int) -> tuple[list[Any], list[Any]]:
+    """Along one axis, where a tile's pixels lie, and whether that is inside."""
+    start = to.code.mul(tile, to.number(TILE))
+    places = [to.code.add(start, to.number(i - before)) for i in range(side)]
+    return places, [to.code.icmp_unsigned("<", place, size) for place in places]
+
+
+def _both_axes(to: Writer, sums: np.ndarray, values: _Grid) -> list[list[Any]]:
+    down = [_sums(to, sums, column) for column in zip(*values, strict=True)]
+    return [_sums(to, sums, row) for row in zip(*down, strict=True)]
+
+
+def _sums(to: Writer, sums: np.ndarray, values: Sequence[Any]) -> list[Any]:
+    """Sums of vectors with factors 1, 0 and -1, of which one at least is 1."""
+    found = []
+    for factors in sums:
+        first, *others = (value for value, factor in zip(values, factors, strict=True) if factor == 1)
+        for value in others:
+            first = to.code.fadd(first, value)
+        for value, factor in zip(values, factors, strict=True):
+            if factor == -1:
+                first = to.code.fsub(first, value)
+        found.append(first)
+    return found
