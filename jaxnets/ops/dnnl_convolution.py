@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from ctypes import c_char, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
-from jaxnets.ops import dnnl_winograd
+from jaxnets.ops import dnnl_winograd, pixel_products
+from jaxnets.ops.dnnl_kernel import KernelLayout
 from jaxnets.ops.dnnl_library import (
     DESTINATION,
     DESTINATION_GRADIENT,
@@ -38,7 +40,6 @@ from jaxnets.ops.dnnl_library import (
     made_attributes,
     numbers,
     primitive_call,
-    reorder,
 )
 
 _DIRECT = 1
@@ -84,18 +85,20 @@ class Convolution:
 
     def call(self) -> Call:
         """Operands as the direction has them: images and kernel; outputs' gradient and kernel; images and that."""
-        if self._is_product():
-            return self._product()
         if dnnl_winograd.suits(self.images, self.kernel, self.stride, self.padding, self.groups):
             return WINOGRAD[self.direction](self.images, self.kernel)
-        images, outputs = images_of(self.images), images_of(self.outputs)
-        kernel, free_kernel = _kernels(self.kernel, self.groups)
+        by_weights = self.direction == Direction.WEIGHT_GRADIENT
+        if by_weights and pixel_products.suits(self.kernel, self.outputs, self.groups):
+            return pixel_products.weight_gradient(self.images, self.kernel, self.outputs, self.stride, self.padding)
+        if self._is_product():
+            return self._product()
+        images, outputs, free_kernel = images_of(self.images), images_of(self.outputs), self._layout.free
         window = self._window()
         forward = made(
             "dnnl_convolution_forward_primitive_desc_create",
             *(engine(), FORWARD_TRAINING, _DIRECT, images, free_kernel, None, outputs, *window, attributes()),
         )
-        first, second, result, own_kernel, scratch = range(5)
+        first, second, result, own_kernel, scratch, wide = range(6)
         if self.direction == Direction.FORWARD:
             primitive = forward
             operands = [(SOURCE, images, first), (DESTINATION, outputs, result)]
@@ -111,16 +114,19 @@ class Convolution:
                 *(engine(), _DIRECT, images, free_kernel, None, outputs, *window, forward, attributes()),
             )
             operands = [(SOURCE, images, first), (DESTINATION_GRADIENT, outputs, second)]
-        makes_kernel = self.direction == Direction.WEIGHT_GRADIENT
-        layout = chosen(primitive, _WEIGHT_GRADIENT_OF if makes_kernel else _WEIGHTS_OF)
+        layout = chosen(primitive, _WEIGHT_GRADIENT_OF if by_weights else _WEIGHTS_OF)
         needed = chosen(primitive, SCRATCHPAD_OF)
-        operands.append((_WEIGHT_GRADIENT if makes_kernel else WEIGHTS, layout, own_kernel))
+        operands.append((_WEIGHT_GRADIENT if by_weights else WEIGHTS, layout, own_kernel))
         operands.append((SCRATCH, needed, scratch))
         step = PrimitiveStep(primitive, operands)
-        sizes = (bytes_of(layout), bytes_of(needed))
-        if makes_kernel:
-            return Call([step, reorder(layout, own_kernel, kernel, result)], sizes)
-        return Call([reorder(kernel, second, layout, own_kernel), step], sizes)
+        sizes = (bytes_of(layout), bytes_of(needed), self._layout.wide_size)
+        if by_weights:
+            return Call([step, *self._layout.written(layout, own_kernel, result, wide)], sizes)
+        return Call([*self._layout.read(second, layout, own_kernel, wide), step], sizes)
+
+    @cached_property
+    def _layout(self) -> KernelLayout:
+        return KernelLayout(self.kernel, self.groups)
 
     def _is_product(self) -> bool:
         """Whether it is done as a matrix product."""
@@ -175,8 +181,8 @@ class BiasedConvolution(Convolution):
         step = PrimitiveStep(primitive, operands)
         if self.packed:
             return Call([step], [bytes_of(needed)])
-        kernel, _ = _kernels(self.kernel, self.groups)
-        return Call([reorder(kernel, 1, layout, own_kernel), step], [bytes_of(needed), bytes_of(layout)])
+        sizes = [bytes_of(needed), bytes_of(layout), self._layout.wide_size]
+        return Call([*self._layout.read(1, layout, own_kernel, result + 3), step], sizes)
 
     def packed_size(self) -> int:
         """Bytes of the packed kernel."""
@@ -184,10 +190,9 @@ class BiasedConvolution(Convolution):
 
     def _biased(self) -> c_void_p:
         images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
-        _, free_kernel = _kernels(self.kernel, self.groups)
         return made(
             "dnnl_convolution_forward_primitive_desc_create",
-            *(engine(), FORWARD_INFERENCE, _DIRECT, images, free_kernel, bias, outputs, *self._window()),
+            *(engine(), FORWARD_INFERENCE, _DIRECT, images, self._layout.free, bias, outputs, *self._window()),
             self._attributes(outputs),
         )
 
@@ -222,18 +227,7 @@ class KernelPacking(BiasedConvolution):
 
     def call(self) -> Call:
         """Operand the kernel; result the packed one, of `packed_size`."""
-        kernel, _ = _kernels(self.kernel, self.groups)
-        return Call([reorder(kernel, 0, chosen(self._biased(), _WEIGHTS_OF), 1)])
-
-
-def _kernels(shape: Sequence[int], groups: int) -> tuple[c_void_p, c_void_p]:
-    """[kh, kw, C / groups, F] in memory, and in the primitive's own layout."""
-    height, width, inputs, features = shape
-    sizes = [features // groups, inputs, height, width]
-    strides = [1, features, width * inputs * features, inputs * features]
-    if groups > 1:
-        sizes, strides = [groups, *sizes], [features // groups, *strides]
-    return described(sizes, strides), described(sizes, None)
+        return Call(self._layout.read(0, chosen(self._biased(), _WEIGHTS_OF), 1, 2), [self._layout.wide_size])
 
 
 def _transposed_product(rows: int, inner: int, columns: int) -> Step:

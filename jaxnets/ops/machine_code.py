@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 _INTEGER_BITS = 64
-_MANGLED = ("omp_get_thread_num", "omp_get_num_threads")
 
 
 @cache
@@ -28,6 +27,13 @@ def _openmp() -> ctypes.CDLL | None:
         return ctypes.CDLL("libgomp.so.1")
     except OSError:
         return None
+
+
+@cache
+def threads() -> int:
+    """Threads that run a function."""
+    openmp = _openmp()
+    return openmp.omp_get_max_threads() if openmp is not None else 1
 
 
 class Writer:
@@ -53,9 +59,13 @@ class Writer:
         """A whole number that is known now."""
         return self._ir.Constant(self._integer, value)
 
+    def thread(self) -> Any:
+        """This thread's number, less than `threads()`."""
+        return self._from_openmp("omp_get_thread_num")
+
     def share(self, count: Any) -> tuple[Any, Any]:
         """Where this thread's share of `count` things begins and ends."""
-        thread, threads = (self._from_openmp(name) for name in _MANGLED)
+        thread, threads = self.thread(), self._from_openmp("omp_get_num_threads")
         begin, end = (
             self.code.sdiv(self.code.mul(count, number), threads)
             for number in (thread, self.code.add(thread, self.number(1)))
@@ -82,6 +92,51 @@ class Writer:
         number.add_incoming(code.add(number, self.number(step)), code.block)
         code.branch(head)
         code.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        """What is done on a condition."""
+        done, after = (self.code.function.append_basic_block() for _ in range(2))
+        self.code.cbranch(condition, done, after)
+        self.code.position_at_end(done)
+        yield
+        self.code.branch(after)
+        self.code.position_at_end(after)
+
+    def smaller(self, left: Any, right: Any) -> Any:
+        """The smaller of two whole numbers."""
+        return self.code.select(self.code.icmp_signed("<", left, right), left, right)
+
+    def zeros(self) -> Any:
+        """A vector of zeros."""
+        return self._ir.Constant(self._vector, [0.0] * self._vector.count)
+
+    def vector_in_loop(self, first: Any, before: Any) -> Any:
+        """A vector that a loop's rounds hand on, at the head of the loop; `first` came from the block `before`."""
+        found = self.code.phi(self._vector)
+        found.add_incoming(first, before)
+        return found
+
+    def number_in_loop(self, first: Any, before: Any) -> Any:
+        """The same for a whole number."""
+        found = self.code.phi(self._integer)
+        found.add_incoming(first, before)
+        return found
+
+    def repeated(self, array: Any, index: Any) -> Any:
+        """The vector of one number of an array, again and again."""
+        ir, undefined = self._ir, self._ir.Constant(self._vector, self._ir.Undefined)
+        places = ir.VectorType(ir.IntType(32), self._vector.count)
+        one = self.code.load(self.code.gep(array, [index]))
+        alone = self.code.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
+        return self.code.shuffle_vector(alone, undefined, ir.Constant(places, [0] * self._vector.count))
+
+    def multiplied_and_added(self, left: Any, right: Any, to: Any) -> Any:
+        """left * right + to, rounded once."""
+        name = f"llvm.fma.v{self._vector.count}f32"
+        kind = self._ir.FunctionType(self._vector, [self._vector] * 3)
+        known = self.code.module.globals.get(name) or self._ir.Function(self.code.module, kind, name)
+        return self.code.call(known, [left, right, to])
 
     def array(self, address: Any) -> Any:
         """The float32 array at an address that was given as a number."""
@@ -129,4 +184,4 @@ def run(function: int, arguments: "ctypes.Array[c_int64]") -> None:
     """Runs the function at an address on all cores."""
     openmp = _openmp()
     assert openmp is not None
-    openmp.GOMP_parallel(c_void_p(function), ctypes.byref(arguments), c_uint(0), c_uint(0))
+    openmp.GOMP_parallel(c_void_p(function), ctypes.byref(arguments), c_uint(threads()), c_uint(0))
