@@ -2,13 +2,13 @@
 
 `jax.jit(model.init)` has XLA compile the drawing of each parameter by itself: 12 s for ResNet-152 on two cores. In
 `initial_variables` the network is only traced, to learn what it declares; all parameters of about the same size are
-then drawn by one program, and scaled on the host.
+then drawn by one program.
 """
 
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ Path = tuple[str, ...]
 Distribution = Literal["normal", "uniform"]
 _CONSTANTS: dict[Any, float] = {initializers.zeros: 0.0, initializers.ones: 1.0}
 _STATISTICS = {"mean": 0.0, "var": 1.0}
-# Parameters are drawn together with others of up to this times their size.
-_BUCKET = 4
+# Compiling a program takes as long as drawing about so many numbers.
+_NUMBERS_OF_A_PROGRAM = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def initial_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict
 
 def _drawn(declared: dict[Path, _Declared], key: jax.Array) -> dict[Path, Any]:
     scopes: dict[Path, Scope] = {(): Scope({}, rngs={"params": key}, mutable=True)}
-    groups: dict[tuple[Distribution, Any, int], dict[Path, jax.Array]] = defaultdict(dict)
+    keys: dict[tuple[Distribution, Any], dict[Path, jax.Array]] = defaultdict(dict)
     values: dict[Path, Any] = {}
     for path, spec in declared.items():
         for depth, module in enumerate(path[:-1], 1):
@@ -115,26 +115,51 @@ def _drawn(declared: dict[Path, _Declared], key: jax.Array) -> dict[Path, Any]:
         if spec.init in _CONSTANTS:
             values[path] = np.full(spec.shape, _CONSTANTS[spec.init], spec.dtype)
         elif isinstance(spec.init, Scaled):
-            bucket = math.ceil(math.log(math.prod(spec.shape), _BUCKET))
-            groups[spec.init.distribution, spec.dtype, bucket][path] = own_key
+            keys[spec.init.distribution, spec.dtype][path] = own_key
         else:
             values[path] = spec.init(own_key, spec.shape, spec.dtype)
 
-    programs, keys = [], [jnp.stack(list(paths.values())) for paths in groups.values()]
-    for ((distribution, dtype, _), paths), own_keys in zip(groups.items(), keys, strict=True):
-        # The first numbers that a key gives do not depend on how many are asked for.
-        largest = max(math.prod(declared[path].shape) for path in paths)
-        draw = partial(_standard, distribution, shape=(largest,), dtype=dtype)
-        programs.append(jax.jit(jax.vmap(draw)).lower(own_keys))
+    programs, groups, operands = [], [], []
+    for (distribution, dtype), own_keys in keys.items():
+        sizes = {path: math.prod(declared[path].shape) for path in own_keys}
+        for largest, paths in _groups(sizes):
+            factors = [_scaling(declared[path]).factor_of(declared[path].shape) for path in paths]
+            operands.append((jnp.stack([own_keys[path] for path in paths]), jnp.asarray(np.asarray(factors, dtype))))
+            # The first numbers that a key gives do not depend on how many are asked for.
+            draw = jax.vmap(partial(_drawn_and_scaled, distribution, largest, dtype))
+            programs.append(jax.jit(draw).lower(*operands[-1]))
+            groups.append(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(lambda program: program.compile(), programs))
-    for run, own_keys, paths in zip(compiled, keys, groups.values(), strict=True):
-        draws = np.asarray(run(own_keys))
-        values |= {path: _scaled(numbers, declared[path]) for path, numbers in zip(paths, draws, strict=True)}
+    for run, own, paths in zip(compiled, operands, groups, strict=True):
+        for path, numbers in zip(paths, np.asarray(run(*own)), strict=True):
+            shape = declared[path].shape
+            values[path] = numbers[: math.prod(shape)].reshape(shape)
     return values
 
 
-def _scaled(numbers: np.ndarray, spec: _Declared) -> np.ndarray:
+def _drawn_and_scaled(
+    distribution: Distribution, size: int, dtype: Any, key: jax.Array, factor: jax.Array
+) -> jax.Array:
+    return _standard(distribution, key, (size,), dtype) * factor
+
+
+def _scaling(spec: _Declared) -> Scaled:
     assert isinstance(spec.init, Scaled)
-    factor = np.asarray(spec.init.factor_of(spec.shape), numbers.dtype)
-    return (numbers[: math.prod(spec.shape)] * factor).reshape(spec.shape)
+    return spec.init
+
+
+def _groups(sizes: Mapping[Path, int]) -> list[tuple[int, list[Path]]]:
+    """Parameters to draw by one program each, of the largest one's size: in the least time altogether."""
+    ordered = sorted(sizes, key=lambda path: sizes[path])
+    # The best for so many of the smallest: its cost, and where its last group begins.
+    best: list[tuple[float, int]] = [(0, 0)]
+    for end in range(1, len(ordered) + 1):
+        largest = sizes[ordered[end - 1]]
+        best.append(min((best[i][0] + _NUMBERS_OF_A_PROGRAM + largest * (end - i), i) for i in range(end)))
+    found, end = [], len(ordered)
+    while end:
+        begin = best[end][1]
+        found.append((sizes[ordered[end - 1]], ordered[begin:end]))
+        end = begin
+    return found
