@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from jaxnets.ops import dnnl_winograd, pixel_products
+from jaxnets.ops import dnnl_winograd, grouped_convolution, pixel_products
 from jaxnets.ops.dnnl_kernel import KernelLayout
 from jaxnets.ops.dnnl_library import (
     DESTINATION,
@@ -85,11 +85,9 @@ class Convolution:
 
     def call(self) -> Call:
         """Operands as the direction has them: images and kernel; outputs' gradient and kernel; images and that."""
-        if dnnl_winograd.suits(self.images, self.kernel, self.stride, self.padding, self.groups):
-            return WINOGRAD[self.direction](self.images, self.kernel)
-        by_weights = self.direction == Direction.WEIGHT_GRADIENT
-        if by_weights and pixel_products.suits(self.kernel, self.outputs, self.groups):
-            return pixel_products.weight_gradient(self.images, self.kernel, self.outputs, self.stride, self.padding)
+        call = self._own_call()
+        if call is not None:
+            return call
         if self._is_product():
             return self._product()
         images, outputs, free_kernel = images_of(self.images), images_of(self.outputs), self._layout.free
@@ -114,6 +112,7 @@ class Convolution:
                 *(engine(), _DIRECT, images, free_kernel, None, outputs, *window, forward, attributes()),
             )
             operands = [(SOURCE, images, first), (DESTINATION_GRADIENT, outputs, second)]
+        by_weights = self.direction == Direction.WEIGHT_GRADIENT
         layout = chosen(primitive, _WEIGHT_GRADIENT_OF if by_weights else _WEIGHTS_OF)
         needed = chosen(primitive, SCRATCHPAD_OF)
         operands.append((_WEIGHT_GRADIENT if by_weights else WEIGHTS, layout, own_kernel))
@@ -127,6 +126,24 @@ class Convolution:
     @cached_property
     def _layout(self) -> KernelLayout:
         return KernelLayout(self.kernel, self.groups)
+
+    def _own_call(self) -> Call | None:
+        """The call where code of our own is faster than a primitive."""
+        shapes = self.images, self.kernel, self.outputs
+        if self._suits_winograd():
+            return WINOGRAD[self.direction](self.images, self.kernel)
+        if self.direction == Direction.WEIGHT_GRADIENT:
+            if pixel_products.suits(self.kernel, self.outputs, self.groups):
+                return pixel_products.weight_gradient(*shapes, self.stride, self.padding)
+        elif grouped_convolution.suits(self.kernel, self.outputs, self.padding, self.groups):
+            if self.direction == Direction.FORWARD:
+                return grouped_convolution.convolution(*shapes, self.stride)
+            if self.stride == 1:
+                return grouped_convolution.input_gradient(self.images, self.kernel)
+        return None
+
+    def _suits_winograd(self) -> bool:
+        return dnnl_winograd.suits(self.images, self.kernel, self.stride, self.padding, self.groups)
 
     def _is_product(self) -> bool:
         """Whether it is done as a matrix product."""
@@ -168,6 +185,10 @@ class BiasedConvolution(Convolution):
 
     def call(self) -> Call:
         """Operands images, kernel, bias and, if there is one, what is added; result the outputs."""
+        if self._suits_winograd():
+            return dnnl_winograd.biased_convolution(
+                self.images, self.kernel, adds=self.adds, relu=self.relu, packed=self.packed
+            )
         if self._is_product() and not self.packed:
             return self._biased_product()
         images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
@@ -186,6 +207,8 @@ class BiasedConvolution(Convolution):
 
     def packed_size(self) -> int:
         """Bytes of the packed kernel."""
+        if self._suits_winograd():
+            return dnnl_winograd.packed_size(self.kernel)
         return bytes_of(chosen(self._biased(), _WEIGHTS_OF))
 
     def _biased(self) -> c_void_p:
@@ -227,6 +250,8 @@ class KernelPacking(BiasedConvolution):
 
     def call(self) -> Call:
         """Operand the kernel; result the packed one, of `packed_size`."""
+        if self._suits_winograd():
+            return dnnl_winograd.packing(self.kernel)
         return Call(self._layout.read(0, chosen(self._biased(), _WEIGHTS_OF), 1, 2), [self._layout.wide_size])
 
 

@@ -38,7 +38,7 @@ from jaxnets.ops.dnnl_library import (
     made,
     made_attributes,
 )
-from jaxnets.ops.winograd_tiles import KERNEL_SUMS, PLANES, VECTOR, TileStep, Way, tiles_in
+from jaxnets.ops.winograd_tiles import KERNEL_SUMS, PLANES, VECTOR, Finish, TileStep, Way, tiles_in
 
 # It wins with at least so many channels, of both sides and of the larger, and so many products of a tap. In ResNet-50
 # at 224 px, batch 8, two Zen 3 cores: forward 1.1 to 1.8 times as fast, by inputs 1.2 to 1.7, by weights 1.8 to 2.4.
@@ -65,6 +65,26 @@ def convolution(images: Images, kernel: Sequence[int]) -> Call:
     """Operands images [N, H, W, C] and kernel [3, 3, C, F]; result the outputs [N, H, W, F]."""
     channels, features = kernel[2:]
     return _convolution(images[:3], channels, features, KERNEL_SUMS, (features, 1))
+
+
+def biased_convolution(images: Images, kernel: Sequence[int], *, adds: bool, relu: bool, packed: bool) -> Call:
+    """`convolution` plus a bias [F], with `adds` plus an array of the outputs' shape, and with `relu` max(., 0).
+
+    Operands images, kernel, which may be `packed`, bias and, if there is one, what is added.
+    """
+    channels, features = kernel[2:]
+    finish = Finish(bias=2, added=3 if adds else None, relu=relu)
+    return _convolution(images[:3], channels, features, KERNEL_SUMS, (features, 1), finish, packed=packed)
+
+
+def packed_size(kernel: Sequence[int]) -> int:
+    """Bytes of a packed kernel."""
+    return aligned(PLANES * math.prod(kernel[2:]) * _NUMBER)
+
+
+def packing(kernel: Sequence[int]) -> Call:
+    """Operand the kernel; result the packed one, its planes."""
+    return Call([_KernelStep(KERNEL_SUMS, math.prod(kernel[2:]), 0, 1)])
 
 
 def input_gradient(images: Images, kernel: Sequence[int]) -> Call:
@@ -101,15 +121,28 @@ def weight_gradient(images: Images, kernel: Sequence[int]) -> Call:
 
 
 def _convolution(
-    pixels: Sequence[int], channels: int, features: int, kernel_sums: np.ndarray, strides: Sequence[int]
+    pixels: Sequence[int],
+    channels: int,
+    features: int,
+    kernel_sums: np.ndarray,
+    strides: Sequence[int],
+    finish: Finish | None = None,
+    *,
+    packed: bool = False,
 ) -> Call:
     """Of images [*pixels, channels], with planes of the kernel that lie with such strides in memory."""
     images, outputs = (*pixels, channels), (*pixels, features)
     kernels = described((PLANES, channels, features), (channels * features, *strides))
-    source, kernel, result, planes, output_planes, kernel_planes, scratch = range(7)
+    source, kernel = range(2)
+    result = 2 if finish is None else 3 if finish.added is None else 4
+    planes, output_planes, scratch, kernel_planes = range(result + 1, result + 5)
     parts, tiles = _parts(images, max(channels, features))
     products = {}
-    steps: list[Step] = [_KernelStep(kernel_sums, channels * features, kernel, kernel_planes)]
+    steps: list[Step] = []
+    if packed:
+        kernel_planes = kernel
+    else:
+        steps.append(_KernelStep(kernel_sums, channels * features, kernel, kernel_planes))
     for (first, rows), count in zip(parts, tiles, strict=True):
         if count not in products:
             left, right = (described((PLANES, count, size), (count * size, size, 1)) for size in (channels, features))
@@ -117,9 +150,10 @@ def _convolution(
         steps += [
             TileStep(Way.FROM_INPUTS, images, first, rows, source, planes),
             products[count].step(planes, kernel_planes, output_planes, scratch),
-            TileStep(Way.TO_OUTPUTS, outputs, first, rows, result, output_planes),
+            TileStep(Way.TO_OUTPUTS, outputs, first, rows, result, output_planes, finish),
         ]
-    return Call(steps, [*_plane_sizes(max(tiles), channels, features), _scratch(products)])
+    inputs_size, outputs_size, kernel_size = _plane_sizes(max(tiles), channels, features)
+    return Call(steps, [inputs_size, outputs_size, _scratch(products), *([] if packed else [kernel_size])])
 
 
 def _parts(images: Images, channels: int) -> tuple[list[tuple[int, int]], list[int]]:

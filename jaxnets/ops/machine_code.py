@@ -131,6 +131,11 @@ class Writer:
         alone = self.code.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
         return self.code.shuffle_vector(alone, undefined, ir.Constant(places, [0] * self._vector.count))
 
+    def rearranged(self, value: Any, places: Sequence[int]) -> Any:
+        """A vector of another one's numbers, from these places."""
+        kind = self._ir.VectorType(self._ir.IntType(32), len(places))
+        return self.code.shuffle_vector(value, value, self._ir.Constant(kind, list(places)))
+
     def multiplied_and_added(self, left: Any, right: Any, to: Any) -> Any:
         """left * right + to, rounded once."""
         name = f"llvm.fma.v{self._vector.count}f32"

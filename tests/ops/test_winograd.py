@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxnets.ops import conv2d, dnnl_convolution, dnnl_winograd, machine_code
-from jaxnets.ops.dnnl_convolution import Convolution, Direction
+from jaxnets.ops.dnnl_convolution import BiasedConvolution, Convolution, Direction, KernelPacking
 from jaxnets.ops.dnnl_library import Call, array_at, scratch_memory
 from tests.ops.test_onednn import pytestmark as pytestmark
 
@@ -78,6 +78,27 @@ def test_equals_the_sum_written_out(count: int, size: tuple[int, int], multiples
     assert_close(computed(forward, gradient.shape, images, kernel), written_out, images, kernel)
     assert_close(computed(by_inputs, images.shape, gradient, kernel), written_out_by_inputs, gradient, kernel)
     assert_close(computed(by_weights, kernel.shape, images, gradient), written_out_by_weights, images, gradient)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_outputs_are_finished(packed: bool, adds: bool, relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dnnl_winograd, "suits", lambda *_: True)
+    images, kernel, bias, added = normals(3, (2, 7, 9, 16), (3, 3, 16, 24), (24,), (2, 7, 9, 24))
+    work = Direction.FORWARD, images.shape, kernel.shape, added.shape, 1, 1, 1, adds, relu, packed
+    given = kernel
+    if packed:
+        packing = KernelPacking(*work)
+        assert packing.packed_size() == 16 * 16 * 24 * 4
+        given = computed(packing.call(), (16, 16, 24), kernel)
+    operands = (images, given, bias, *([added] if adds else []))
+    actual = computed(BiasedConvolution(*work).call(), added.shape, *operands)
+    expected = written_out(images.astype(np.float64), kernel.astype(np.float64)) + bias + adds * added
+    np.testing.assert_allclose(actual, np.maximum(expected, 0) if relu else expected, atol=1e-4)
+    bias[3] = np.nan
+    finished = computed(BiasedConvolution(*work).call(), added.shape, *operands)[..., 3]
+    assert (finished == 0).all() if relu else np.isnan(finished).all()
 
 
 def test_memory_is_that_of_a_part() -> None:
