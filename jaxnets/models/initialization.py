@@ -134,7 +134,8 @@ def _drawn(declared: dict[Path, _Declared], key: jax.Array) -> dict[Path, Any]:
     for run, own, paths in zip(compiled, operands, groups, strict=True):
         for path, numbers in zip(paths, np.asarray(run(*own)), strict=True):
             shape = declared[path].shape
-            values[path] = numbers[: math.prod(shape)].reshape(shape)
+            # A copy, so that the group's memory is given back.
+            values[path] = numbers[: math.prod(shape)].reshape(shape).copy()
     return values
 
 

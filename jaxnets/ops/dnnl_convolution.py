@@ -176,7 +176,7 @@ class Convolution:
 class BiasedConvolution(Convolution):
     """`Convolution` forward, plus a bias [F], plus, with `adds`, an array of the outputs' shape, then with `relu` that.
 
-    The kernel may come `packed`, as `KernelPacking` makes it for the same numbers. NaN becomes 0 with `relu`.
+    The kernel may come `packed`, as `KernelPacking` makes it for the same numbers. NaN may become 0 with `relu`.
     """
 
     adds: bool

@@ -6,7 +6,7 @@ from ctypes import c_void_p
 
 import numpy as np
 
-from jaxnets.ops.dnnl_library import Step, aligned, array_at, described, has_avx512, reorder
+from jaxnets.ops.dnnl_library import Step, aligned, array_at, described, has_avx2_alone, reorder
 
 # With vectors of 8 numbers, groups of 4 or 2 channels are computed as if they were so many, with zeros between them:
 # for [8, 56, 56, 128] in 32 groups in 12 instead of 36 ms, and the gradients in the same time (two Zen 3 cores).
@@ -70,4 +70,4 @@ def _groups_to_merge(inputs: int, groups: int) -> int:
     """How many neighbouring groups, of so many channels each, are computed as one."""
     wanted, rest = divmod(_CHANNELS, inputs)
     # Where there is one channel, oneDNN has its own way.
-    return 1 if has_avx512() or inputs == 1 or rest or wanted == 0 or groups % wanted else wanted
+    return 1 if not has_avx2_alone() or inputs == 1 or rest or wanted == 0 or groups % wanted else wanted

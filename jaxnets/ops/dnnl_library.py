@@ -21,7 +21,7 @@ _CPU, _ANY_LAYOUT = 1, 1
 _USER_SCRATCHPAD = 1
 _MAX_DIMENSIONS = 12
 # Of dnnl_cpu_isa_t.
-_AVX512 = 0x20
+_AVX2, _AVX512 = 0x4, 0x20
 _ALIGNMENT = 64
 
 FLOAT32 = 3
@@ -118,6 +118,12 @@ def made_attributes() -> c_void_p:
 def has_avx512() -> bool:
     """Whether the processor computes on vectors of 16 numbers, or only of 8."""
     return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX512)
+
+
+@cache
+def has_avx2_alone() -> bool:
+    """Whether it computes on vectors of 8 numbers, and multiplies and adds them at once."""
+    return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX2) and not has_avx512()
 
 
 def numbers(*values: int) -> "ctypes.Array[c_int64]":

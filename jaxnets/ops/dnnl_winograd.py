@@ -33,7 +33,7 @@ from jaxnets.ops.dnnl_library import (
     chosen,
     described,
     engine,
-    has_avx512,
+    has_avx2_alone,
     libraries,
     made,
     made_attributes,
@@ -58,7 +58,7 @@ def suits(images: Images, kernel: Sequence[int], stride: int, padding: int, grou
     if min(channels, features) < _FEWEST_CHANNELS or max(channels, features) < _SIDE_CHANNELS:
         return False
     products = math.prod(images[:3]) * channels * features
-    return products >= _FEWEST_PRODUCTS and not has_avx512() and machine_code.usable()
+    return products >= _FEWEST_PRODUCTS and has_avx2_alone() and machine_code.usable()
 
 
 def convolution(images: Images, kernel: Sequence[int]) -> Call:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxnets.ops import machine_code
-from jaxnets.ops.dnnl_library import Call, aligned, array_at, has_avx512
+from jaxnets.ops.dnnl_library import Call, aligned, array_at, has_avx2_alone
 from jaxnets.ops.machine_code import Writer
 
 _VECTOR = 8
@@ -40,7 +40,7 @@ def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: i
     *window, channels, features = kernel
     if (*window, channels, padding) != (_SIDE, _SIDE, _GROUP, 1) or features != groups * _GROUP or groups % 2:
         return False
-    return outputs[2] >= _SHORTEST and not has_avx512() and machine_code.usable()
+    return outputs[2] >= _SHORTEST and has_avx2_alone() and machine_code.usable()
 
 
 def convolution(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[int], stride: int) -> Call:

@@ -4,7 +4,6 @@ For passes over memory that no primitive of oneDNN does. Their threads are those
 """
 
 import ctypes
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_int64, c_uint, c_void_p
@@ -17,7 +16,11 @@ _INTEGER_BITS = 64
 @cache
 def usable() -> bool:
     """Whether functions can be compiled and run here."""
-    return importlib.util.find_spec("llvmlite") is not None and _openmp() is not None
+    try:
+        from llvmlite import binding
+    except (ImportError, OSError):
+        return False
+    return hasattr(binding, "create_pass_builder") and _openmp() is not None
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxnets.ops import machine_code
-from jaxnets.ops.dnnl_library import Call, aligned, has_avx512
+from jaxnets.ops.dnnl_library import Call, aligned, has_avx2_alone
 from jaxnets.ops.machine_code import Writer
 
 # Channels and features must be multiples of this.
@@ -46,7 +46,7 @@ _LARGEST_KERNEL = 3
 def suits(kernel: Sequence[int], outputs: Sequence[int], groups: int) -> bool:
     """Whether the gradient by a kernel [kh, kw, C, F] of [N, H', W', F] can be summed so, and is faster so."""
     *window, channels, features = kernel
-    if groups > 1 or channels % VECTOR or features % VECTOR or max(window) > _LARGEST_KERNEL or has_avx512():
+    if groups > 1 or channels % VECTOR or features % VECTOR or max(window) > _LARGEST_KERNEL or not has_avx2_alone():
         return False
     if max(window) == 1 and math.prod(outputs[:3]) < _FEWEST_PIXELS:
         return False
@@ -97,17 +97,19 @@ class PixelProductStep:
             "stride": stride,
             "above": padding - tap[0],
             "before": padding - tap[1],
-            "by_channels": channels > features,  # what isn't shared, each thread copies
+            # What isn't shared, each thread copies.
+            "by_channels": channels > features or math.ceil(features / _COLUMNS) < machine_code.threads(),
             "scratch_of_thread": _scratch_of_thread(features),
         }
         self._arguments = (c_int64 * len(_NUMBERS))(*(int(given.get(name, 0)) for name in _NUMBERS))
         self._offset = offset
+        self._function = _function()
 
     def __call__(self, addresses: Sequence[int]) -> None:
         images, gradient, result, scratch = addresses
         self._arguments[:3] = [images, gradient, result + self._offset]
         self._arguments[_NUMBERS.index("scratch")] = scratch
-        machine_code.run(_function(), self._arguments)
+        machine_code.run(self._function, self._arguments)
 
 
 def _scratch_of_thread(features: int) -> int:
@@ -148,7 +150,8 @@ def _write(to: Writer) -> None:
         overwrites = code.icmp_signed("==", pixel, number(0))
         with to.loop(first_panel, last_panel) as panel:
             _copy_features(to, pixel, count, padded, panel, _panel(to, features_block, panel, first_panel))
-        with to.loop(begin, end, _CHANNELS) as channel:
+        has_panels = code.icmp_signed("<", first_panel, last_panel)
+        with to.loop(begin, code.select(has_panels, end, begin), _CHANNELS) as channel:
             channels = to.smaller(code.sub(end, channel), number(_CHANNELS))
             _copy_channels(to, pixel, count, padded, channel, channels, channels_block)
             with to.loop(first_panel, last_panel) as panel:

@@ -52,7 +52,7 @@ class Way(StrEnum):
 class Finish:
     """What is done to outputs as they are written: a bias [C], and an array of their shape, are added, then max(., 0).
 
-    They are at places of the call; NaN becomes 0 with `relu`.
+    They are at places of the call.
     """
 
     bias: int
@@ -151,7 +151,8 @@ def _write_from_planes(to: Writer, sums: np.ndarray, biased: bool, adds: bool, r
             if adds:
                 value = to.code.fadd(value, to.load(grids[1][row][column], channel))
             if relu:
-                value = to.code.select(to.code.fcmp_ordered(">", value, to.zeros()), value, to.zeros())
+                # What oneDNN's sums have as infinity is NaN here, and is not to become 0.
+                value = to.code.select(to.code.fcmp_unordered(">", value, to.zeros()), value, to.zeros())
             to.store(value, grids[0][row][column], channel)
 
     _write_loops(to, ("image", "added") if adds else ("image",), len(sums), 0, write)

@@ -12,7 +12,7 @@ from tests.ops.test_winograd import computed, normals, written_out, written_out_
 
 @pytest.fixture(autouse=True)
 def vectors_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dnnl_kernel, "has_avx512", lambda: False)
+    monkeypatch.setattr(dnnl_kernel, "has_avx2_alone", lambda: True)
     monkeypatch.setattr(grouped_convolution, "suits", lambda *_: False)
 
 
