@@ -17,10 +17,10 @@ _INTEGER_BITS = 64
 def usable() -> bool:
     """Whether functions can be compiled and run here."""
     try:
-        from llvmlite import binding
+        import llvmlite.binding  # noqa: F401
     except (ImportError, OSError):
         return False
-    return hasattr(binding, "create_pass_builder") and _openmp() is not None
+    return _openmp() is not None
 
 
 @cache
@@ -165,7 +165,10 @@ class Writer:
 
 
 def compiled(write: Callable[[Any], None]) -> Callable[[str], int]:
-    """Compiles the functions that `write` puts into a module of LLVM's; tells their addresses by their names."""
+    """Compiles the functions that `write` puts into a module of LLVM's; tells their addresses by their names.
+
+    LLVM's passes over such code, which is written as it is to run, would double the time and gain nothing.
+    """
     from llvmlite import binding, ir
 
     binding.initialize_native_target()
@@ -177,8 +180,6 @@ def compiled(write: Callable[[Any], None]) -> Callable[[str], int]:
     machine = binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=2
     )
-    passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
-    passes.getModulePassManager().run(parsed, passes)
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _engines.append(engine)
