@@ -210,6 +210,18 @@ def reorder(source: c_void_p, source_place: int, destination: c_void_p, destinat
     return PrimitiveStep(description, [(SOURCE, source, source_place), (DESTINATION, destination, destination_place)])
 
 
+def multiply(sizes: Sequence[int], left: int, right: int, result: int, *, transposed: bool = False) -> None:
+    """[rows, inner] @ [inner, columns] of `sizes` rows, columns, inner, at addresses; or left lies as [inner, rows].
+
+    It is the older of the library's two ways.
+    """
+    rows, columns, inner = (c_int64(size) for size in sizes)
+    flags = c_char(b"T" if transposed else b"N"), c_char(b"N")
+    first = c_void_p(left), rows if transposed else inner
+    others = c_void_p(right), columns, c_float(0), c_void_p(result), columns
+    check(libraries()[0].dnnl_sgemm(*flags, rows, columns, inner, c_float(1), *first, *others), "dnnl_sgemm")
+
+
 def array_at(address: int, shape: Sequence[int], kind: Any = c_float) -> np.ndarray:
     """Memory as an array, of a ctypes type."""
     return np.ctypeslib.as_array((kind * math.prod(shape)).from_address(address)).reshape(shape)

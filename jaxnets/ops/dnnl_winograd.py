@@ -7,7 +7,7 @@ Lavin and Gray 2016 (arXiv:1509.09308).
 
 import math
 from collections.abc import Mapping, Sequence
-from ctypes import c_char, c_float, c_int64, c_void_p
+from ctypes import c_float, c_void_p
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -37,6 +37,7 @@ from jaxnets.ops.dnnl_library import (
     libraries,
     made,
     made_attributes,
+    multiply,
 )
 from jaxnets.ops.winograd_tiles import KERNEL_SUMS, PLANES, VECTOR, Finish, TileStep, Way, tiles_in
 
@@ -205,13 +206,9 @@ class _KernelStep:
 
     def __init__(self, sums: np.ndarray, numbers: int, place: int, result_place: int) -> None:
         self._sums = np.ascontiguousarray(sums, np.float32)
-        rows, inner = sums.shape
-        self._sizes = c_int64(rows), c_int64(numbers), c_int64(inner)
+        self._sizes = len(sums), numbers, sums.shape[1]
         self._places = place, result_place
 
     def __call__(self, addresses: Sequence[int]) -> None:
-        rows, numbers, inner = self._sizes
-        taken, result = (c_void_p(addresses[place]) for place in self._places)
-        sums = c_void_p(self._sums.ctypes.data), inner
-        given = c_char(b"N"), c_char(b"N"), rows, numbers, inner, c_float(1), *sums, taken, numbers
-        check(libraries()[0].dnnl_sgemm(*given, c_float(0), result, numbers), "dnnl_sgemm")
+        taken, result = (addresses[place] for place in self._places)
+        multiply(self._sizes, self._sums.ctypes.data, taken, result)

@@ -1,8 +1,8 @@
 """Convolution, batch normalisation and max-pooling by oneDNN, for programs on x86 CPUs.
 
 XLA's own convolutions reach a quarter to a half of what a processor can do, and grouped ones a hundredth. Here a
-program calls oneDNN's (dnnl_convolution.py and the like) instead, on the arrays where they lie. Programs with such
-calls can't be exported.
+program calls oneDNN's (dnnl_convolution.py and the like) instead, or code of our own where that is faster, on the
+arrays where they lie. Programs with such calls can't be exported.
 """
 
 import json
