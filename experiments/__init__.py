@@ -3,9 +3,8 @@
 import os
 import sys
 
-# One heap for all threads, in huge pages, from which nothing goes back to the system.
+# One heap for all threads, from which nothing goes back to the system.
 _TUNABLES = {
-    "hugetlb": 1,
     "arena_max": 1,
     "mmap_max": 0,
     "trim_threshold": 2**34,

@@ -1,26 +1,27 @@
 """Initial variables: how they are drawn, and how to draw a network's without compiling a program for each.
 
 `jax.jit(model.init)` has XLA compile the drawing of each parameter by itself: 12 s for ResNet-152 on two cores. In
-`initial_variables` the network is only traced, to learn what it declares; all parameters of about the same size are
-then drawn by one program.
+`initial_variables` the network is only traced, to learn what it declares; one program, the same for all networks, then
+draws the numbers, a million at a time.
 """
 
+import hashlib
 import math
-import os
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import Scope
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.extend.random import define_prng_impl, threefry2x32_p
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
@@ -28,8 +29,8 @@ Path = tuple[str, ...]
 Distribution = Literal["normal", "uniform"]
 _CONSTANTS: dict[Any, float] = {initializers.zeros: 0.0, initializers.ones: 1.0}
 _STATISTICS = {"mean": 0.0, "var": 1.0}
-# Compiling a program takes as long as drawing about so many numbers.
-_NUMBERS_OF_A_PROGRAM = 10_000_000
+# What the program draws: so many rows of so many numbers, each row for one parameter.
+_ROWS, _ROW = 256, 4096
 
 
 @dataclass(frozen=True)
@@ -59,108 +60,197 @@ def _standard(distribution: Distribution, key: jax.Array, shape: Any, dtype: Any
     return jax.random.uniform(key, shape, dtype, -1)
 
 
-class _Declared(NamedTuple):
+class _Parameter(NamedTuple):
     init: Callable[..., jax.Array]
     shape: tuple[int, ...]
     dtype: Any
 
 
-_declarations: ContextVar[dict[Path, _Declared] | None] = ContextVar("declarations", default=None)
+@dataclass(frozen=True)
+class Declaration:
+    """What variables a network has, as `shapes`, a tree, and how its parameters begin."""
+
+    shapes: dict[str, Any]
+    parameters: Mapping[Path, _Parameter]
+
+
+_declarations: ContextVar[dict[Path, _Parameter] | None] = ContextVar("declarations", default=None)
 
 
 def parameter(
     module: nn.Module, name: str, init: Callable[..., jax.Array], shape: tuple[int, ...], dtype: DTypeLike
 ) -> jax.Array:
-    """`module.param(name, init, shape, dtype)`, so that `initial_variables` learns of it."""
+    """`module.param(name, init, shape, dtype)`, so that `declaration` learns of it."""
     declared = _declarations.get()
     if declared is not None:
-        declared[*module.path, name] = _Declared(init, shape, jnp.dtype(dtype))
-        init = initializers.zeros
-    return module.param(name, init, shape, dtype)
+        declared[*module.path, name] = _Parameter(init, shape, jnp.dtype(dtype))
+        module.put_variable("params", name, jnp.zeros(shape, dtype))
+    elif not module.has_variable("params", name):
+        return module.param(name, init, shape, dtype)
+    # Flax would trace the initialiser for its shape, which takes a quarter of the time of tracing a training step.
+    value: jax.Array = nn.unbox(module.get_variable("params", name))
+    if jnp.shape(value) != shape:
+        raise flax.errors.ScopeParamShapeError(name, "/".join(module.path), jnp.shape(value), shape)
+    return value
 
 
-def initial_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
-    """What `model.init(key, images, train=False)` gives for images of that size: the same draws, sooner."""
+def declaration(model: nn.Module, image_size: int) -> Declaration:
+    """What a network declares that sees images of that size. Raises InputError where they are too small for it."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    declared: dict[Path, _Declared] = {}
-    token = _declarations.set(declared)
+    parameters: dict[Path, _Parameter] = {}
+    token = _declarations.set(parameters)
     try:
-        shapes = flatten_dict(jax.eval_shape(partial(model.init, train=False), key, images))
+        shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     finally:
         _declarations.reset(token)
+    return Declaration(shapes, parameters)
+
+
+def initial_variables(
+    model: nn.Module, key: jax.Array, image_size: int, declared: Declaration | None = None
+) -> dict[str, Any]:
+    """What `model.init(key, images, train=False)` gives for images of that size: the same draws, sooner.
+
+    `declared` is the network's declaration, where it is known.
+    """
+    can_draw = _can_draw(key)
+    if declared is None:
+        with ThreadPoolExecutor(1) as pool:
+            if can_draw:
+                pool.submit(_draw_rows, key, _no_rows(np.float32), np.dtype(np.float32))  # compiles meanwhile
+            declared = declaration(model, image_size)
+    shapes = flatten_dict(declared.shapes)
     params = {path[1:]: leaf.shape for path, leaf in shapes.items() if path[0] == "params"}
     others = {path: leaf for path, leaf in shapes.items() if path[0] != "params"}
-    drawable = not isinstance(key, jax.core.Tracer) and all(
-        path[0] == "batch_stats" and path[-1] in _STATISTICS for path in others
-    )
-    if not drawable or {path: spec.shape for path, spec in declared.items()} != params:
+    drawable = can_draw and all(path[0] == "batch_stats" and path[-1] in _STATISTICS for path in others)
+    if not drawable or {path: spec.shape for path, spec in declared.parameters.items()} != params:
         # Variables of a network's own making, repeated blocks, whose program is small anyway, or only shapes.
         init: Any = jax.jit(partial(model.init, train=False))
-        return init(key, jnp.zeros(images.shape, images.dtype))
-    values = {("params", *path): leaf for path, leaf in _drawn(declared, key).items()}
+        return init(key, jnp.zeros((1, image_size, image_size, 3)))
+    values = {("params", *path): leaf for path, leaf in _values(declared.parameters, key).items()}
     values |= {path: np.full(leaf.shape, _STATISTICS[path[-1]], leaf.dtype) for path, leaf in others.items()}
-    return unflatten_dict(jax.tree.map(jnp.asarray, values))
+    return unflatten_dict(jax.device_put(values))
 
 
-def _drawn(declared: dict[Path, _Declared], key: jax.Array) -> dict[Path, Any]:
-    scopes: dict[Path, Scope] = {(): Scope({}, rngs={"params": key}, mutable=True)}
-    keys: dict[tuple[Distribution, Any], dict[Path, jax.Array]] = defaultdict(dict)
+def _can_draw(key: jax.Array) -> bool:
+    if isinstance(key, jax.core.Tracer):
+        return False
+    partitionable: bool = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    return partitionable and jax.random.key_impl(key) == "threefry2x32"
+
+
+def _values(parameters: Mapping[Path, _Parameter], key: jax.Array) -> dict[Path, Any]:
     values: dict[Path, Any] = {}
-    for path, spec in declared.items():
-        for depth, module in enumerate(path[:-1], 1):
-            if path[:depth] not in scopes:
-                scopes[path[:depth]] = scopes[path[: depth - 1]].push(module)
-        # Flax counts the keys that a module has asked for, so each must be asked for, in their order.
-        own_key = scopes[path[:-1]].make_rng("params")
+    drawn: dict[Any, list[_Drawn]] = {}
+    asked_for: Counter[Path] = Counter()
+    for path, spec in parameters.items():
+        # Flax counts the keys that a module has asked for.
+        asked_for[path[:-1]] += 1
+        data = _folded_in(*path[:-1], asked_for[path[:-1]])
         if spec.init in _CONSTANTS:
             values[path] = np.full(spec.shape, _CONSTANTS[spec.init], spec.dtype)
         elif isinstance(spec.init, Scaled):
-            keys[spec.init.distribution, spec.dtype][path] = own_key
+            drawn.setdefault(spec.dtype, []).append(_Drawn(path, spec.shape, data, spec.init))
         else:
-            values[path] = spec.init(own_key, spec.shape, spec.dtype)
-
-    programs, groups, operands = [], [], []
-    for (distribution, dtype), own_keys in keys.items():
-        sizes = {path: math.prod(declared[path].shape) for path in own_keys}
-        for largest, paths in _groups(sizes):
-            factors = [_scaling(declared[path]).factor_of(declared[path].shape) for path in paths]
-            operands.append((jnp.stack([own_keys[path] for path in paths]), jnp.asarray(np.asarray(factors, dtype))))
-            # The first numbers that a key gives do not depend on how many are asked for.
-            draw = jax.vmap(partial(_drawn_and_scaled, distribution, largest, dtype))
-            programs.append(jax.jit(draw).lower(*operands[-1]))
-            groups.append(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = list(pool.map(lambda program: program.compile(), programs))
-    for run, own, paths in zip(compiled, operands, groups, strict=True):
-        for path, numbers in zip(paths, np.asarray(run(*own)), strict=True):
-            shape = declared[path].shape
-            # A copy, so that the group's memory is given back.
-            values[path] = numbers[: math.prod(shape)].reshape(shape).copy()
+            values[path] = spec.init(jax.random.fold_in(key, data), spec.shape, spec.dtype)
+    for dtype, of_dtype in drawn.items():
+        values |= dict(_draw(of_dtype, dtype, key))
     return values
 
 
-def _drawn_and_scaled(
-    distribution: Distribution, size: int, dtype: Any, key: jax.Array, factor: jax.Array
-) -> jax.Array:
-    return _standard(distribution, key, (size,), dtype) * factor
+def _folded_in(*path: str | int) -> np.uint32:
+    """What Flax folds into a key for a module's path and the count of its keys (flax.core.scope, LazyRng)."""
+    digest = hashlib.sha1()
+    for part in path:
+        if flax.config.flax_fix_rng_separator:
+            digest.update(b"\0")
+        digest.update(part.encode() if isinstance(part, str) else part.to_bytes((part.bit_length() + 7) // 8, "big"))
+    return np.uint32(int.from_bytes(digest.digest()[:4], "big"))
 
 
-def _scaling(spec: _Declared) -> Scaled:
-    assert isinstance(spec.init, Scaled)
-    return spec.init
+class _Drawn(NamedTuple):
+    path: Path
+    shape: tuple[int, ...]
+    data: np.uint32
+    init: Scaled
 
 
-def _groups(sizes: Mapping[Path, int]) -> list[tuple[int, list[Path]]]:
-    """Parameters to draw by one program each, of the largest one's size: in the least time altogether."""
-    ordered = sorted(sizes, key=lambda path: sizes[path])
-    # The best for so many of the smallest: its cost, and where its last group begins.
-    best: list[tuple[float, int]] = [(0, 0)]
-    for end in range(1, len(ordered) + 1):
-        largest = sizes[ordered[end - 1]]
-        best.append(min((best[i][0] + _NUMBERS_OF_A_PROGRAM + largest * (end - i), i) for i in range(end)))
-    found, end = [], len(ordered)
-    while end:
-        begin = best[end][1]
-        found.append((sizes[ordered[end - 1]], ordered[begin:end]))
-        end = begin
-    return found
+class _Rows(NamedTuple):
+    """What the program draws, row by row: the data folded into the key, the first number, and how it is scaled."""
+
+    data: np.ndarray
+    first: np.ndarray
+    normal: np.ndarray
+    factor: np.ndarray
+
+
+def _draw(parameters: list[_Drawn], dtype: np.dtype[Any], key: jax.Array) -> Iterator[tuple[Path, jax.Array]]:
+    counts = [-(-math.prod(parameter.shape) // _ROW) for parameter in parameters]
+    of_each = _Rows(
+        np.array([parameter.data for parameter in parameters]),
+        np.zeros(len(parameters), np.uint32),
+        np.array([parameter.init.distribution == "normal" for parameter in parameters]),
+        np.array([parameter.init.factor_of(parameter.shape) for parameter in parameters], dtype),
+    )
+    rows = _Rows(*(np.repeat(column, counts) for column in of_each))
+    rows = rows._replace(first=np.concatenate([np.arange(count, dtype=np.uint32) * _ROW for count in counts]))
+    padding = -len(rows.data) % _ROWS
+    rows = _Rows(*(np.pad(column, (0, padding)) for column in rows))
+    starts = iter(range(0, len(rows.data), _ROWS))
+    left = np.empty((0, _ROW), dtype)
+    # One after another, so that no more than one parameter is there twice.
+    for parameter, count in zip(parameters, counts, strict=True):
+        pieces = [left[:count]]
+        left = left[count:]
+        while (missing := count - sum(map(len, pieces))) > 0:
+            start = next(starts)
+            left = np.asarray(_draw_rows(key, _Rows(*(column[start : start + _ROWS] for column in rows)), dtype))
+            pieces.append(left[:missing])
+            left = left[missing:]
+        numbers = _unaligned(count * _ROW, dtype)
+        np.concatenate(pieces, out=numbers.reshape(count, _ROW))
+        yield parameter.path, jax.device_put(numbers[: math.prod(parameter.shape)].reshape(parameter.shape))
+
+
+def _no_rows(dtype: DTypeLike) -> _Rows:
+    return _Rows(*(np.zeros(_ROWS, kind) for kind in (np.uint32, np.uint32, bool, dtype)))
+
+
+def _unaligned(size: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Memory that JAX copies on the CPU: what it took over as it is, no step could use up, and all would be twice."""
+    numbers = np.empty(size + 64, dtype)
+    begin = (16 - numbers.ctypes.data) % 64 // numbers.itemsize
+    return numbers[begin : begin + size]
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _draw_rows(key: jax.Array, rows: _Rows, dtype: Any) -> jax.Array:
+    """Numbers [_ROWS, _ROW]."""
+
+    def row(of: Any) -> jax.Array:
+        own = jax.random.key_data(jax.random.fold_in(key, of.data))
+        later = jax.random.wrap_key_data(jnp.append(own, of.first), impl=_THREEFRY_FROM)
+        draws = (_standard(distribution, later, (_ROW,), dtype) for distribution in ("normal", "uniform"))
+        return jnp.where(of.normal, *draws) * of.factor
+
+    return jax.vmap(row)(rows)
+
+
+def _bits_from(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+    """The bits that JAX draws from key[:2] by Threefry for longer arrays, from number key[2] on."""
+    low = jax.lax.iota(np.uint32, math.prod(shape)) + key[2]
+    high, low = threefry2x32_p.bind(key[0], key[1], jnp.zeros_like(low), low)
+    if bit_width == 64:
+        bits = high.astype(np.uint64) << 32 | low.astype(np.uint64)
+    else:
+        bits = (high ^ low).astype(f"uint{bit_width}")
+    return bits.reshape(shape)
+
+
+def _never(*_: Any) -> Any:
+    raise NotImplementedError
+
+
+_THREEFRY_FROM = define_prng_impl(
+    key_shape=(3,), seed=_never, split=_never, random_bits=_bits_from, fold_in=_never, name="threefry_from", tag="thf"
+)

@@ -2,12 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -18,6 +16,7 @@ from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
 from jaxnets.models.features import head_inputs, head_of
+from jaxnets.models.initialization import Declaration, declaration
 from jaxnets.pretrained import Origin
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.config import Config
@@ -34,8 +33,9 @@ from jaxnets.transfer import HeadOnTrunk, frozen_modules, make_head, scale_by_la
 class Setup:
     """A run's data and network. `network` is the plain one, `model` the same as it is trained on several devices.
 
-    `head_model` is what is trained in the epochs of the head alone. `frozen` names the modules that are never trained.
-    What the two networks read is made of a batch's images by `inputs`. `rates` are the learning rates [steps].
+    `declared` is what `network` declares, `head_model` what is trained in the epochs of the head alone. `frozen` names
+    the modules that are never trained. What the two networks read is made of a batch's images by `inputs`. `rates` are
+    the learning rates [steps].
     """
 
     dataset: Dataset
@@ -45,6 +45,7 @@ class Setup:
     feed: TrainingFeed
     test_images: Source | Preprocessed
     network: nn.Module
+    declared: Declaration
     model: Any
     head_model: HeadOnTrunk | None
     inputs: Preprocessing
@@ -119,7 +120,8 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
         raise InputError(
             f"{config.arch} has no batch normalisation; leave out --batch-norm and --precise-batch-norm-images"
         )
-    params = _parameters(network, recipe)
+    declared = _declaration(network, recipe)
+    params = declared.shapes["params"]
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     with counting("checking images", len(dataset.train) + len(dataset.test), quiet=quiet) as (done, say):
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
@@ -153,6 +155,7 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
         feed=feed,
         test_images=test_images,
         network=network,
+        declared=declared,
         model=head_model if config.transfer == "head" else model,
         head_model=head_model,
         inputs=preprocessing,
@@ -166,12 +169,11 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
     )
 
 
-def _parameters(network: nn.Module, recipe: Recipe) -> dict[str, Any]:
-    """Their shapes. Also refuses images that are too small for the network, at every size that it will see."""
-    for size in (recipe.image_size, *recipe.train_image_sizes):
-        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
-    return shapes["params"]
+def _declaration(network: nn.Module, recipe: Recipe) -> Declaration:
+    """The network's. Also refuses images that are too small for it, at every size that it will see."""
+    for size in recipe.train_image_sizes:
+        declaration(network, size)
+    return declaration(network, recipe.image_size)
 
 
 def _size(params: Any) -> int:

@@ -40,6 +40,7 @@ def saved_or_new(
         recipe.image_size,
         average=recipe.ema_decay > 0,
         frozen=run.frozen,
+        declared=run.declared,
     )
     state = new()
     saved = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if checkpoints else None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnets.models.initialization import initial_variables
+from jaxnets.models.initialization import Declaration, initial_variables
 from jaxnets.transfer import join, split
 
 
@@ -60,32 +60,36 @@ def create_state(
     average: bool = False,
     variables: Any = None,
     frozen: Collection[str] = (),
+    declared: Declaration | None = None,
 ) -> TrainState:
     """The state before the first step: of `variables`, or freshly initialised, as a function of the seed alone.
 
-    `frozen` names the modules that are not trained.
+    `frozen` names the modules that are not trained. `declared` is the network's declaration, where it is known.
     """
 
-    @jax.jit
-    def create(key: jax.Array, variables: Any) -> TrainState:
-        # Arrays of the state's own, which may be used up, each once.
-        own = partial(jax.tree.map, jnp.copy)
-        variables = {"batch_stats": {}, **own(variables)}
-        kept, trained = split(variables, frozen)
-        params, batch_stats = trained["params"], trained["batch_stats"]
+    # Arrays of the state's own, which may be used up, each once.
+    own = partial(jax.tree.map, jnp.copy)
+    key = jax.random.key(seed)
+    variables = initial_variables(model, key, image_size, declared) if variables is None else jax.jit(own)(variables)
+    kept, trained = split({"batch_stats": {}, **variables}, frozen)
+
+    # Nothing here is worth the half of XLA's time for it that optimising takes.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+
+    @partial(jax.jit, compiler_options=options)
+    def create(key: jax.Array, params: Any, batch_stats: Any) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(key),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
+            params={},
+            batch_stats={},
+            opt_state=own(optimizer.init(params)),
             average=own({"params": params, "batch_stats": batch_stats}) if average else {},
             skipped=jnp.zeros((), jnp.int32),
-            frozen=kept if frozen else {},
         )
 
-    key = jax.random.key(seed)
-    return create(key, initial_variables(model, key, image_size) if variables is None else variables)
+    state = create(key, trained["params"], trained["batch_stats"])
+    return state.replace(**trained, frozen=kept if frozen else {})
 
 
 def moving_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from jaxnets.data.datasets import digits, load_dataset
 from jaxnets.data.sources import ArraySource
@@ -31,11 +32,13 @@ def test_digits_is_split_once_and_for_all() -> None:
     assert hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest().startswith("9feadf9e1fbde4b7")
 
 
-def test_digits_holds_every_scan_once() -> None:
-    dataset = digits()
-    both = np.concatenate([pixels(dataset.train), pixels(dataset.test)]).reshape(1797, 64)
-    expected = np.round(load_digits().images.reshape(1797, 64) * 255 / 16).astype(np.uint8)
-    np.testing.assert_array_equal(both[np.lexsort(both.T)], expected[np.lexsort(expected.T)])
+def test_digits_are_those_of_scikit_learn_in_its_own_split() -> None:
+    scanned = load_digits()
+    images = np.round(scanned.images * 255 / 16).astype(np.uint8)
+    train, test = train_test_split(np.arange(1797), test_size=360, stratify=scanned.target, random_state=0)
+    for split, indices in ((digits().train, train), (digits().test, test)):
+        np.testing.assert_array_equal(pixels(split), images[indices])
+        assert [split[index].label for index in range(len(split))] == list(scanned.target[indices])
 
 
 @pytest.mark.parametrize(
