@@ -18,9 +18,9 @@ from jax.typing import DTypeLike
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.models.features import head_of
+from jaxnets.models.initialization import declaration
 from jaxnets.models.layers import param_dtype
 from jaxnets.models.registry import create_model, family_of
-from jaxnets.training.checkpoint import load_classifier, saved_contents
 from jaxnets.weights.catalogue import PublishedWeights, by_checksum, imagenet_classes, list_weights, published
 from jaxnets.weights.download import fetch, sha256_of
 from jaxnets.weights.tensor_file import TensorFile, open_tensors
@@ -108,7 +108,8 @@ def with_new_head(model: Any, variables: Variables, key: jax.Array) -> dict[str,
 
     @jax.jit
     def fresh(key: jax.Array) -> dict[Any, jax.Array]:
-        leaves = flatten_dict(model.init(key, _images(model), train=False))
+        side = _side(model)
+        leaves = flatten_dict(model.init(key, jnp.zeros((1, side, side, 3)), train=False))
         return {path: leaf for path, leaf in leaves.items() if path[:-1] in classifiers}
 
     new = {path: leaf for path, leaf in fresh(key).items() if path[1] == head_of(model) or path[1] in groups}
@@ -141,12 +142,14 @@ def used_names(tensors: TensorFile, origin: Origin) -> list[str]:
 def shapes_of(name: str, num_classes: int, options: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> Any:
     """The network of so many classes, and its variables as shapes."""
     model = create_model(name, num_classes=num_classes, dtype=dtype, **options)
-    return model, jax.eval_shape(partial(model.init, train=False), jax.random.key(0), _images(model))
+    return model, declaration(model, _side(model)).shapes
 
 
 def _load(name: str, weights: str | Path, dtype: DTypeLike) -> tuple[Any, dict[str, Any], Origin]:
     path = _path_of(name, weights)
     if path is not None and path.is_dir():
+        from jaxnets.training.checkpoint import load_classifier  # orbax is slow to import
+
         origin, run = _run_origin(name, path), load_classifier(path)
         model = run.model.clone(dtype=create_model(name, dtype=dtype).dtype)
         return model, jax.tree.map(lambda leaf: jnp.asarray(leaf, param_dtype(dtype)), run.variables), origin
@@ -205,6 +208,8 @@ def _published_origin(record: PublishedWeights) -> Origin:
 
 
 def _run_origin(name: str, workdir: Path) -> Origin:
+    from jaxnets.training.checkpoint import saved_contents  # orbax is slow to import
+
     contents = saved_contents(workdir)
     if contents is None:
         raise InputError(f"{workdir} holds no checkpoint that can be read; give the workdir of experiments.train")
@@ -252,6 +257,6 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(str(index) for index in range(count))
 
 
-def _images(model: Any) -> jax.Array:
-    side = max(64, model.smallest_image)
-    return jnp.zeros((1, side, side, 3))
+def _side(model: Any) -> int:
+    """Pixels of images that the network can take."""
+    return max(64, int(model.smallest_image))

@@ -85,8 +85,9 @@ def _convolution(
 
 
 @cache
-def _function() -> int:
-    return machine_code.compiled(lambda module: _write(Writer(module, "grouped", _NUMBERS, _VECTOR)))("grouped")
+def _function() -> machine_code.Function:
+    name = "grouped"
+    return machine_code.compiled(name, lambda module: _write(Writer(module, name, _NUMBERS, _VECTOR)))
 
 
 def _write(to: Writer) -> None:

@@ -5,6 +5,7 @@ For passes over memory that no primitive of oneDNN does. Their threads are those
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from ctypes import c_int64, c_uint, c_void_p
 from functools import cache
@@ -164,18 +165,30 @@ class Writer:
         return self.code.bitcast(self.code.gep(array, [index]), self._ir.PointerType(self._vector))
 
 
-def compiled(write: Callable[[Any], None]) -> Callable[[str], int]:
-    """Compiles the functions that `write` puts into a module of LLVM's; tells their addresses by their names.
+Function = Future[int]
+
+_compiler = ThreadPoolExecutor(1, "machine-code")
+_engines: list[Any] = []  # the code is theirs, and lives as long
+
+
+def compiled(name: str, write: Callable[[Any], None]) -> Function:
+    """The function `name` that `write` puts into a module of LLVM's, compiled while Python goes on.
 
     LLVM's passes over such code, which is written as it is to run, would double the time and gain nothing.
     """
-    from llvmlite import binding, ir
+    from llvmlite import ir
+
+    module = ir.Module()
+    write(module)
+    return _compiler.submit(_compiled, name, module)
+
+
+def _compiled(name: str, module: Any) -> int:
+    from llvmlite import binding
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    module = ir.Module()
     module.triple = binding.get_process_triple()
-    write(module)
     parsed = binding.parse_assembly(str(module))
     machine = binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=2
@@ -183,14 +196,12 @@ def compiled(write: Callable[[Any], None]) -> Callable[[str], int]:
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     _engines.append(engine)
-    return engine.get_function_address
+    address: int = engine.get_function_address(name)
+    return address
 
 
-_engines: list[Any] = []  # the code is theirs, and lives as long
-
-
-def run(function: int, arguments: "ctypes.Array[c_int64]") -> None:
-    """Runs the function at an address on all cores."""
+def run(function: Function, arguments: "ctypes.Array[c_int64]") -> None:
+    """Runs the function on all cores."""
     openmp = _openmp()
     assert openmp is not None
-    openmp.GOMP_parallel(c_void_p(function), ctypes.byref(arguments), c_uint(threads()), c_uint(0))
+    openmp.GOMP_parallel(c_void_p(function.result()), ctypes.byref(arguments), c_uint(threads()), c_uint(0))

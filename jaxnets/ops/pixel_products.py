@@ -118,10 +118,9 @@ def _scratch_of_thread(features: int) -> int:
 
 
 @cache
-def _function() -> int:
-    return machine_code.compiled(lambda module: _write(Writer(module, "pixel_products", _NUMBERS, VECTOR)))(
-        "pixel_products"
-    )
+def _function() -> machine_code.Function:
+    name = "pixel_products"
+    return machine_code.compiled(name, lambda module: _write(Writer(module, name, _NUMBERS, VECTOR)))
 
 
 def _write(to: Writer) -> None:

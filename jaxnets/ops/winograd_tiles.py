@@ -112,7 +112,7 @@ class TileStep:
 
 
 @cache
-def _function(way: Way, biased: bool, adds: bool, relu: bool) -> int:
+def _function(way: Way, biased: bool, adds: bool, relu: bool) -> machine_code.Function:
     def write(module: Any) -> None:
         to = Writer(module, way, _NUMBERS, VECTOR)
         if way == Way.FROM_INPUTS:
@@ -122,7 +122,7 @@ def _function(way: Way, biased: bool, adds: bool, relu: bool) -> int:
         else:
             _write_from_planes(to, _OF_OUTPUTS, biased, adds, relu)
 
-    return machine_code.compiled(write)(way)
+    return machine_code.compiled(way, write)
 
 
 def _write_to_planes(to: Writer, sums: np.ndarray, before: int) -> None:

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
+from jaxnets.models.initialization import declaration
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents, TrainedClassifier
 from jaxnets.training.state import TrainState
@@ -240,7 +241,7 @@ def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
         class_names = tuple(metadata["class_names"])
         model = config.create_model(len(class_names), **metadata["options"])
         side = preprocessing.crop_size
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
+        shapes = declaration(model, side).shapes
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         variables = _read(manager, number, "variables", metadata, like)
     return TrainedClassifier(config, model, jax.device_put(variables), preprocessing, class_names, metadata["options"])

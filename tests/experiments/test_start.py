@@ -19,7 +19,7 @@ def test_starts_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
     experiments._restart_with_kept_memory()
     assert started == [[sys.executable, "-m", "experiments.train", "--arch", "resnet50"]]
     tunables = os.environ["GLIBC_TUNABLES"].split(":")
-    assert {"glibc.rtld.optional_static_tls=512", "glibc.malloc.hugetlb=1", "glibc.malloc.mmap_max=0"} < set(tunables)
+    assert {"glibc.rtld.optional_static_tls=512", "glibc.malloc.arena_max=1", "glibc.malloc.mmap_max=0"} < set(tunables)
     experiments._restart_with_kept_memory()
     assert len(started) == 1
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxnets
-from jaxnets.models.initialization import Scaled, initial_variables
+from jaxnets.models.initialization import Scaled, declaration, initial_variables
+from jaxnets.models.layers import Dense, he_fan_in
 
 KEY = jax.random.key(5)
 CASES = {
@@ -40,6 +42,45 @@ def test_the_draws_are_those_of_init(name: str) -> None:
     for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+class Wide(nn.Module):
+    """Parameters of several of the program's calls, of parts of one, and of both distributions, in turns."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        outputs = images.mean(axis=(1, 2))
+        for features in (900, 3000, 5):
+            outputs = Dense(features, kernel_init=he_fan_in)(outputs)
+        return outputs
+
+
+def test_large_parameters_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = jax.jit(partial(Wide().init, train=False))(KEY, jnp.zeros((1, 8, 8, 3)))
+    declared = declaration(Wide(), 8)
+    monkeypatch.setattr(Wide, "init", lambda *_, **__: pytest.fail("a program of its own"))
+    actual = initial_variables(Wide(), KEY, 8, declared)
+    assert jax.tree.map(jnp.shape, declared.shapes) == jax.tree.map(jnp.shape, expected)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_other_keys_draw_as_theirs_do(partitionable: bool) -> None:
+    with jax.threefry_partitionable(partitionable):
+        key = jax.random.key(3, impl="rbg" if partitionable else None)
+        expected = jax.jit(partial(Wide().init, train=False))(key, jnp.zeros((1, 8, 8, 3)))
+        for ours, theirs in zip(
+            jax.tree.leaves(initial_variables(Wide(), key, 8)), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_parameters_of_another_shape_are_refused() -> None:
+    model = jaxnets.create_model("resnet20_cifar", num_classes=3, stage_sizes=(1,))
+    variables = initial_variables(jaxnets.create_model("resnet20_cifar", num_classes=4, stage_sizes=(1,)), KEY, 8)
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=r"kernel.*fc.*\(16, 3\).*\(16, 4\)"):
+        model.apply(variables, jnp.zeros((1, 8, 8, 3)), train=False)
 
 
 @pytest.mark.usefixtures("float64")
