@@ -291,9 +291,17 @@ def _call(works: Sequence[_Work], results: Sequence[_Array], *operands: jax.Arra
 
 def _prepared(text: str) -> _Prepared:
     carried = json.loads(text)
-    works = [(_KINDS[kind](**work).call(), places) for kind, work, places in carried["works"]]
+    works = [(_prepared_work(json.dumps([kind, work])), places) for kind, work, places in carried["works"]]
     offsets, size = _placed(carried["temporaries"], [places for _, places in works])
     return _Prepared(works, carried["rows"], offsets, size, size + max(call.scratch_size for call, _ in works))
+
+
+@cache
+def _prepared_work(text: str) -> Call:
+    """A work of a kind and its numbers; calls may share it, as one runs at a time."""
+    kind, work = json.loads(text)
+    call: Call = _KINDS[kind](**work).call()
+    return call
 
 
 def _placed(sizes: Sequence[int], places: Sequence[Sequence[int]]) -> tuple[list[int], int]:

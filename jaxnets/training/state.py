@@ -73,10 +73,7 @@ def create_state(
     variables = initial_variables(model, key, image_size, declared) if variables is None else jax.jit(own)(variables)
     kept, trained = split({"batch_stats": {}, **variables}, frozen)
 
-    # Nothing here is worth the half of XLA's time for it that optimising takes.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-
-    @partial(jax.jit, compiler_options=options)
+    @jax.jit
     def create(key: jax.Array, params: Any, batch_stats: Any) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -88,7 +85,12 @@ def create_state(
             skipped=jnp.zeros((), jnp.int32),
         )
 
-    state = create(key, trained["params"], trained["batch_stats"])
+    operands = key, trained["params"], trained["batch_stats"]
+    if jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer):
+        # Nothing here is worth the half of XLA's time for it that optimising takes.
+        state = create.lower(*operands).compile({"xla_backend_optimization_level": "0"})(*operands)
+    else:
+        state = create(*operands)
     return state.replace(**trained, frozen=kept if frozen else {})
 
 
