@@ -50,6 +50,16 @@ def test_binary_cross_entropy_is_the_formula(threshold: float) -> None:
     assert binary_cross_entropy(jnp.asarray(logits, jnp.bfloat16), targets).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_state_has_each_array_to_itself(given: bool) -> None:
+    variables = make_variables(Tiny()) if given else None
+    state = create_state(Tiny(), optimizer_of(PLAIN), 0, 8, average=True, variables=variables)
+    arrays = jax.tree.leaves((state, variables))
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays)
+    jax.block_until_ready(jax.jit(lambda used_up: jax.tree.map(jnp.add, used_up, used_up), donate_argnums=0)(state))
+    assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(variables))
+
+
 def test_auxiliary_heads_count_with_their_weight() -> None:
     logits, first, second = np.random.RandomState(0).standard_normal((3, 4, 5)).astype(np.float32)
     targets = smoothed_targets(np.array([0, 4, 2, 2]), 5)
