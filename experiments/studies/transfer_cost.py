@@ -18,6 +18,7 @@ import numpy as np
 from experiments.command import run
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.models.initialization import declaration
 from jaxnets.models.registry import create_model
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
@@ -37,8 +38,7 @@ class Way:
         recipe = replace(RECIPES["finetune"], image_size=image_size, batch_size=batch_size)
         network = create_model(arch, num_classes=_CLASSES, dtype=jnp.float32)
         optimizer = recipe.make_optimizer(recipe.schedule_of(1000, 1000 * batch_size))
-        images = jnp.zeros((1, image_size, image_size, 3))
-        params = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)["params"]
+        params = declaration(network, image_size).shapes["params"]
         frozen = frozen_modules(network, transfer, train_from, params)
         model = HeadOnTrunk(network, make_head(network)) if transfer == "head" else with_frozen_norms(network, frozen)
         self._state = create_state(network, optimizer, 0, image_size, frozen=frozen)

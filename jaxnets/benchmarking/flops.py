@@ -1,13 +1,13 @@
 """The arithmetic that a network needs, counted rather than measured."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxnets.models.initialization import declaration
 from jaxnets.models.layers import Conv, Dense
 from jaxnets.models.registry import create_model
 
@@ -22,7 +22,7 @@ def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
         model = model.clone(repeated_blocks=False)  # of which each is met once
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(partial(model.init, train=False), key, images)
+    variables = declaration(model, image_size).shapes
     total = 0
 
     def count(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

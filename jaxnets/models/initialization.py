@@ -248,7 +248,7 @@ def _bits_from(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Ar
 
 
 def _never(*_: Any) -> Any:
-    raise NotImplementedError
+    raise TypeError("keys of this kind give numbers and nothing else")
 
 
 _THREEFRY_FROM = define_prng_impl(
