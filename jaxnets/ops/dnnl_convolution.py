@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from jaxnets.ops import dnnl_winograd, grouped_convolution, pixel_products
+from jaxnets.ops import blocked_products, dnnl_winograd, grouped_convolution, grouped_gradient, pixel_products
 from jaxnets.ops.dnnl_kernel import KernelLayout
 from jaxnets.ops.dnnl_library import (
     DESTINATION,
@@ -136,6 +136,8 @@ class Convolution:
         if self.direction == Direction.WEIGHT_GRADIENT:
             if pixel_products.suits(self.kernel, self.outputs, self.groups):
                 return pixel_products.weight_gradient(*shapes, self.stride, self.padding)
+            if grouped_gradient.suits(self.kernel, self.outputs, self.padding, self.groups):
+                return grouped_gradient.weight_gradient(*shapes, self.stride)
         elif grouped_convolution.suits(self.kernel, self.outputs, self.padding, self.groups):
             if self.direction == Direction.FORWARD:
                 return grouped_convolution.convolution(*shapes, self.stride)
@@ -164,6 +166,8 @@ class Convolution:
         if self.direction == Direction.WEIGHT_GRADIENT:
             return Call([_transposed_product(channels, pixels, features)])
         forward = self.direction == Direction.FORWARD
+        if forward and blocked_products.suits(pixels, channels, features):
+            return blocked_products.product(pixels, channels, features)
         rows, kernel = (channels, features), (features, 1)
         if not forward:
             rows, kernel = rows[::-1], kernel[::-1]

@@ -82,20 +82,31 @@ class Writer:
         return self.code.sext(self.code.call(self.code.inttoptr(self.number(address or 0), kind), []), self._integer)
 
     @contextmanager
-    def loop(self, begin: Any, end: Any, step: int = 1) -> Iterator[Any]:
-        """A loop over numbers from `begin` to before `end`."""
+    def loop(self, begin: Any, end: Any, step: int = 1, sums: list[Any] | None = None) -> Iterator[Any]:
+        """A loop over numbers from `begin` to before `end`; the vectors `sums` are handed on from round to round.
+
+        The body replaces them in their list, where the last ones are afterwards.
+        """
         code, before = self.code, self.code.block
+        sums = [] if sums is None else sums
         head, body, after = (code.function.append_basic_block() for _ in range(3))
         code.branch(head)
         code.position_at_end(head)
         number = code.phi(self._integer)
         number.add_incoming(begin, before)
+        handed = [code.phi(self._vector) for _ in sums]
+        for own, first in zip(handed, sums, strict=True):
+            own.add_incoming(first, before)
+        sums[:] = handed
         code.cbranch(code.icmp_signed("<", number, end), body, after)
         code.position_at_end(body)
         yield number
         number.add_incoming(code.add(number, self.number(step)), code.block)
+        for own, last in zip(handed, sums, strict=True):
+            own.add_incoming(last, code.block)
         code.branch(head)
         code.position_at_end(after)
+        sums[:] = handed
 
     @contextmanager
     def when(self, condition: Any) -> Iterator[None]:
@@ -111,21 +122,13 @@ class Writer:
         """The smaller of two whole numbers."""
         return self.code.select(self.code.icmp_signed("<", left, right), left, right)
 
+    def larger(self, left: Any, right: Any) -> Any:
+        """The larger of two whole numbers."""
+        return self.code.select(self.code.icmp_signed("<", left, right), right, left)
+
     def zeros(self) -> Any:
         """A vector of zeros."""
         return self._ir.Constant(self._vector, [0.0] * self._vector.count)
-
-    def vector_in_loop(self, first: Any, before: Any) -> Any:
-        """A vector that a loop's rounds hand on, at the head of the loop; `first` came from the block `before`."""
-        found = self.code.phi(self._vector)
-        found.add_incoming(first, before)
-        return found
-
-    def number_in_loop(self, first: Any, before: Any) -> Any:
-        """The same for a whole number."""
-        found = self.code.phi(self._integer)
-        found.add_incoming(first, before)
-        return found
 
     def repeated(self, array: Any, index: Any) -> Any:
         """The vector of one number of an array, again and again."""

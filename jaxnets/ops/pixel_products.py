@@ -1,9 +1,7 @@
 """Sums over pixels of channels times features: a convolution's gradient by one tap of its kernel.
 
 oneDNN's own reach half of what the processor can do: 72 GFLOP/s for [8, 14, 14, 256] to 1024 features where these reach
-129 (two Zen 3 cores). They are matrix products of blocks that are copied into order, as Goto and van de Geijn 2008
-("Anatomy of high-performance matrix multiplication") describe: tiles of _ROWS channels times _COLUMNS features are
-summed in registers.
+129 (two Zen 3 cores).
 """
 
 import math
@@ -15,23 +13,16 @@ from typing import Any
 import numpy as np
 
 from jaxnets.ops import machine_code
-from jaxnets.ops.dnnl_library import Call, aligned, has_avx2_alone
+from jaxnets.ops.blocked_products import INNER_KEPT, NUMBERS, ROWS, VECTOR, scratch_size, shares, write
+from jaxnets.ops.dnnl_library import Call, has_avx2_alone
 from jaxnets.ops.machine_code import Writer
 
-# Channels and features must be multiples of this.
-VECTOR = 8
-_ROWS, _COLUMNS = 6, 16
-# Pixels, and channels, that a block holds: 135 kB of channels stay in a core's second cache, 16 kB of features in its
-# first. The sum's loop is written out for so many pixels at a time.
-_PIXELS, _CHANNELS = 256, 132
-_UNROLLED = 4
-# Copying writes whole vectors, of which what is too much passes the end of a row of tiles.
-_PIXELS_KEPT = _PIXELS + VECTOR // 4
 _NUMBER = 4
 
+# Channels are a product's rows, pixels its inner axis, features its columns.
 _NUMBERS = (
-    *("image", "gradient", "result", "outside", "pixels", "height", "width", "channels", "output_height"),
-    *("output_width", "features", "stride", "above", "before", "by_channels", "scratch", "scratch_of_thread"),
+    *NUMBERS,
+    *("outside", "height", "width", "output_height", "output_width", "stride", "above", "before"),
 )
 
 
@@ -63,7 +54,7 @@ def weight_gradient(
         PixelProductStep(images, outputs, tap, stride, padding, offset=number * size)
         for number, tap in enumerate(np.ndindex(height, width))
     ]
-    return Call(steps, [machine_code.threads() * _scratch_of_thread(features)])
+    return Call(steps, [scratch_size(features)])
 
 
 class PixelProductStep:
@@ -86,22 +77,20 @@ class PixelProductStep:
         features = outputs[3]
         self._outside = np.zeros(channels, np.float32)
         given = {
+            "rows": channels,
+            "inner": math.prod(outputs[:3]),
+            "columns": features,
             "outside": self._outside.ctypes.data,
-            "pixels": math.prod(outputs[:3]),
             "height": height,
             "width": width,
-            "channels": channels,
             "output_height": outputs[1],
             "output_width": outputs[2],
-            "features": features,
             "stride": stride,
             "above": padding - tap[0],
             "before": padding - tap[1],
-            # What isn't shared, each thread copies.
-            "by_channels": channels > features or math.ceil(features / _COLUMNS) < machine_code.threads(),
-            "scratch_of_thread": _scratch_of_thread(features),
+            **shares(channels, features),
         }
-        self._arguments = (c_int64 * len(_NUMBERS))(*(int(given.get(name, 0)) for name in _NUMBERS))
+        self._arguments = (c_int64 * len(_NUMBERS))(*(given.get(name, 0) for name in _NUMBERS))
         self._offset = offset
         self._function = _function()
 
@@ -112,90 +101,14 @@ class PixelProductStep:
         machine_code.run(self._function, self._arguments)
 
 
-def _scratch_of_thread(features: int) -> int:
-    columns = math.ceil(features / _COLUMNS) * _COLUMNS
-    return aligned((_PIXELS_KEPT * _CHANNELS + _PIXELS * columns) * _NUMBER)
-
-
 @cache
 def _function() -> machine_code.Function:
     name = "pixel_products"
-    return machine_code.compiled(name, lambda module: _write(Writer(module, name, _NUMBERS, VECTOR)))
-
-
-def _write(to: Writer) -> None:
-    code, given, number = to.code, to.given, to.number
-    own = to.array(code.add(given["scratch"], code.mul(to.thread(), given["scratch_of_thread"])))
-    channels_block, features_block = own, code.gep(own, [number(_PIXELS_KEPT * _CHANNELS)])
-    by_channels = code.icmp_signed("!=", given["by_channels"], number(0))
-    rows, panels = (
-        code.sdiv(code.add(given[name], number(unit - 1)), number(unit))
-        for name, unit in (("channels", _ROWS), ("features", _COLUMNS))
-    )
-    shares = to.share(code.select(by_channels, rows, panels))
-    first_row, last_row, first_panel, last_panel = (
-        code.select(code.icmp_signed("==", given["by_channels"], number(shared)), share, whole)
-        for shared, share, whole in (
-            (1, shares[0], number(0)),
-            (1, shares[1], rows),
-            (0, shares[0], number(0)),
-            (0, shares[1], panels),
-        )
-    )
-    begin, end = (to.smaller(code.mul(row, number(_ROWS)), given["channels"]) for row in (first_row, last_row))
-    with to.loop(number(0), given["pixels"], _PIXELS) as pixel:
-        count = to.smaller(code.sub(given["pixels"], pixel), number(_PIXELS))
-        padded = code.mul(code.sdiv(code.add(count, number(_UNROLLED - 1)), number(_UNROLLED)), number(_UNROLLED))
-        overwrites = code.icmp_signed("==", pixel, number(0))
-        with to.loop(first_panel, last_panel) as panel:
-            _copy_features(to, pixel, count, padded, panel, _panel(to, features_block, panel, first_panel))
-        has_panels = code.icmp_signed("<", first_panel, last_panel)
-        with to.loop(begin, code.select(has_panels, end, begin), _CHANNELS) as channel:
-            channels = to.smaller(code.sub(end, channel), number(_CHANNELS))
-            _copy_channels(to, pixel, count, padded, channel, channels, channels_block)
-            with to.loop(first_panel, last_panel) as panel:
-                features = _panel(to, features_block, panel, first_panel)
-                column = code.mul(panel, number(_COLUMNS))
-                is_whole = code.icmp_signed("<", code.add(column, number(VECTOR)), given["features"])
-                with to.loop(number(0), channels, _ROWS) as row:
-                    tile = code.gep(channels_block, [code.mul(row, number(_PIXELS_KEPT))])
-                    left = code.sub(channels, row)
-                    place = code.add(code.mul(code.add(channel, row), given["features"]), column)
-                    result = code.gep(to.array(given["result"]), [place])
-                    # Multiples of a vector leave 2 or 4 channels for the last rows.
-                    for rows_here, fits in (
-                        (_ROWS, code.icmp_signed(">=", left, number(_ROWS))),
-                        (4, code.icmp_signed("==", left, number(4))),
-                        (2, code.icmp_signed("==", left, number(2))),
-                    ):
-                        for vectors, whole in ((2, is_whole), (1, code.not_(is_whole))):
-                            with to.when(code.and_(fits, whole)):
-                                _sum(to, tile, features, padded, result, rows_here, vectors, overwrites)
-    code.ret_void()
-
-
-def _panel(to: Writer, block: Any, panel: Any, first: Any) -> Any:
-    return to.code.gep(block, [to.code.mul(to.code.sub(panel, first), to.number(_PIXELS * _COLUMNS))])
-
-
-def _copy_features(to: Writer, pixel: Any, count: Any, padded: Any, panel: Any, block: Any) -> None:
-    """Copies a panel's features of some pixels, [pixels, _COLUMNS], then zeros."""
-    code, given, number = to.code, to.given, to.number
-    column = code.mul(panel, number(_COLUMNS))
-    is_whole = code.icmp_signed("<", code.add(column, number(VECTOR)), given["features"])
-    second = code.select(is_whole, number(VECTOR), number(0))
-    with to.loop(number(0), count) as i:
-        place = code.add(code.mul(code.add(pixel, i), given["features"]), column)
-        source, target = code.gep(to.array(given["gradient"]), [place]), code.mul(i, number(_COLUMNS))
-        to.store(to.load(source, number(0)), block, target)
-        to.store(to.load(source, second), block, code.add(target, number(VECTOR)))
-    with to.loop(count, padded) as i:
-        for half in (0, VECTOR):
-            to.store(to.zeros(), block, code.add(code.mul(i, number(_COLUMNS)), number(half)))
+    return machine_code.compiled(name, lambda module: write(Writer(module, name, _NUMBERS, VECTOR), _copy_channels))
 
 
 def _copy_channels(to: Writer, pixel: Any, count: Any, padded: Any, channel: Any, channels: Any, block: Any) -> None:
-    """Copies channels under the tap of some pixels, [rows, pixels, _ROWS], then zeros."""
+    """Copies channels under the tap of some pixels, [tiles of channels, pixels, ROWS], then zeros."""
     code, given, number = to.code, to.given, to.number
     with to.loop(number(0), padded) as i:
         # Pixels behind the last are read as outside of the images.
@@ -205,19 +118,19 @@ def _copy_channels(to: Writer, pixel: Any, count: Any, padded: Any, channel: Any
         place = code.add(code.mul(code.add(code.mul(image, given["height"]), y), given["width"]), x)
         source = code.select(
             inside,
-            code.gep(to.array(given["image"]), [code.mul(place, given["channels"])]),
+            code.gep(to.array(given["left"]), [code.mul(place, given["rows"])]),
             to.array(given["outside"]),
         )
         source = code.gep(source, [channel])
-        whole = code.mul(code.sdiv(code.sub(channels, number(VECTOR - _ROWS)), number(_ROWS)), number(_ROWS))
-        with to.loop(number(0), whole, _ROWS) as row:
-            target = code.add(code.mul(row, number(_PIXELS_KEPT)), code.mul(i, number(_ROWS)))
+        whole = code.mul(code.sdiv(code.sub(channels, number(VECTOR - ROWS)), number(ROWS)), number(ROWS))
+        with to.loop(number(0), whole, ROWS) as row:
+            target = code.add(code.mul(row, number(INNER_KEPT)), code.mul(i, number(ROWS)))
             to.store(to.load(source, row), block, target)  # and 2 more, which the next pixel overwrites
         with to.loop(whole, channels) as own:
-            row = code.sdiv(own, number(_ROWS))
+            row = code.sdiv(own, number(ROWS))
             target = code.add(
-                code.add(code.mul(row, number(_ROWS * _PIXELS_KEPT)), code.mul(i, number(_ROWS))),
-                code.srem(own, number(_ROWS)),
+                code.add(code.mul(row, number(ROWS * INNER_KEPT)), code.mul(i, number(ROWS))),
+                code.srem(own, number(ROWS)),
             )
             code.store(code.load(code.gep(source, [own])), code.gep(block, [target]))
 
@@ -231,41 +144,3 @@ def _place_of(to: Writer, pixel: Any) -> tuple[Any, Any, Any]:
         code.sub(code.mul(place, given["stride"]), given[pads]) for place, pads in ((row, "above"), (column, "before"))
     )
     return y, x, image
-
-
-def _sum(
-    to: Writer, channels: Any, features: Any, pixels: Any, result: Any, rows: int, vectors: int, overwrites: Any
-) -> None:
-    """A tile of the result, [rows, vectors of features], in registers."""
-    code, number = to.code, to.number
-    before = code.block
-    head, body, after = (code.function.append_basic_block() for _ in range(3))
-    code.branch(head)
-    code.position_at_end(head)
-    pixel = to.number_in_loop(number(0), before)
-    sums = [[to.vector_in_loop(to.zeros(), before) for _ in range(vectors)] for _ in range(rows)]
-    code.cbranch(code.icmp_signed("<", pixel, pixels), body, after)
-    code.position_at_end(body)
-    found: Sequence[Sequence[Any]] = sums
-    channels_here, features_here = (
-        code.gep(block, [code.mul(pixel, number(size))]) for block, size in ((channels, _ROWS), (features, _COLUMNS))
-    )
-    for i in range(_UNROLLED):
-        loaded = [to.load(features_here, number(i * _COLUMNS + vector * VECTOR)) for vector in range(vectors)]
-        step = []
-        for row, old in enumerate(found):
-            factor = to.repeated(channels_here, number(i * _ROWS + row))
-            step.append([to.multiplied_and_added(factor, own, to=last) for own, last in zip(loaded, old, strict=True)])
-        found = step
-    pixel.add_incoming(code.add(pixel, number(_UNROLLED)), code.block)
-    for old, new in zip(sums, found, strict=True):
-        for own_old, own_new in zip(old, new, strict=True):
-            own_old.add_incoming(own_new, code.block)
-    code.branch(head)
-    code.position_at_end(after)
-    for row, own in enumerate(sums):
-        line = code.gep(result, [code.mul(to.given["features"], number(row))])
-        for vector, value in enumerate(own):
-            place = number(vector * VECTOR)
-            written = code.select(overwrites, to.zeros(), to.load(line, place))
-            to.store(code.fadd(written, value), line, place)
