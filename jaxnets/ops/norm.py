@@ -86,18 +86,30 @@ def _instantiated(cotangent: Any) -> jax.Array:
 def _normalised(
     inputs: Any, scale: Any, bias: Any, *, epsilon: float, relu: bool, axis_name: str | None = None
 ) -> list[Any]:
-    """Outputs, mean, variance, and no signs. In two passes: E[x^2] - E[x]^2 loses digits where the mean is large."""
+    """Outputs, mean, variance, and no signs."""
     wide = inputs.astype(scale.dtype)
-    axes = tuple(range(inputs.ndim - 1))
-    mean = wide.mean(axes)
-    if axis_name is not None:
-        mean = checkpoint_name(lax.pmean(mean, axis_name), "moments")
-    var = jnp.square(wide - mean).mean(axes)
-    if axis_name is not None:
-        var = checkpoint_name(lax.pmean(var, axis_name), "moments")
+    mean, var = _moments(wide, axis_name)
     outputs = ((wide - mean) * (scale * lax.rsqrt(var + epsilon)) + bias).astype(inputs.dtype)
     signs = jnp.zeros(_signs_size(inputs, relu), jnp.uint8)
     return [jnp.maximum(outputs, 0) if relu else outputs, mean, var, signs]
+
+
+def _moments(inputs: Any, axis_name: str | None) -> Moments:
+    """Mean and variance, in one pass over the inputs.
+
+    E[x^2] - E[x]^2 would lose digits where the mean is large, so x is counted from the mean of the first row of
+    pixels.
+    """
+    axes = tuple(range(inputs.ndim - 1))
+    origin = lax.stop_gradient(inputs[(0,) * (len(axes) - 1)].mean(0))
+    shifted = inputs - origin
+    mean, square = shifted.mean(axes), jnp.square(shifted).mean(axes)
+    var = jnp.maximum(square - jnp.square(mean), 0)
+    mean += origin
+    if axis_name is None:
+        return mean, var
+    of_all = checkpoint_name(lax.pmean(mean, axis_name), "moments")
+    return of_all, checkpoint_name(lax.pmean(var + jnp.square(mean - of_all), axis_name), "moments")
 
 
 def _gradients(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnets.ops import batch_norm
+from jaxnets.ops import batch_norm, norm
 
 pytestmark = pytest.mark.usefixtures("float64")
 EPSILON = 1e-3
@@ -65,3 +65,25 @@ def test_replicas_are_as_one() -> None:
     np.testing.assert_allclose(by_inputs.reshape(inputs.shape), exact[0], atol=1e-12)
     for share, whole in ((by_scale, exact[1]), (by_bias, exact[2])):
         np.testing.assert_allclose(share.sum(axis=0), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize(("outlier", "epsilons"), [(0.0, 8), (1e3, 256)])
+def test_moments_keep_their_digits_where_the_mean_is_large(outlier: float, epsilons: int) -> None:
+    """E[x^2] - E[x]^2 would lose them all."""
+    inputs = np.random.RandomState(0).normal(1e3, 1, (8, 9, 9, 16)).astype(np.float32)
+    inputs[0, 0, 0] += outlier
+    ones = np.ones(16, np.float32)
+    _, mean, var, _ = norm._normalised(inputs, ones, ones, epsilon=0.0, relu=False)
+    exact = inputs.astype(np.float64).reshape(-1, 16)
+    epsilon = np.finfo(np.float32).eps
+    assert (abs(mean - exact.mean(0)) <= 8 * epsilon * (abs(exact.mean(0)) + exact.std(0))).all()
+    np.testing.assert_allclose(var, exact.var(0), rtol=epsilons * epsilon)
+
+
+def test_variance_of_constants_is_not_negative() -> None:
+    constants = np.random.RandomState(0).standard_normal(1024).astype(np.float32)
+    inputs = np.broadcast_to(constants, (1, 33, 33, 1024))
+    normalised = jax.jit(partial(norm._normalised, epsilon=0.0, relu=False))
+    _, _, var, _ = normalised(inputs, constants, constants)
+    assert (var >= 0).all()
+    assert (var < 1e-9).all()
