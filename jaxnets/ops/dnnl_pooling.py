@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 
+from jaxnets.ops import max_pooling
 from jaxnets.ops.dnnl_library import (
     DESTINATION,
     DESTINATION_GRADIENT,
@@ -63,6 +64,9 @@ class MaxPool:
         oneDNN passes NaN over, and takes the lowest number for minus infinity: where a sum over the channels of a pixel
         is NaN or huge, which may mean either, all is done again by numpy.
         """
+        if max_pooling.suits(self.images[3], self.window):
+            shapes = self.images, self.outputs
+            return max_pooling.max_pool(*shapes, self.window, self.stride, self.low, winners=self.winners)
         forward = self._forward()
         needed = chosen(forward, SCRATCHPAD_OF)
         images, outputs, winners, sums, scratch = (0, 1, 2, 3, 4) if self.winners else (0, 1, 1, 2, 3)
@@ -123,6 +127,8 @@ class MaxPoolGradient(MaxPool):
 
     def call(self) -> Call:
         """Operands the outputs' gradient and the winners; result the images' gradient."""
+        if max_pooling.suits(self.images[3], self.window):
+            return max_pooling.max_pool_gradient(self.images, self.outputs, self.window, self.stride, self.low)
         forward = self._forward()
         images, outputs = images_of(self.images), images_of(self.outputs)
         primitive = made(

@@ -54,6 +54,7 @@ class Writer:
         self._integer = ir.IntType(_INTEGER_BITS)
         self._float = ir.FloatType()
         self._vector = ir.VectorType(self._float, width)
+        self._short = ir.VectorType(ir.IntType(32), width)
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType(self._integer)]), name)
         self.code = ir.IRBuilder(function.append_basic_block())
         places = (self.code.gep(function.args[0], [self.number(i)]) for i in range(len(arguments)))
@@ -138,6 +139,15 @@ class Writer:
         alone = self.code.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
         return self.code.shuffle_vector(alone, undefined, ir.Constant(places, [0] * self._vector.count))
 
+    def repeated_number(self, value: Any) -> Any:
+        """The vector of one whole number of at most 32 bits, again and again, as `load_bytes` gives them."""
+        ir, kind = self._ir, self._short
+        undefined = ir.Constant(kind, ir.Undefined)
+        alone = self.code.insert_element(
+            undefined, self.code.trunc(value, kind.element), ir.Constant(ir.IntType(32), 0)
+        )
+        return self.code.shuffle_vector(alone, undefined, ir.Constant(kind, [0] * kind.count))
+
     def rearranged(self, value: Any, places: Sequence[int]) -> Any:
         """A vector of another one's numbers, from these places."""
         kind = self._ir.VectorType(self._ir.IntType(32), len(places))
@@ -154,6 +164,21 @@ class Writer:
         """The float32 array at an address that was given as a number."""
         return self.code.inttoptr(address, self._ir.PointerType(self._float))
 
+    def bytes(self, address: Any) -> Any:
+        """The array of bytes at an address that was given as a number."""
+        return self.code.inttoptr(address, self._ir.PointerType(self._ir.IntType(8)))
+
+    def load_bytes(self, array: Any, index: Any) -> Any:
+        """The vector of whole numbers that begins at an index of an array of bytes."""
+        found = self.code.load(self._place_of_bytes(array, index))
+        found.align = 1
+        return self.code.zext(found, self._short)
+
+    def store_bytes(self, value: Any, array: Any, index: Any) -> None:
+        """Writes a vector of whole numbers at an index of an array of bytes."""
+        place = self._place_of_bytes(array, index)
+        self.code.store(self.code.trunc(value, place.type.pointee), place).align = 1
+
     def load(self, array: Any, index: Any) -> Any:
         """The vector that begins at an index of an array."""
         found = self.code.load(self._place(array, index))
@@ -163,6 +188,10 @@ class Writer:
     def store(self, value: Any, array: Any, index: Any) -> None:
         """Writes a vector at an index of an array."""
         self.code.store(value, self._place(array, index)).align = 4
+
+    def _place_of_bytes(self, array: Any, index: Any) -> Any:
+        kind = self._ir.VectorType(self._ir.IntType(8), self._vector.count)
+        return self.code.bitcast(self.code.gep(array, [index]), self._ir.PointerType(kind))
 
     def _place(self, array: Any, index: Any) -> Any:
         return self.code.bitcast(self.code.gep(array, [index]), self._ir.PointerType(self._vector))

@@ -101,7 +101,7 @@ def _moments(inputs: Any, axis_name: str | None) -> Moments:
     pixels.
     """
     axes = tuple(range(inputs.ndim - 1))
-    origin = lax.stop_gradient(inputs[(0,) * (len(axes) - 1)].mean(0))
+    origin = lax.stop_gradient(inputs[(slice(1),) * len(axes[:-1])].mean(axes))
     shifted = inputs - origin
     mean, square = shifted.mean(axes), jnp.square(shifted).mean(axes)
     var = jnp.maximum(square - jnp.square(mean), 0)
