@@ -1,0 +1,41 @@
+"""Programs for a GPU, compiled where there is none: cuDNN does all convolutions, and activations stay bfloat16."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.cuda
+BATCH_SIZE = 128
+FORWARD = ("convForward", "convBiasActivationForward", "convBackwardInput")
+
+
+def program(arch: str, mode: str) -> str:
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    command = [sys.executable, "-m", "tests.gpu_program", arch, mode, str(BATCH_SIZE)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+
+
+def cudnn_calls(text: str, *kinds: str) -> int:
+    return sum(text.count(f'custom_call_target="__cudnn${kind}"') for kind in kinds)
+
+
+@pytest.mark.parametrize(("arch", "convolutions"), [("resnet50", 53), ("resnext50_32x4d", 53), ("alexnet", 5)])
+def test_training(arch: str, convolutions: int) -> None:
+    text = program(arch, "train")
+    # Forward, and by the inputs of all but the first; some of these have the form of a convolution forward.
+    assert cudnn_calls(text, *FORWARD) == 2 * convolutions - 1
+    assert cudnn_calls(text, "convBackwardFilter") == convolutions
+    assert not re.findall(r" (?:convolution|scatter|select-and-scatter|reduce-window)\(", text)
+    # What is written between fusions; inside of them numbers may be wider.
+    entry = text[text.index("\nENTRY") :]
+    written = re.findall(rf" = \(?f32\[{BATCH_SIZE},\d+,\d+,\d+\]", entry)
+    assert not written
+
+
+@pytest.mark.parametrize(("arch", "convolutions"), [("resnet50", 53), ("googlenet", 57)])
+def test_inference_is_convolutions_with_all_that_follows_them(arch: str, convolutions: int) -> None:
+    text = program(arch, "inference")
+    assert cudnn_calls(text, "convBiasActivationForward") == convolutions
+    assert cudnn_calls(text, "convForward") == 0
