@@ -49,6 +49,7 @@ def max_pool(
     arguments = (c_int64 * len(_NUMBERS))(0, 0, 0, outside.ctypes.data, *fixed)
     function = _function(window, winners)
 
+    # Its memory has to live as long as the call.
     def step(addresses: Sequence[int], outside: np.ndarray = outside) -> None:
         arguments[: len(addresses)] = list(addresses)
         machine_code.run(function, arguments)
