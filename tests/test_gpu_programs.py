@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.cuda
 BATCH_SIZE = 128
-FORWARD = ("convForward", "convBiasActivationForward", "convBackwardInput")
+FORWARD_AND_BY_INPUTS = ("convForward", "convBiasActivationForward", "convBackwardInput")
 
 
 def program(arch: str, mode: str) -> str:
@@ -25,7 +25,7 @@ def cudnn_calls(text: str, *kinds: str) -> int:
 def test_training(arch: str, convolutions: int) -> None:
     text = program(arch, "train")
     # Forward, and by the inputs of all but the first; some of these have the form of a convolution forward.
-    assert cudnn_calls(text, *FORWARD) == 2 * convolutions - 1
+    assert cudnn_calls(text, *FORWARD_AND_BY_INPUTS) == 2 * convolutions - 1
     assert cudnn_calls(text, "convBackwardFilter") == convolutions
     assert not re.findall(r" (?:convolution|scatter|select-and-scatter|reduce-window)\(", text)
     # What is written between fusions; inside of them numbers may be wider.
