@@ -148,7 +148,7 @@ def shapes_of(name: str, num_classes: int, options: Mapping[str, Any], dtype: DT
 def _load(name: str, weights: str | Path, dtype: DTypeLike) -> tuple[Any, dict[str, Any], Origin]:
     path = _path_of(name, weights)
     if path is not None and path.is_dir():
-        from jaxnets.training.checkpoint import load_classifier  # orbax is slow to import
+        from jaxnets.training.checkpoint import load_classifier  # imports optax, which most who load weights do without
 
         origin, run = _run_origin(name, path), load_classifier(path)
         model = run.model.clone(dtype=create_model(name, dtype=dtype).dtype)
@@ -208,7 +208,7 @@ def _published_origin(record: PublishedWeights) -> Origin:
 
 
 def _run_origin(name: str, workdir: Path) -> Origin:
-    from jaxnets.training.checkpoint import saved_contents  # orbax is slow to import
+    from jaxnets.training.checkpoint import saved_contents  # imports optax, which most who load weights do without
 
     contents = saved_contents(workdir)
     if contents is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxnets.data.decoding import check_image
-from jaxnets.data.pipeline import in_order
+from jaxnets.data.pipeline import IMAGES_A_TASK, in_order
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 
@@ -116,12 +116,17 @@ def usable(
         except InputError as error:
             return -1, str(error).removeprefix(f"{source.where(index)}: ")
 
+    def look_at(indices: range) -> list[tuple[int, str]]:
+        return [look(index) for index in indices]
+
     share, mine, reasons = range(process_index, len(source), process_count), [], {}
-    for index, (label, reason) in zip(share, in_order(look, share), strict=True):
-        mine.append(label)
-        if reason:
-            reasons[index] = reason
-        done(index + 1)
+    tasks = [share[start : start + IMAGES_A_TASK] for start in range(0, len(share), IMAGES_A_TASK)]
+    for indices, found_in_task in zip(tasks, in_order(look_at, tasks), strict=True):
+        for index, (label, reason) in zip(indices, found_in_task, strict=True):
+            mine.append(label)
+            if reason:
+                reasons[index] = reason
+            done(index + 1)
     labels, found = np.empty(len(source), np.int32), {}
     for process, (theirs, named) in enumerate(gather((mine, list(reasons.items())))):
         labels[process::process_count] = theirs

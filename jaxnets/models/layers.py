@@ -218,6 +218,7 @@ class BatchNorm(nn.Module):
             count = inputs.size // inputs.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
             correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
             keep = self.momentum
+            mean, var = jax.lax.stop_gradient((mean, var))
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * correction * var
         return outputs if activation is None or relu else activation(outputs)

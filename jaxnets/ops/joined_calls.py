@@ -84,8 +84,9 @@ def join_calls(module: Any, target: str) -> None:
             _inline_calls(name, functions, inlined)
         for function in functions.values():
             for block in list(_blocks(function)):
-                _join(block, target)
-                _use_rows(block, target)
+                if any(_is_call(inner.operation, target) for inner in block.operations):
+                    _join(block, target)
+                    _use_rows(block, target)
 
 
 def _blocks(operation: Any) -> Iterator[Any]:

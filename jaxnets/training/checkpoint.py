@@ -1,11 +1,9 @@
 """Checkpoints by orbax: what a run has learnt, with all that is needed to use it."""
 
-import json
 import os
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
@@ -38,7 +35,8 @@ class Checkpoints:
         self._contents = contents
         self._best: int | None = None
         self._last = time.perf_counter()
-        self._manager: Any = None
+        self._folder: Any = None
+        self._opened: Any = None
         if workdir is None:
             return
         self._folder = workdir.resolve() / _FOLDER
@@ -46,11 +44,6 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._failure(error) from None
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestAndBest(self), cleanup_tmp_directories=True, create=False
-        )
-        _alone(options)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def seconds_since_last(self) -> float:
@@ -65,7 +58,7 @@ class Checkpoints:
     def last(self) -> Path | None:
         """The folder of the latest checkpoint that is on the disk as a whole; None if there is none here."""
         self.wait()
-        number = self._manager.latest_step() if self._manager is not None else None
+        number = self._manager.latest_step() if self._folder else None
         return None if number is None else self._folder / str(number)
 
     def save(self, number: int, state: TrainState, position: dict[str, Any], *, best: bool = False) -> None:
@@ -73,7 +66,7 @@ class Checkpoints:
         self._last = time.perf_counter()
         if best:
             self._best = number
-        if self._manager is None:
+        if self._folder is None:
             return
         if not all(
             np.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, np.floating)
@@ -85,20 +78,11 @@ class Checkpoints:
                 "--workdir with a smaller --lr or --weight-decay"
             )
         variables, rest = state.variables, _numbered(_rest(state))
-        checksums = {"variables": _checksum(variables), "training": _checksum(rest)}
-        metadata = {**self._contents.to_dict(), "position": position, "best": self._best, "checksums": checksums}
-        metadata["checksum"] = _checksum_of_json(metadata)
+        metadata = {**self._contents.to_dict(), "position": position, "best": self._best}
         if number in self._manager.all_steps():
             return  # the same state: a run that was stopped here, and again before its next step
         try:
-            self._manager.save(
-                number,
-                args=ocp.args.Composite(
-                    variables=ocp.args.StandardSave(variables),
-                    training=ocp.args.StandardSave(rest),
-                    metadata=ocp.args.JsonSave(metadata),
-                ),
-            )
+            _files().write(self._manager, number, {"variables": variables, "training": rest}, metadata)
         except (OSError, ValueError) as error:
             raise self._failure(error) from None
 
@@ -108,15 +92,16 @@ class Checkpoints:
         A damaged checkpoint is moved aside, and the one before it taken. Raises InputError where none can be read, and
         for one of other classes, data or settings.
         """
-        if self._manager is None:
+        if self._folder is None:
             return None
+        files = _files()
         damaged: list[tuple[int, Exception]] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
-                metadata = _read_metadata(self._manager, number)
+                metadata = files.read_metadata(self._manager, number)
                 self._contents.check_goes_on(metadata)
-                variables = _read(self._manager, number, "variables", metadata, like.variables)
-                rest = _read(self._manager, number, "training", metadata, _numbered(_rest(like)))
+                variables = files.read_arrays(self._manager, number, "variables", metadata, like.variables)
+                rest = files.read_arrays(self._manager, number, "training", metadata, _numbered(_rest(like)))
             except (InputError, MemoryError):
                 raise
             except Exception as error:  # orbax and tensorstore raise many types
@@ -135,10 +120,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all is on the disk."""
-        if self._manager is None:
+        if self._opened is None:
             return
         try:
-            self._manager.wait_until_finished()
+            self._opened.wait_until_finished()
         except (OSError, ValueError) as error:
             raise self._failure(error) from None
 
@@ -154,8 +139,14 @@ class Checkpoints:
             if error is None:
                 raise
         finally:
-            if self._manager is not None:
-                self._manager.close()
+            if self._opened is not None:
+                self._opened.close()
+
+    @property
+    def _manager(self) -> Any:
+        if self._opened is None:
+            self._opened = _files().writer(self._folder, lambda: self.best)
+        return self._opened
 
     def _put_aside(self, number: int, error: Exception, say: Callable[[str], None]) -> None:
         aside = self._folder.parent / "damaged-checkpoints" / str(number)
@@ -169,41 +160,17 @@ class Checkpoints:
         return InputError(f"a checkpoint can't be written to {self._folder} ({_first_line(error)}); is the disk full?")
 
 
-class _LatestAndBest:
-    """Which checkpoints orbax keeps: the best, and two, so that there is one to go back to if the last is damaged."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        latest = sorted(checkpoint.step for checkpoint in checkpoints)[-2:]
-        return [checkpoint.step in (*latest, self._checkpoints.best) for checkpoint in checkpoints]
-
-
-def _alone(options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManagerOptions:
-    """The options for this process by itself: orbax would wait for all the others to do the same."""
-    if jax.process_count() > 1:
-        here = jax.process_index()
-        options.multiprocessing_options = ocp.options.MultiprocessingOptions(
-            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
-        )
-    return options
-
-
-def _read_only() -> ocp.CheckpointManagerOptions:
-    # All of it said, so that orbax has nothing to warn of.
-    return _alone(ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0))
-
-
 def saved_contents(workdir: Path) -> dict[str, Any] | None:
     """What stands beside the numbers in the latest checkpoint that can be read; None if there is none."""
     folder = workdir.resolve() / _FOLDER
     if not folder.is_dir():
         return None
-    with ocp.CheckpointManager(folder, options=_read_only()) as manager:
+    files = _files()
+    with files.reader(folder) as manager:
         for number in sorted(manager.all_steps(), reverse=True):
             with suppress(Exception):  # orbax and tensorstore raise many types
-                return _read_metadata(manager, number)
+                found: dict[str, Any] = files.read_metadata(manager, number)
+                return found
     return None
 
 
@@ -228,14 +195,15 @@ def load_classifier(workdir: Path, which: str = "latest") -> TrainedClassifier:
 
 
 def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
-    with ocp.CheckpointManager(folder, options=_read_only()) as manager:
+    files = _files()
+    with files.reader(folder) as manager:
         number = manager.latest_step()
         if number is None:
             raise InputError("no checkpoint was finished; train again in another workdir")
-        metadata = _read_metadata(manager, number)
+        metadata = files.read_metadata(manager, number)
         if which == "best" and metadata["best"] in manager.all_steps():
             number = metadata["best"]
-            metadata = _read_metadata(manager, number)
+            metadata = files.read_metadata(manager, number)
         config = Config.from_dict(metadata["config"])
         preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
         class_names = tuple(metadata["class_names"])
@@ -243,36 +211,15 @@ def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
         side = preprocessing.crop_size
         shapes = declaration(model, side).shapes
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-        variables = _read(manager, number, "variables", metadata, like)
+        variables = files.read_arrays(manager, number, "variables", metadata, like)
     return TrainedClassifier(config, model, jax.device_put(variables), preprocessing, class_names, metadata["options"])
 
 
-def _read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]:
-    metadata = manager.restore(number, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
-    if metadata.pop("checksum") != _checksum_of_json(metadata):
-        raise ValueError("the metadata are not those that were written")
-    return metadata
+def _files() -> Any:
+    # A run's first step does not wait for orbax, which takes as long to import as Flax and optax together.
+    from jaxnets.training import checkpoint_files
 
-
-def _read(manager: ocp.CheckpointManager, number: int, item: str, metadata: dict[str, Any], like: Any) -> Any:
-    """Arrays of the shapes and types of `like`; raises ValueError where they are not what was written."""
-    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    restored = manager.restore(number, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(arrays)}))[item]
-    if _checksum(restored) != metadata["checksums"][item]:
-        # orbax takes flipped bits and other types as they come.
-        raise ValueError(f"the {item} are not those that were written")
-    return restored
-
-
-def _checksum(tree: Any) -> int:
-    checksum = 0
-    for leaf in jax.tree.leaves(tree):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, checksum)
-    return checksum
-
-
-def _checksum_of_json(values: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+    return checkpoint_files
 
 
 def _rest(state: TrainState) -> TrainState:
