@@ -30,6 +30,10 @@ def _restart_with_kept_memory() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-if sys.argv[:1] == ["-m"]:  # As it is while `python -m` looks for its module.
-    _restart_with_kept_memory()
-    gc.set_threshold(_OBJECTS_A_COLLECTION)
+def _prepare_command() -> None:
+    if sys.argv[:1] == ["-m"]:  # As it is while `python -m` looks for its module.
+        _restart_with_kept_memory()
+        gc.set_threshold(_OBJECTS_A_COLLECTION)
+
+
+_prepare_command()
