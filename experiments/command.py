@@ -54,6 +54,13 @@ def run(main: Callable[[], None]) -> None:
         _exit(1)
 
 
+def kept_steps() -> Path | None:
+    """Where compiled training steps are kept, beside the cache that is jaxnets' own; None where JAX's is elsewhere."""
+    folder = cache_folder() / "steps"
+    own = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    return folder if own and jax.config.jax_enable_compilation_cache else None  # type: ignore[attr-defined]
+
+
 def _keep_compiled_programs() -> None:
     """Lets JAX keep what it compiles for the next start, in jaxnets' cache unless JAX was told of another place.
 

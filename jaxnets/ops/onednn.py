@@ -104,6 +104,19 @@ def compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
         return lowered.compile(dict(_COMPILER_OPTIONS))
 
 
+def prepared_calls() -> list[str]:
+    """All calls that programs of this process make or made, for `prepare` in another process."""
+    with _lock:
+        return list(_calls)
+
+
+def prepare(calls: Sequence[str]) -> None:
+    """Prepares calls for a program that was lowered elsewhere, which would do it as it runs."""
+    if usable():
+        with _lock:
+            _calls.update({text: _prepared(text) for text in calls if text not in _calls})
+
+
 def convolution(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int) -> jax.Array:
     """Cross-correlates [N, H, W, C] with [kh, kw, C / groups, F], giving [N, H', W', F]."""
     outputs = _outputs(inputs, kernel, stride, padding)

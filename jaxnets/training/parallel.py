@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnets.errors import InputError
 from jaxnets.ops.onednn import compiled
+from jaxnets.training.kept_programs import KeptPrograms
 
 PARALLEL = ("auto", "jit", "pmap", "shard_map")
 PLATFORMS = ("auto", "cpu", "gpu")
@@ -151,16 +152,20 @@ class Parallel:
         several_steps: bool = False,
         compiling: Callable[[], None] = lambda: None,
         compiled: Callable[[float], None] = lambda seconds: None,
+        kept: KeptPrograms | None = None,
     ) -> "Compiled":
         """`function(replicated, batch) -> replicated`, to be compiled; with `donate` the first argument is used up.
 
         With `several_steps` `function` is `(replicated, batch) -> (replicated, sums)`, and is called for one batch
         after the other of [steps, N, ...]; the sums are stacked.
 
-        `compiling` is called before that, `compiled` is told the seconds that it took.
+        `compiling` is called before that, `compiled` is told the seconds that it took. On one device a program is taken
+        from `kept` if it is there.
         """
         transformed = self._transformed(function, donate, several_steps)
-        return Compiled(transformed, self.devices[0].platform, compiling, compiled)
+        return Compiled(
+            transformed, self.devices[0].platform, compiling, compiled, kept if self.kind == "jit" else None
+        )
 
     def _transformed(self, function: Callable[..., Any], donate: bool, several_steps: bool = False) -> Any:
         if several_steps:
@@ -281,11 +286,13 @@ class Compiled:
         platform: str,
         compiling: Callable[[], None],
         compiled: Callable[[float], None],
+        kept: KeptPrograms | None = None,
     ) -> None:
         self._transformed = transformed
         self._platform = platform
         self._compiling = compiling
         self._compiled = compiled
+        self._kept = kept
         self._programs: dict[Any, Any] = {}
         self.seconds = 0.0
 
@@ -294,14 +301,19 @@ class Compiled:
         if shapes not in self._programs:
             self._compiling()
             started = time.perf_counter()
-            lowered = self._transformed.lower(replicated, batch)
-            self._programs[shapes] = compiled(lowered, self._platform)
+            self._programs[shapes] = self._program(replicated, batch)
             seconds = time.perf_counter() - started
             self.seconds += seconds
             self._compiled(seconds)
         results = self._programs[shapes](replicated, batch)
         # On the CPU each step under way holds its whole memory, and takes the others' threads.
         return jax.block_until_ready(results) if self._platform == "cpu" else results
+
+    def _program(self, replicated: Any, batch: Any) -> Any:
+        def compile() -> Any:
+            return compiled(self._transformed.lower(replicated, batch), self._platform)
+
+        return compile() if self._kept is None else self._kept.program(compile, replicated, batch)
 
 
 def _shards(several_steps: bool) -> PartitionSpec:
