@@ -68,7 +68,7 @@ class Setup:
         config = replace(self.contents.config, seed=0)
         parts = (config, self.contents.options, self.contents.class_names, len(self.dataset.train), self.steps)
         model = type(self.model).__name__, sorted(self.frozen), sorted(held)
-        return KeptPrograms(folder, f"{parts} {model} {self.preprocessing} {self.inputs} several={several}", device)
+        return KeptPrograms(folder, f"{parts} {model} {self.inputs} several={several}", device)
 
     def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":
         """The run on what the frozen trunk makes of the images, once and for all, where a head is trained on it.

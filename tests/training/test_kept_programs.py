@@ -105,12 +105,11 @@ def test_knows_every_file_of_the_code(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+    taken(tmp_path / "other", lambda state, batch: (state, state["count"]))
     taken(tmp_path)
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    for damaged in (b"", whole[: len(whole) // 2], flipped, b"no pickle"):
+    (path,), (other,) = tmp_path.glob("*.program"), (tmp_path / "other").iterdir()
+    whole, wrong = path.read_bytes(), other.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"no pickle", whole[:64] + wrong[64:]):
         path.write_bytes(damaged)
         with pytest.raises(AssertionError, match="traced"):
             taken(tmp_path, traced)
@@ -125,10 +124,12 @@ def test_trains_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 def test_the_longest_unused_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_programs, "_MOST_KEPT", 2)
-    for time, made_of in enumerate(("a", "b", "a", "c")):
+    for time, made_of in enumerate(("a", "b")):
         taken(tmp_path, made_of=made_of)
         path = KeptPrograms(tmp_path, made_of, jax.devices()[0]).path_of(*arguments())
         os.utime(path, (time, time))
+    taken(tmp_path, traced, made_of="a")
+    taken(tmp_path, made_of="c")
     assert len(list(tmp_path.iterdir())) == 2
     taken(tmp_path, traced, made_of="a")
     with pytest.raises(AssertionError, match="traced"):
