@@ -28,8 +28,8 @@ import jaxnets
 from jaxnets.ops import onednn
 
 # What has a part in how a program is written, and what it calls.
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "onednn-cpu-gomp", "llvmlite", "jax-cuda12-plugin")
-_SETTINGS = ("JAX_", "JAXNETS_", "XLA_", "TF_")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "onednn-cpu-gomp", "llvmlite")
+_SETTINGS = ("JAX_", "JAXNETS_", "XLA_")
 _MOST_KEPT = 16
 
 

@@ -50,7 +50,7 @@ def train(
     `dataset` is for what has no name or place, such as arrays; otherwise `config.dataset` is loaded. With `resume` a
     run that was stopped goes on as if nothing had happened; without one in `workdir`, a new one begins. The device
     takes `steps_per_call` steps at a time, which spares small networks on fast devices the way to the host;
-    checkpoints, and ends that are asked for, wait for them. On one device compiled steps are kept in the folder
+    checkpoints, and ends that are asked for, wait for them. By jit on the CPU compiled steps are kept in the folder
     `programs`, from which a run that is the same but for its seed finds them without tracing: they are those of
     jaxnets' code as it is on the disk, whatever took its place in this process.
     Raises InputError, before anything is written, for a network, an image size, a data set or a workdir that will not

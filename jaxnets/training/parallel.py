@@ -159,13 +159,13 @@ class Parallel:
         With `several_steps` `function` is `(replicated, batch) -> (replicated, sums)`, and is called for one batch
         after the other of [steps, N, ...]; the sums are stacked.
 
-        `compiling` is called before that, `compiled` is told the seconds that it took. On one device a program is taken
-        from `kept` if it is there.
+        `compiling` is called before that, `compiled` is told the seconds that it took. By jit on the CPU a
+        program is taken from `kept` if it is there; elsewhere that was never tried.
         """
         transformed = self._transformed(function, donate, several_steps)
-        return Compiled(
-            transformed, self.devices[0].platform, compiling, compiled, kept if self.kind == "jit" else None
-        )
+        platform = self.devices[0].platform
+        alone = self.kind == "jit" and platform == "cpu"
+        return Compiled(transformed, platform, compiling, compiled, kept if alone else None)
 
     def _transformed(self, function: Callable[..., Any], donate: bool, several_steps: bool = False) -> Any:
         if several_steps:
