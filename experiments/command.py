@@ -57,7 +57,7 @@ def run(main: Callable[[], None]) -> None:
 def kept_steps() -> Path | None:
     """Where compiled training steps are kept, beside the cache that is jaxnets' own; None where JAX's is elsewhere."""
     folder = cache_folder() / "steps"
-    own = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    own = not os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return folder if own and jax.config.jax_enable_compilation_cache else None  # type: ignore[attr-defined]
 
 
@@ -66,7 +66,7 @@ def _keep_compiled_programs() -> None:
 
     JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
