@@ -123,6 +123,7 @@ def _surroundings(device: jax.Device) -> list[str]:
         repr(sorted(environment.items())),
         f"{device} {device.device_kind} {device.client.platform_version} {jax.device_count()}",
         _processor(),
+        f"oneDNN {onednn.usable()}",  # after which a program may call it
     ]
 
 

@@ -72,12 +72,14 @@ def test_is_another_of_other_arguments_and_other_ends(tmp_path: Path) -> None:
             taken(tmp_path, traced, **changes)
 
 
-@pytest.mark.parametrize("what", ["source", "version", "environment", "processor"])
+@pytest.mark.parametrize("what", ["source", "version", "environment", "processor", "onednn"])
 def test_is_another_where_anything_else_differs(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken(tmp_path)
     match what:
         case "environment":
             monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+        case "onednn":
+            monkeypatch.setattr(kept_programs.onednn, "usable", lambda: True)
         case _:
             monkeypatch.setattr(kept_programs, f"_{what}", lambda *_: "another")
     with pytest.raises(AssertionError, match="traced"):
