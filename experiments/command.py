@@ -56,9 +56,9 @@ def run(main: Callable[[], None]) -> None:
 
 def kept_steps() -> Path | None:
     """Where compiled training steps are kept, beside the cache that is jaxnets' own; None where JAX's is elsewhere."""
-    folder = cache_folder() / "steps"
     own = not os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return folder if own and jax.config.jax_enable_compilation_cache else None  # type: ignore[attr-defined]
+    enabled: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    return cache_folder() / "steps" if own and enabled else None
 
 
 def _keep_compiled_programs() -> None:

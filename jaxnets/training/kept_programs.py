@@ -29,7 +29,7 @@ from jaxnets.ops import onednn
 
 # What has a part in how a program is written, and what it calls.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "onednn-cpu-gomp", "llvmlite")
-_SETTINGS = ("JAX_", "JAXNETS_", "XLA_")
+_SETTINGS = ("JAX_", "JAXNETS_", "XLA_", "ONEDNN_", "DNNL_")
 _MOST_KEPT = 16
 
 
@@ -43,12 +43,17 @@ class KeptPrograms:
 
     def program(self, compiled: Callable[[], Any], *arguments: Any) -> Any:
         """The program for arguments of these shapes and types, as it was kept; else what `compiled` gives, to keep."""
-        path = self.path_of(*arguments)
+        try:
+            path = self.path_of(*arguments)
+        except (OSError, ValueError):  # of code that can't be read any more
+            return compiled()
         program = self._find(path)
         if program is None:
             with _past_the_cache_of_jax():
                 program = compiled()
-            self._keep(path, program)
+            # Not where the files have changed since they were imported.
+            if _read_source() == _source():
+                self._keep(path, program)
         return program
 
     def path_of(self, *arguments: Any) -> Path:
@@ -73,7 +78,8 @@ class KeptPrograms:
                 loading = pool.submit(load)
                 onednn.prepare(calls)
                 found = loading.result()
-            os.utime(path)
+            with suppress(OSError):
+                os.utime(path)
         except Exception:  # there is none, or its file is damaged; then it is compiled, and kept anew
             return None
         return found
@@ -123,15 +129,24 @@ def _surroundings(device: jax.Device) -> list[str]:
         repr(sorted(environment.items())),
         f"{device} {device.device_kind} {device.client.platform_version} {jax.device_count()}",
         _processor(),
-        f"oneDNN {onednn.usable()}",  # after which a program may call it
+        f"oneDNN {onednn.usable()}",  # and registers what a program calls, before it is loaded
     ]
 
 
-@cache
-def _source() -> str:
-    """The digest of all of jaxnets' code."""
+def _read_source() -> str:
+    """The digest of all of jaxnets' code; empty where it can't be read."""
     folder = Path(jaxnets.__file__).parent
-    return _digest(*(f"{path.relative_to(folder)} {path.read_text('utf-8')}" for path in sorted(folder.rglob("*.py"))))
+    files = sorted(path for path in folder.rglob("*.py") if not path.name.startswith("."))
+    try:
+        return _digest(*(f"{path.relative_to(folder)} {path.read_text('utf-8')}" for path in files))
+    except (OSError, ValueError):
+        return ""
+
+
+def _source() -> str:
+    if not _SOURCE:
+        raise OSError("jaxnets' code can't be read")
+    return _SOURCE
 
 
 @cache
@@ -160,3 +175,7 @@ def _digest(*parts: str) -> str:
     for part in parts:
         digest.update(f"{len(part)} {part}".encode())
     return digest.hexdigest()
+
+
+# As it is imported, for a run may look at its images for minutes before its first step.
+_SOURCE = _read_source()

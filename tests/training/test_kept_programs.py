@@ -100,9 +100,9 @@ def test_knows_every_file_of_the_code(tmp_path: Path, monkeypatch: pytest.Monkey
     digests = set()
     for change in ("a = 1\n", "a = 2\n"):
         (tmp_path / "ops" / "conv.py").write_text(change)
-        digests.add(kept_programs._source.__wrapped__())
+        digests.add(kept_programs._read_source())
     (tmp_path / "ops" / "conv.py").rename(tmp_path / "ops" / "convolution.py")
-    digests.add(kept_programs._source.__wrapped__())
+    digests.add(kept_programs._read_source())
     assert len(digests) == 3
 
 
@@ -117,6 +117,14 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
             taken(tmp_path, traced)
         assert int(taken(tmp_path)[1]) == 1
         assert int(taken(tmp_path, traced)[1]) == 1
+
+
+def test_keeps_nothing_of_code_that_has_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_programs, "_read_source", lambda: "edited")
+    assert int(taken(tmp_path)[1]) == 1
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(kept_programs, "_SOURCE", "")
+    assert int(taken(tmp_path)[1]) == 1
 
 
 def test_trains_where_nothing_can_be_written(tmp_path: Path) -> None:
