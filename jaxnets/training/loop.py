@@ -52,7 +52,7 @@ def train(
     takes `steps_per_call` steps at a time, which spares small networks on fast devices the way to the host;
     checkpoints, and ends that are asked for, wait for them. By jit on the CPU compiled steps are kept in the folder
     `programs`, from which a run that is the same but for its seed finds them without tracing: they are those of
-    jaxnets' code as it is on the disk, whatever took its place in this process.
+    jaxnets' files as they were imported, whatever took their place in this process.
     Raises InputError, before anything is written, for a network, an image size, a data set or a workdir that will not
     do, and later if the loss stays infinite; Interrupted where `interruption` asks for an end, when all is saved.
     """
