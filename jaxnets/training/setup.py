@@ -66,7 +66,7 @@ class Setup:
     def kept_steps(self, folder: Path, device: jax.Device, several: bool, held: Collection[str]) -> KeptPrograms:
         """Where the steps are kept that follow from this run, taken several at a time, with the modules `held`."""
         config = replace(self.contents.config, seed=0)
-        parts = (config, self.contents.options, self.contents.class_names, len(self.dataset.train), self.steps)
+        parts = (config, self.contents.options, self.contents.class_names, len(self.dataset.train))
         model = type(self.model).__name__, sorted(self.frozen), sorted(held)
         return KeptPrograms(folder, f"{parts} {model} {self.inputs} several={several}", device)
 
