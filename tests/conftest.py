@@ -15,6 +15,8 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)  # of commands
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Most programs of tests take longer to compile than to run. Those of commands are compiled as users' are.
+    jax.config.update("jax_disable_most_optimizations", True)
     # Most tests are about what is computed on all platforms; those with `native` are about oneDNN.
     os.environ.setdefault(onednn.SWITCH, "0")
     # What several devices do is tested on a CPU that is cut into as many.

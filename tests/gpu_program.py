@@ -1,6 +1,7 @@
 """A network's program for an H100, compiled without one: python -m tests.gpu_program ARCH train|inference BATCH_SIZE.
 
-Prints the optimised program. Its arrays are bfloat16, its images have 224 px. Needs the packages of jax[cuda12].
+Prints the optimised program. Its arrays are bfloat16, its images have 224 px. Needs the packages of jax[cuda12]
+or jax[cuda13].
 """
 
 import os

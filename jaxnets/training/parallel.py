@@ -45,7 +45,7 @@ def choose_platform(platform: str) -> None:
         except RuntimeError:
             raise InputError(
                 "platform=gpu, but JAX finds no GPU here; is the driver there (nvidia-smi), and jaxnets[cuda12] "
-                "installed? --platform cpu does without"
+                "or [cuda13] installed? --platform cpu does without"
             ) from None
 
 

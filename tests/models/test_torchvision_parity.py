@@ -1,6 +1,6 @@
 """All twelve networks against torchvision's own numbers, in float64, with random weights and statistics."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tests.references import recipe
 pytestmark = pytest.mark.usefixtures("float64")
 # Each takes long and has the same blocks as another.
 _LIKE_OTHERS = ("resnext101_64x4d", "wide_resnet101_2", "resnet152")
+# In float64 whole networks run longer than they take to compile.
+_compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 _BATCH_NORM = ("googlenet", "resnet50", "resnext50_32x4d")
 
 
@@ -55,8 +57,7 @@ def test_logits(arch: str) -> None:
         model, variables = build(arch, classes)
         if arch == "googlenet":
             model = model.clone(transform_input=pixels == recipe.TRANSFORMED_PIXELS)
-        # Not under jit: networks repeat their shapes, so compiling operation by operation is quicker.
-        logits = model.apply(variables, recipe.random_images(pixels, count), train=False)
+        logits = _compiled(partial(model.apply, train=False))(variables, recipe.random_images(pixels, count))
         assert logits.dtype == jnp.float64
         assert_close(logits, references()[f"{arch}/logits_{pixels}"], 1e-9)
 
@@ -94,7 +95,7 @@ def test_training(arch: str) -> None:
             loss += recipe.AUX_WEIGHT * cross_entropy(head, labels)
         return loss, (logits, aux, updates)
 
-    @jax.jit
+    @_compiled
     def step(params: Any, statistics: Any, momentum: Any) -> Any:
         (loss, outputs), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, statistics)
         updates, momentum = optimizer.update(gradients, momentum)
