@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import kept_steps, run
+from experiments.command import run
 from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
@@ -221,8 +221,6 @@ def main() -> None:
             tensorboard=launch.tensorboard,
             interruption=interruption,
             steps_per_call=launch.steps_per_call,
-            # Who calls this from a program of their own may have put code in the place of jaxnets'.
-            programs=kept_steps() if __name__ == "__main__" else None,
         )
     if parallel.is_primary:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]

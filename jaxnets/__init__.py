@@ -3,7 +3,17 @@
 from jaxnets.errors import InputError
 from jaxnets.models.features import features
 from jaxnets.models.registry import create_model, list_models
+from jaxnets.ops import compile, keep_memory
 from jaxnets.pretrained import Pretrained, load_pretrained
 
-__all__ = ["InputError", "Pretrained", "create_model", "features", "list_models", "load_pretrained"]
+__all__ = [
+    "InputError",
+    "Pretrained",
+    "compile",
+    "create_model",
+    "features",
+    "keep_memory",
+    "list_models",
+    "load_pretrained",
+]
 __version__ = "0.1.0"

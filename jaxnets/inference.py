@@ -14,8 +14,7 @@ from jax.typing import DTypeLike
 from jaxnets.errors import InputError
 from jaxnets.models.layers import BatchNorm, Initializer, param_dtype
 from jaxnets.models.resnet_v2 import PreActivationResNet
-from jaxnets.ops import onednn
-from jaxnets.ops.conv_bias import with_packed_kernels
+from jaxnets.ops import compile, pack_kernels
 
 # The convolution before each norm, by the norm's name.
 _CONVOLUTIONS = {"bn": "conv", "downsample_bn": "downsample_conv", **{f"bn{i}": f"conv{i}" for i in (1, 2, 3)}}
@@ -52,19 +51,18 @@ def fold(model: Any, variables: Mapping[str, Any], dtype: DTypeLike | None = Non
 
 
 def specialised(function: Callable[..., Any], variables: Any, *arguments: Any) -> Callable[..., Any]:
-    """`function(variables, *arguments)` compiled for these variables: it takes arguments of the shapes of these.
+    """`function(variables, *arguments)` compiled for these variables, as a function of arguments of these shapes.
 
-    On the CPU the kernels of a folded network are laid out for its convolutions once. The variables are copied:
-    changing them changes nothing here.
+    On the CPU this lays out the kernels of a folded network for its convolutions, which each call does otherwise. The
+    variables are copied: changing them later has no effect.
     """
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.array, variables))
 
     def flat(leaves: list[jax.Array], *arguments: Any) -> Any:
         return function(jax.tree.unflatten(tree, leaves), *arguments)
 
-    platform = jax.default_backend()
-    run, kept = with_packed_kernels(flat, leaves, *arguments) if platform == "cpu" else (flat, leaves)
-    return partial(onednn.compiled(jax.jit(run).lower(kept, *arguments), platform), kept)
+    run, packed = pack_kernels(flat, leaves, *arguments)
+    return partial(compile(jax.jit(run), packed, *arguments), packed)
 
 
 def _folded(params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float, apart: bool) -> dict[str, Any]:

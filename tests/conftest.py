@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxnets.models import registry
-from jaxnets.ops import onednn
+from jaxnets.ops.cpu import availability
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -17,8 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # Most programs of tests take longer to compile than to run. Those of commands are compiled as users' are.
     jax.config.update("jax_disable_most_optimizations", True)
-    # Most tests are about what is computed on all platforms; those with `native` are about oneDNN.
-    os.environ.setdefault(onednn.SWITCH, "0")
+    # Most tests are about what is computed on all platforms; those with `native` are about the CPU engine.
+    os.environ.setdefault(availability.SWITCH, "all")
     # What several devices do is tested on a CPU that is cut into as many.
     jax.config.update("jax_num_cpu_devices", 8)
 
@@ -32,11 +32,11 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs a test with oneDNN, in its commands as well, where this machine has it."""
-    monkeypatch.setenv(onednn.SWITCH, "1")
-    onednn.usable.cache_clear()
+    """Runs a test with the CPU engine, in its commands too, on machines that have it."""
+    monkeypatch.setenv(availability.SWITCH, "")
+    availability.forget()
     yield
-    onednn.usable.cache_clear()
+    availability.forget()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -85,15 +85,13 @@ class Conv(nn.Module):
         kernel = parameter(self, "kernel", self.kernel_init, shape, param_dtype(self.dtype)).astype(self.dtype)
         inputs = inputs.astype(self.dtype)
         options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
-        relu = activation is nn.relu
         if not self.use_bias:
             outputs = checkpoint_name(self.op(inputs, kernel, **options), "convolution")
         else:
             bias_init = self.bias_init or torch_bias_init(self.window**2 * shape[2])
             bias = parameter(self, "bias", bias_init, (self.features,), param_dtype(self.dtype)).astype(self.dtype)
             if self.op is conv2d:
-                outputs = conv2d_bias(inputs, kernel, bias, added, relu=relu, **options)
-                return outputs if activation is None or relu else activation(outputs)
+                return conv2d_bias(inputs, kernel, bias, added, activation=activation, **options)
             outputs = checkpoint_name(self.op(inputs, kernel, **options) + bias, "convolution")
         if added is not None:
             outputs += added
@@ -212,8 +210,7 @@ class BatchNorm(nn.Module):
             return outputs if activation is None else activation(outputs)
         # `init` runs outside of any replicated axis.
         axis_name = None if self.is_initializing() else self.axis_name
-        relu = activation is nn.relu
-        outputs, (mean, var) = batch_norm(inputs.astype(self.dtype), scale, bias, self.epsilon, axis_name, relu)
+        outputs, (mean, var) = batch_norm(inputs.astype(self.dtype), scale, bias, self.epsilon, axis_name, activation)
         if not self.is_initializing():
             count = inputs.size // inputs.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
             correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
@@ -221,7 +218,7 @@ class BatchNorm(nn.Module):
             mean, var = jax.lax.stop_gradient((mean, var))
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * correction * var
-        return outputs if activation is None or relu else activation(outputs)
+        return outputs
 
 
 def activated(norm: nn.Module | None, activation: Activation | None, inputs: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
-"""Two-dimensional convolution, dense or grouped, in the form that suits the platform.
+"""Two-dimensional convolution, dense or grouped.
 
-A convolution, its input gradient and its weight gradient are one trilinear form, read in three directions. Each
-direction is a primitive here, and each one's derivatives are the other two, so derivatives of any order and mode exist.
-What a primitive becomes is decided when a program is lowered for its platform: `lax.conv_general_dilated` and its
-transposes, or on the CPU the forms of conv_cpu.py.
+A convolution, its input gradient and its weight gradient are one trilinear form. Each is a primitive here, whose
+derivatives are the other two, so derivatives of any order and mode exist. A primitive is lowered to
+`lax.conv_general_dilated` and its transposes; on the CPU to the engine's calls (cpu/), or to the forms of
+conv_portable.py where the engine is not available.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
 from jaxnets.errors import InputError
-from jaxnets.ops import conv_cpu
+from jaxnets.ops import conv_portable, cpu
 from jaxnets.ops.primitives import function_primitive, register_lowerings
 from jaxnets.ops.windows import checked_output_size, output_size
 
@@ -28,8 +28,8 @@ Size = tuple[int, int]
 def conv2d(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1) -> jax.Array:
     """Cross-correlates `inputs` [N, H, W, C] with `kernel` [kh, kw, C / groups, F], giving [N, H', W', F].
 
-    Equals `plain_conv2d` up to rounding, for finite inputs. Raises InputError where channels and groups do not fit, or
-    no pixel is left.
+    Equals `plain_conv2d` up to rounding, for finite inputs. Raises InputError if channels and groups do not match, or
+    if the output would be empty.
     """
     check_conv2d(inputs, kernel, stride, padding, groups)
     dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
@@ -37,12 +37,12 @@ def conv2d(inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
 
 
 def check_conv2d(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> None:
-    """Raises InputError where `conv2d` would."""
+    """Raises the InputErrors of `conv2d`."""
     channels, features = inputs.shape[-1], kernel.shape[-1]
     if channels != kernel.shape[2] * groups or features % groups:
         raise InputError(
-            f"{channels} input channels, a kernel of shape {kernel.shape} and {groups} groups do not fit: "
-            "the kernel's third axis must be channels / groups, and groups must divide its last"
+            f"{channels} input channels, a kernel of shape {kernel.shape} and {groups} groups do not match: "
+            "the kernel's third axis must be channels / groups, and its last a multiple of groups"
         )
     for size, window in zip(inputs.shape[1:3], kernel.shape[:2], strict=True):
         checked_output_size(size, window, stride, padding)
@@ -51,7 +51,7 @@ def check_conv2d(inputs: jax.Array, kernel: jax.Array, stride: int, padding: int
 def plain_conv2d(
     inputs: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> jax.Array:
-    """The same convolution as one `lax.conv_general_dilated`: what `conv2d` must equal."""
+    """The same convolution as one `lax.conv_general_dilated`, the reference for `conv2d`."""
     return lax.conv_general_dilated(
         inputs,
         kernel,
@@ -63,7 +63,7 @@ def plain_conv2d(
 
 
 def dense(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[N, C] @ [C, F], as the convolution of maps of one pixel: on the CPU that is up to 2.4 times as fast."""
+    """[N, C] @ [C, F], computed as the convolution of maps of one pixel, which the CPU engine speeds up."""
     return conv2d(inputs[:, None, None], kernel[None, None])[:, 0, 0]
 
 
@@ -73,26 +73,44 @@ def _default(inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int,
     return plain_conv2d(inputs, kernel, stride=stride, padding=padding, groups=groups)
 
 
-def _default_input_gradient(
-    outputs: jax.Array, kernel: jax.Array, *, size: Size, stride: int, padding: int, groups: int
+def _input_gradient_of(
+    convolve: Callable[..., jax.Array],
+    outputs: jax.Array,
+    kernel: jax.Array,
+    *,
+    size: Size,
+    groups: int,
+    **options: Any,
 ) -> jax.Array:
     shape = (outputs.shape[0], *size, kernel.shape[2] * groups)
-    convolve = partial(_default, kernel=kernel, stride=stride, padding=padding, groups=groups)
-    (inputs,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, outputs.dtype))(outputs)
+    (inputs,) = jax.linear_transpose(
+        lambda inputs: convolve(inputs, kernel, groups=groups, **options), jax.ShapeDtypeStruct(shape, outputs.dtype)
+    )(outputs)
     return inputs
 
 
-def _default_weight_gradient(
-    inputs: jax.Array, outputs: jax.Array, *, window: Size, stride: int, padding: int, groups: int
+def _weight_gradient_of(
+    convolve: Callable[..., jax.Array],
+    inputs: jax.Array,
+    outputs: jax.Array,
+    *,
+    window: Size,
+    groups: int,
+    **options: Any,
 ) -> jax.Array:
     shape = (*window, inputs.shape[-1] // groups, outputs.shape[-1])
-    convolve = partial(_default, inputs, stride=stride, padding=padding, groups=groups)
-    (kernel,) = jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, outputs.dtype))(outputs)
+    (kernel,) = jax.linear_transpose(
+        lambda kernel: convolve(inputs, kernel, groups=groups, **options), jax.ShapeDtypeStruct(shape, outputs.dtype)
+    )(outputs)
     return kernel
 
 
 def _primitive(
-    name: str, shape: Callable[..., tuple[int, ...]], default: Callable[..., jax.Array], cpu: Callable[..., jax.Array]
+    name: str,
+    shape: Callable[..., tuple[int, ...]],
+    default: Callable[..., jax.Array],
+    portable: Callable[..., jax.Array],
+    engine: Callable[..., jax.Array],
 ) -> Any:
     primitive = Primitive(name)
 
@@ -108,7 +126,7 @@ def _primitive(
         lambda left, right, **options: left.update(shape=shape(left.shape, right.shape, **options))
     )
     batching.primitive_batchers[primitive] = batched
-    register_lowerings(primitive, default, cpu)
+    register_lowerings(primitive, default, portable, engine)
     return primitive
 
 
@@ -120,21 +138,23 @@ def _output_shape(
     return (inputs[0], *sides, kernel[3])
 
 
-_forward = _primitive("conv2d", _output_shape, _default, conv_cpu.forward)
+_forward = _primitive("conv2d", _output_shape, _default, conv_portable.conv2d, cpu.convolution)
 _input_gradient = _primitive(
     "conv2d_input_gradient",
     lambda outputs, kernel, *, size, groups, **_: (outputs[0], *size, kernel[2] * groups),
-    _default_input_gradient,
-    conv_cpu.input_gradient,
+    partial(_input_gradient_of, _default),
+    partial(_input_gradient_of, conv_portable.conv2d),
+    cpu.convolution_input_gradient,
 )
 _weight_gradient = _primitive(
     "conv2d_weight_gradient",
     lambda inputs, outputs, *, window, groups, **_: (*window, inputs[3] // groups, outputs[3]),
-    _default_weight_gradient,
-    conv_cpu.weight_gradient,
+    partial(_weight_gradient_of, _default),
+    partial(_weight_gradient_of, conv_portable.conv2d),
+    cpu.convolution_weight_gradient,
 )
 
-# Each transpose is told the cotangent, then both operands, of which the one to be found is an abstract value.
+# A transpose rule gets the cotangent, then both operands; the operand to solve for is an abstract value.
 ad.defbilinear(
     _forward,
     lambda outputs, inputs, kernel, **options: _input_gradient.bind(
@@ -179,13 +199,12 @@ _tangent_of_both = function_primitive(
         inputs.update(shape=_output_shape(inputs.shape, kernel.shape, **options))
     ],
     _tangent,
-    lambda *operands, portable, **options: _tangent(*operands, **options),
 )
 _both_gradients = function_primitive(
     "conv2d_gradients",
     lambda inputs, kernel, outputs, **_: [inputs, inputs.update(shape=kernel.shape)],
     _gradients,
-    conv_cpu.gradients,
+    cpu.convolution_gradients,
 )
 
 
@@ -199,8 +218,8 @@ def _transposed_tangent(cotangents: Any, inputs: Any, kernel: Any, *tangents: An
     (cotangent,) = cotangents
     if isinstance(cotangent, ad.Zero):
         return [None] * 4
-    found = _both_gradients.bind(inputs, kernel, cotangent, **options)
-    return [None, None, *(g if ad.is_undefined_primal(t) else None for g, t in zip(found, tangents, strict=True))]
+    gradients = _both_gradients.bind(inputs, kernel, cotangent, **options)
+    return [None, None, *(g if ad.is_undefined_primal(t) else None for g, t in zip(gradients, tangents, strict=True))]
 
 
 def _transposed_gradients(cotangents: Any, inputs: Any, kernel: Any, outputs: Any, **options: Any) -> list[Any]:
@@ -208,7 +227,7 @@ def _transposed_gradients(cotangents: Any, inputs: Any, kernel: Any, outputs: An
     return [None, None, *_tangent_of_both.bind(inputs, kernel, *cotangents, **options)]
 
 
-# Where both operands vary, both gradients will be asked for: then it is one primitive that is transposed to give both.
+# If both operands vary, one primitive computes both gradients, so that the engine needs one call.
 _differentiated_by_one = ad.primitive_jvps[_forward]
 ad.primitive_jvps[_forward] = _differentiated
 ad.primitive_transposes[_tangent_of_both] = _transposed_tangent

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.errors import InputError
-from jaxnets.ops import onednn
+from jaxnets.ops import cpu
 from jaxnets.ops.primitives import function_primitive
 from jaxnets.ops.windows import Padding2D, checked_output_size, shifted_views
 
@@ -88,28 +88,6 @@ def _tap_dtype(window: int) -> jnp.dtype:
     return jnp.dtype(jnp.uint8 if window**2 < 254 else jnp.int32)
 
 
-def _values_on_cpu(inputs: jax.Array, *, portable: bool, counts: tuple[int, int], **options: Any) -> list[jax.Array]:
-    # [8, 28, 28, 192]: 0.9 ms by views, 0.6 ms by oneDNN.
-    if not portable and _suits_onednn(inputs, inputs.shape, counts, options):
-        return onednn.max_pool(inputs, counts=counts, winners=False, **options)
-    return _largest(inputs, counts=counts, **options)
-
-
-def _values_and_winners_on_cpu(
-    inputs: jax.Array, *, portable: bool, counts: tuple[int, int], **options: Any
-) -> list[jax.Array]:
-    # [8, 112, 112, 64]: 3.4 ms by views, 1.3 ms by oneDNN.
-    if not portable and _suits_onednn(inputs, inputs.shape, counts, options):
-        return onednn.max_pool(inputs, counts=counts, winners=True, **options)
-    return _by_views(inputs, counts=counts, **options)
-
-
-def _suits_onednn(operand: jax.Array, shape: tuple[int, ...], counts: tuple[int, int], options: dict[str, Any]) -> bool:
-    if _tap_dtype(options["window"]) != jnp.uint8 or not onednn.available(operand):
-        return False
-    return onednn.knows_winners(shape, (shape[0], *counts, shape[3]), **options)
-
-
 def _by_inputs(
     winners: jax.Array, gradient: jax.Array, *, sizes: tuple[int, int], window: int, stride: int, pads: Padding2D
 ) -> list[jax.Array]:
@@ -145,21 +123,12 @@ def _by_inputs(
     return [whole[:, top : top + sizes[0], left : left + sizes[1]]]
 
 
-def _by_inputs_on_cpu(
-    winners: jax.Array, gradient: jax.Array, *, portable: bool, sizes: tuple[int, int], **options: Any
-) -> list[jax.Array]:
-    n, height, width, channels = gradient.shape
-    if not portable and _suits_onednn(gradient, (n, *sizes, channels), (height, width), options):
-        return onednn.max_pool_gradient(winners, gradient, sizes=sizes, **options)
-    return _by_inputs(winners, gradient, sizes=sizes, **options)
-
-
 def _pooled(inputs: Any, counts: tuple[int, int]) -> Any:
     return inputs.update(shape=(inputs.shape[0], *counts, inputs.shape[3]))
 
 
 _values = function_primitive(
-    "max_pool", lambda inputs, *, counts, **_: [_pooled(inputs, counts)], _largest, _values_on_cpu
+    "max_pool", lambda inputs, *, counts, **_: [_pooled(inputs, counts)], _largest, partial(cpu.max_pool, winners=False)
 )
 _values_and_winners = function_primitive(
     "max_pool_with_winners",
@@ -168,13 +137,13 @@ _values_and_winners = function_primitive(
         _pooled(inputs, counts).update(dtype=_tap_dtype(window)),
     ],
     _by_views,
-    _values_and_winners_on_cpu,
+    partial(cpu.max_pool, winners=True),
 )
 _gradient = function_primitive(
     "max_pool_gradient",
     lambda winners, gradient, *, sizes, **_: [gradient.update(shape=(gradient.shape[0], *sizes, gradient.shape[3]))],
     _by_inputs,
-    _by_inputs_on_cpu,
+    cpu.max_pool_gradient,
 )
 
 

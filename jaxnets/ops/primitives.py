@@ -1,4 +1,4 @@
-"""Primitives of JAX whose form is chosen when a program is lowered for its platform."""
+"""JAX primitives whose form is chosen when a program is lowered for its platform."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,22 +8,37 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxnets.ops import cpu
 
-def register_lowerings(primitive: Any, default: Callable[..., Any], cpu: Callable[..., Any]) -> None:
-    """Lets a primitive become `default` on all platforms but the CPU, and there `cpu`.
 
-    `cpu` is told whether the program is to be `portable`, as one that is exported must be.
+def register_lowerings(
+    primitive: Any,
+    default: Callable[..., Any],
+    portable: Callable[..., Any] | None = None,
+    engine: Callable[..., Any] | None = None,
+) -> None:
+    """Lowers `primitive` as `default`, and on the CPU as `engine`.
+
+    The CPU uses `portable` (`default` if None) where `engine` is None, is unavailable, or fails, and in programs that
+    are exported.
     """
-    fast, portable = (
-        mlir.lower_fun(partial(cpu, portable=portable), multiple_results=primitive.multiple_results)
-        for portable in (False, True)
+    lower_default, lower_portable, lower_engine = (
+        mlir.lower_fun(form, multiple_results=primitive.multiple_results)
+        for form in (default, portable or default, engine or default)
     )
 
     def lower_for_cpu(context: Any, *operands: Any, **options: Any) -> Any:
         exported = context.module_context.lowering_parameters.for_export
-        return (portable if exported else fast)(context, *operands, **options)
+        if engine is not None and not exported and cpu.available():
+            try:
+                return lower_engine(context, *operands, **options)
+            except cpu.Unsupported:
+                pass
+            except Exception as error:
+                cpu.disable(error)
+        return lower_portable(context, *operands, **options)
 
-    mlir.register_lowering(primitive, mlir.lower_fun(default, multiple_results=primitive.multiple_results))
+    mlir.register_lowering(primitive, lower_default)
     mlir.register_lowering(primitive, lower_for_cpu, platform="cpu")
 
 
@@ -31,11 +46,11 @@ def function_primitive(
     name: str,
     shapes: Callable[..., list[Any]],
     function: Callable[..., list[jax.Array]],
-    cpu: Callable[..., list[jax.Array]],
+    engine: Callable[..., list[jax.Array]] | None = None,
 ) -> Any:
-    """A primitive of several results that stands for `function`, from which its batching and derivatives follow.
+    """A primitive with several results that computes `function`; batching and derivatives follow from `function`.
 
-    `shapes` gives the results' abstract values from the operands'; `cpu` is as for `register_lowerings`.
+    `shapes` maps the operands' abstract values to the results'. `engine` is as for `register_lowerings`.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -46,12 +61,12 @@ def function_primitive(
 
     def differentiated(arrays: Any, tangents: Any, **options: Any) -> tuple[list[jax.Array], list[jax.Array]]:
         tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
-        _, found = jax.jvp(partial(function, **options), tuple(arrays), tuple(tangents))
-        return primitive.bind(*arrays, **options), found
+        _, derivatives = jax.jvp(partial(function, **options), tuple(arrays), tuple(tangents))
+        return primitive.bind(*arrays, **options), derivatives
 
     primitive.def_impl(lambda *arrays, **options: jax.jit(partial(primitive.bind, **options))(*arrays))
     primitive.def_abstract_eval(shapes)
     batching.primitive_batchers[primitive] = batched
     ad.primitive_jvps[primitive] = differentiated
-    register_lowerings(primitive, function, cpu)
+    register_lowerings(primitive, function, engine=engine)
     return primitive

@@ -43,16 +43,13 @@ def train(
     tensorboard: bool = False,
     interruption: Interruption | None = None,
     steps_per_call: int = 1,
-    programs: Path | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, leaves the run's files in `workdir`, and returns what stands in its result.json.
 
     `dataset` is for what has no name or place, such as arrays; otherwise `config.dataset` is loaded. With `resume` a
     run that was stopped goes on as if nothing had happened; without one in `workdir`, a new one begins. The device
     takes `steps_per_call` steps at a time, which spares small networks on fast devices the way to the host;
-    checkpoints, and ends that are asked for, wait for them. By jit on the CPU compiled steps are kept in the folder
-    `programs`, from which a run that is the same but for its seed finds them without tracing: they are those of
-    jaxnets' files as they were imported, whatever took their place in this process.
+    checkpoints, and ends that are asked for, wait for them.
     Raises InputError, before anything is written, for a network, an image size, a data set or a workdir that will not
     do, and later if the loss stays infinite; Interrupted where `interruption` asks for an end, when all is saved.
     """
@@ -133,7 +130,6 @@ def train(
                 several_steps=several,
                 compiling=save_before_compiling,
                 compiled=history.compiled,
-                kept=run.kept_steps(programs, parallel.devices[0], several, held) if programs else None,
             )
 
         steps = {"all": step_of(run.model)}

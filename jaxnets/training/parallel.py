@@ -22,8 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnets.errors import InputError
-from jaxnets.ops.onednn import compiled
-from jaxnets.training.kept_programs import KeptPrograms
+from jaxnets.ops import compile
 
 PARALLEL = ("auto", "jit", "pmap", "shard_map")
 PLATFORMS = ("auto", "cpu", "gpu")
@@ -152,20 +151,16 @@ class Parallel:
         several_steps: bool = False,
         compiling: Callable[[], None] = lambda: None,
         compiled: Callable[[float], None] = lambda seconds: None,
-        kept: KeptPrograms | None = None,
     ) -> "Compiled":
         """`function(replicated, batch) -> replicated`, to be compiled; with `donate` the first argument is used up.
 
         With `several_steps` `function` is `(replicated, batch) -> (replicated, sums)`, and is called for one batch
         after the other of [steps, N, ...]; the sums are stacked.
 
-        `compiling` is called before that, `compiled` is told the seconds that it took. By jit on the CPU a
-        program is taken from `kept` if it is there; elsewhere that was never tried.
+        `compiling` is called before a program is compiled, `compiled` after it with the seconds that took.
         """
         transformed = self._transformed(function, donate, several_steps)
-        platform = self.devices[0].platform
-        alone = self.kind == "jit" and platform == "cpu"
-        return Compiled(transformed, platform, compiling, compiled, kept if alone else None)
+        return Compiled(transformed, self.devices[0].platform, compiling, compiled)
 
     def _transformed(self, function: Callable[..., Any], donate: bool, several_steps: bool = False) -> Any:
         if several_steps:
@@ -286,13 +281,11 @@ class Compiled:
         platform: str,
         compiling: Callable[[], None],
         compiled: Callable[[float], None],
-        kept: KeptPrograms | None = None,
     ) -> None:
         self._transformed = transformed
         self._platform = platform
         self._compiling = compiling
         self._compiled = compiled
-        self._kept = kept
         self._programs: dict[Any, Any] = {}
         self.seconds = 0.0
 
@@ -301,19 +294,13 @@ class Compiled:
         if shapes not in self._programs:
             self._compiling()
             started = time.perf_counter()
-            self._programs[shapes] = self._program(replicated, batch)
+            self._programs[shapes] = compile(self._transformed, replicated, batch)
             seconds = time.perf_counter() - started
             self.seconds += seconds
             self._compiled(seconds)
         results = self._programs[shapes](replicated, batch)
         # On the CPU each step under way holds its whole memory, and takes the others' threads.
         return jax.block_until_ready(results) if self._platform == "cpu" else results
-
-    def _program(self, replicated: Any, batch: Any) -> Any:
-        def compile() -> Any:
-            return compiled(self._transformed.lower(replicated, batch), self._platform)
-
-        return compile() if self._kept is None else self._kept.program(compile, replicated, batch)
 
 
 def _shards(several_steps: bool) -> PartitionSpec:

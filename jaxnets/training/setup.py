@@ -1,9 +1,7 @@
 """All that a run needs before its first step; what can be refused is refused here, before anything is written."""
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +23,6 @@ from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
 from jaxnets.training.extraction import FeatureExtractor
 from jaxnets.training.feed import TrainingFeed, resized
-from jaxnets.training.kept_programs import KeptPrograms
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
@@ -62,13 +59,6 @@ class Setup:
     def test_picture(self, index: int) -> np.ndarray:
         """The pixels [S, S, 3] of a test image that the network sees."""
         return self.preprocessing.pixels(self.dataset.test[index].image)
-
-    def kept_steps(self, folder: Path, device: jax.Device, several: bool, held: Collection[str]) -> KeptPrograms:
-        """Where the steps are kept that follow from this run, taken several at a time, with the modules `held`."""
-        config = replace(self.contents.config, seed=0)
-        parts = (config, self.contents.options, self.contents.class_names, len(self.dataset.train))
-        model = type(self.model).__name__, sorted(self.frozen), sorted(held)
-        return KeptPrograms(folder, f"{parts} {model} {self.inputs} several={several}", device)
 
     def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":
         """The run on what the frozen trunk makes of the images, once and for all, where a head is trained on it.

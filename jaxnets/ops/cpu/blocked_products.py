@@ -1,0 +1,211 @@
+"""Matrix products [rows, inner] @ [inner, columns] by code of our own.
+
+They are made of blocks that are copied into order, as Goto and van de Geijn 2008 ("Anatomy of high-performance matrix
+multiplication") describe: tiles of ROWS rows times _COLUMNS columns are summed in registers, along a block of the inner
+axis.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from ctypes import c_int64
+from functools import cache
+from typing import Any
+
+from jaxnets.ops.cpu import machine_code
+from jaxnets.ops.cpu.availability import uses
+from jaxnets.ops.cpu.library import Call, aligned, has_avx2_alone
+from jaxnets.ops.cpu.machine_code import Writer
+
+# What is read and written at a time; columns must be a multiple of it.
+VECTOR = 8
+ROWS = 6
+_COLUMNS = 16
+# Rows and inner numbers that a block holds: 135 kB of the left side stay in a core's second cache, 16 kB of the right
+# one's in its first. The sum's loop is written out for so many inner numbers at a time.
+_BLOCK_ROWS, _BLOCK_INNER = 132, 256
+_UNROLLED = 4
+# Copying writes whole vectors, of which what is too much passes the end of a tile's rows.
+INNER_KEPT = _BLOCK_INNER + VECTOR // 4
+# Tiles of the right side that are copied together: more at a time of a row, whose next one may be pages away.
+_COPIED_TOGETHER = 4
+_NUMBER = 4
+
+# What a function is told, beside what it needs for copying the left side.
+NUMBERS = ("left", "right", "result", "rows", "inner", "columns", "by_rows", "scratch", "scratch_of_thread")
+
+# Copies inner numbers, `count` from the first on and then zeros up to `padded`, of some rows into a block [tiles,
+# INNER_KEPT, ROWS].
+CopyLeft = Callable[[Writer, Any, Any, Any, Any, Any, Any], None]
+
+# oneDNN's own product doesn't copy where 1 / rows + 1 / columns is over 0.0038, and is slow there with many numbers:
+# 89 against 170 GFLOP/s for [256, 512] @ [512, 1024], 104 against 160 for [392, 2048] @ [2048, 512] (two Zen 3 cores).
+_MOST_ROWS, _FEWEST_COLUMNS = 512, 256
+
+
+def suits(rows: int, inner: int, columns: int) -> bool:
+    """Whether `product` can be used, and is faster."""
+    if rows % 2 or inner % _UNROLLED or columns % VECTOR or not has_avx2_alone():
+        return False
+    return rows < _MOST_ROWS and min(inner, columns) >= _FEWEST_COLUMNS and uses("blocked_products")
+
+
+def product(rows: int, inner: int, columns: int) -> Call:
+    """[rows, inner] @ [inner, columns]; operands these two.
+
+    The sizes are multiples of 2, 4 and 8.
+    """
+    numbers = {"rows": rows, "inner": inner, "columns": columns, **shares(rows, columns)}
+    arguments = (c_int64 * len(NUMBERS))(*(numbers.get(name, 0) for name in NUMBERS))
+    function = _function()
+
+    def step(addresses: Sequence[int]) -> None:
+        arguments[:3] = list(addresses[:3])
+        arguments[NUMBERS.index("scratch")] = addresses[3]
+        machine_code.run(function, arguments)
+
+    return Call([step], [scratch_size(columns)])
+
+
+def shares(rows: int, columns: int) -> dict[str, int]:
+    """How the work is shared among threads; what isn't shared, each of them copies."""
+    by_rows = rows > columns or math.ceil(columns / _COLUMNS) < machine_code.threads()
+    return {"by_rows": int(by_rows), "scratch_of_thread": _scratch_of_thread(columns)}
+
+
+def scratch_size(columns: int) -> int:
+    """Bytes of memory that a product needs."""
+    return machine_code.threads() * _scratch_of_thread(columns)
+
+
+def _scratch_of_thread(columns: int) -> int:
+    padded = math.ceil(columns / _COLUMNS) * _COLUMNS
+    return aligned((INNER_KEPT * _BLOCK_ROWS + _BLOCK_INNER * padded) * _NUMBER)
+
+
+@cache
+def _function() -> machine_code.Function:
+    name = "product"
+    return machine_code.compile(name, lambda module: write(Writer(module, name, NUMBERS, VECTOR), _copy_rows))
+
+
+def write(to: Writer, copy_left: CopyLeft) -> None:
+    """Writes a product's code. Its rows are a multiple of 2."""
+    code, given, number = to.code, to.given, to.number
+    own = to.array(code.add(given["scratch"], code.mul(to.thread(), given["scratch_of_thread"])))
+    left_block, right_block = own, code.gep(own, [number(INNER_KEPT * _BLOCK_ROWS)])
+    by_rows = code.icmp_signed("!=", given["by_rows"], number(0))
+    tiles, panels = (
+        code.sdiv(code.add(given[name], number(unit - 1)), number(unit))
+        for name, unit in (("rows", ROWS), ("columns", _COLUMNS))
+    )
+    share = to.share(code.select(by_rows, tiles, panels))
+    first_tile, last_tile = (
+        code.select(by_rows, own, all_) for own, all_ in zip(share, (number(0), tiles), strict=True)
+    )
+    first_panel, last_panel = (
+        code.select(by_rows, all_, own) for own, all_ in zip(share, (number(0), panels), strict=True)
+    )
+    begin, end = (to.smaller(code.mul(tile, number(ROWS)), given["rows"]) for tile in (first_tile, last_tile))
+    with to.loop(number(0), given["inner"], _BLOCK_INNER) as inner:
+        count = to.smaller(code.sub(given["inner"], inner), number(_BLOCK_INNER))
+        padded = code.mul(code.sdiv(code.add(count, number(_UNROLLED - 1)), number(_UNROLLED)), number(_UNROLLED))
+        overwrites = code.icmp_signed("==", inner, number(0))
+        with to.loop(first_panel, last_panel, _COPIED_TOGETHER) as panel:
+            last = to.smaller(code.add(panel, number(_COPIED_TOGETHER)), last_panel)
+            _copy_right(to, inner, count, padded, (panel, last), _panel(to, right_block, panel, first_panel))
+        has_panels = code.icmp_signed("<", first_panel, last_panel)
+        with to.loop(begin, code.select(has_panels, end, begin), _BLOCK_ROWS) as row:
+            rows = to.smaller(code.sub(end, row), number(_BLOCK_ROWS))
+            copy_left(to, inner, count, padded, row, rows, left_block)
+            with to.loop(first_panel, last_panel) as panel:
+                right = _panel(to, right_block, panel, first_panel)
+                _sum_tiles(to, left_block, right, padded, row, rows, panel, overwrites)
+    code.ret_void()
+
+
+def _panel(to: Writer, block: Any, panel: Any, first: Any) -> Any:
+    return to.code.gep(block, [to.code.mul(to.code.sub(panel, first), to.number(_BLOCK_INNER * _COLUMNS))])
+
+
+def _has_both_vectors(to: Writer, panel: Any) -> tuple[Any, Any]:
+    """A panel's first column, and whether there is more than one vector of them."""
+    column = to.code.mul(panel, to.number(_COLUMNS))
+    return column, to.code.icmp_signed("<", to.code.add(column, to.number(VECTOR)), to.given["columns"])
+
+
+def _copy_right(to: Writer, inner: Any, count: Any, padded: Any, panels: tuple[Any, Any], block: Any) -> None:
+    """Copies some panels of inner numbers, [panels, inner, _COLUMNS], then zeros."""
+    code, given, number = to.code, to.given, to.number
+    with to.loop(number(0), count) as i:
+        source = code.gep(to.array(given["right"]), [code.mul(code.add(inner, i), given["columns"])])
+        with to.loop(*panels) as panel:
+            target = code.gep(_panel(to, block, panel, panels[0]), [code.mul(i, number(_COLUMNS))])
+            column, has_both = _has_both_vectors(to, panel)
+            second = code.add(column, code.select(has_both, number(VECTOR), number(0)))
+            to.store(to.load(source, column), target, number(0))
+            to.store(to.load(source, second), target, number(VECTOR))
+    with to.loop(*panels) as panel, to.loop(count, padded) as i:
+        target = code.gep(_panel(to, block, panel, panels[0]), [code.mul(i, number(_COLUMNS))])
+        for half in (0, VECTOR):
+            to.store(to.zeros(), target, number(half))
+
+
+def _copy_rows(to: Writer, inner: Any, count: Any, padded: Any, row: Any, rows: Any, block: Any) -> None:
+    """Copies the left side's rows, whose inner numbers are neighbours; none are to be padded."""
+    del padded
+    code, given, number = to.code, to.given, to.number
+    with to.loop(number(0), rows, ROWS) as tile:
+        target = code.gep(block, [code.mul(tile, number(INNER_KEPT))])
+        lines = []
+        for i in range(ROWS):
+            # Behind the last row, that again.
+            own = to.smaller(code.add(code.add(row, tile), number(i)), code.sub(given["rows"], number(1)))
+            place = code.add(code.mul(own, given["inner"]), inner)
+            lines.append(code.gep(to.array(given["left"]), [place]))
+        with to.loop(number(0), count) as j:
+            numbers = code.gep(target, [code.mul(j, number(ROWS))])
+            for i, line in enumerate(lines):
+                code.store(code.load(code.gep(line, [j])), code.gep(numbers, [number(i)]))
+
+
+def _sum_tiles(to: Writer, left: Any, right: Any, inner: Any, row: Any, rows: Any, panel: Any, overwrites: Any) -> None:
+    """A block's rows times a panel."""
+    code, given, number = to.code, to.given, to.number
+    column, has_both = _has_both_vectors(to, panel)
+    with to.loop(number(0), rows, ROWS) as tile:
+        own = code.gep(left, [code.mul(tile, number(INNER_KEPT))])
+        remaining = code.sub(rows, tile)
+        place = code.add(code.mul(code.add(row, tile), given["columns"]), column)
+        result = code.gep(to.array(given["result"]), [place])
+        # Multiples of 2 leave 2 or 4 for the last tile.
+        for count, fits in (
+            (ROWS, code.icmp_signed(">=", remaining, number(ROWS))),
+            (4, code.icmp_signed("==", remaining, number(4))),
+            (2, code.icmp_signed("==", remaining, number(2))),
+        ):
+            for vectors, whole in ((2, has_both), (1, code.not_(has_both))):
+                with to.when(code.and_(fits, whole)):
+                    _sum(to, own, right, inner, result, count, vectors, overwrites)
+
+
+def _sum(to: Writer, left: Any, right: Any, inner: Any, result: Any, rows: int, vectors: int, overwrites: Any) -> None:
+    """A tile of the result, [rows, vectors of columns], in registers."""
+    code, number = to.code, to.number
+    sums = [to.zeros()] * (rows * vectors)
+    with to.loop(number(0), inner, _UNROLLED, sums) as first:
+        left_here, right_here = (
+            code.gep(block, [code.mul(first, number(size))]) for block, size in ((left, ROWS), (right, _COLUMNS))
+        )
+        for i in range(_UNROLLED):
+            loaded = [to.load(right_here, number(i * _COLUMNS + vector * VECTOR)) for vector in range(vectors)]
+            for row in range(rows):
+                factor = to.repeated(left_here, number(i * ROWS + row))
+                for vector, own in enumerate(loaded):
+                    place = row * vectors + vector
+                    sums[place] = to.multiplied_and_added(factor, own, to=sums[place])
+    for row in range(rows):
+        line = code.gep(result, [code.mul(to.given["columns"], number(row))])
+        for vector, value in enumerate(sums[row * vectors : (row + 1) * vectors]):
+            place = number(vector * VECTOR)
+            written = code.select(overwrites, to.zeros(), to.load(line, place))
+            to.store(code.fadd(written, value), line, place)

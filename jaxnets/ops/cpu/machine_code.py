@@ -1,0 +1,224 @@
+"""Small functions compiled for the processor at hand, by LLVM (package llvmlite), and run on all cores by OpenMP.
+
+For passes over memory that no primitive of oneDNN does. Their threads are those of oneDNN's own primitives.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from ctypes import c_int64, c_uint, c_void_p
+from functools import cache
+from typing import Any
+
+_INTEGER_BITS = 64
+
+
+@cache
+def _openmp() -> ctypes.CDLL:
+    """GCC's OpenMP library, which oneDNN has loaded."""
+    return ctypes.CDLL("libgomp.so.1")
+
+
+@cache
+def threads() -> int:
+    """Threads that run a function."""
+    count: int = _openmp().omp_get_max_threads()
+    return count
+
+
+class Writer:
+    """Writes one function's code: whole numbers of 64 bits, addresses of float32, and vectors of them.
+
+    The function is given whole numbers, and does the share of its thread.
+    """
+
+    def __init__(self, module: Any, name: str, arguments: Sequence[str], width: int) -> None:
+        """`arguments` are the names of the numbers, found in `given`; vectors have `width` numbers."""
+        from llvmlite import ir
+
+        self._ir = ir
+        self._integer = ir.IntType(_INTEGER_BITS)
+        self._float = ir.FloatType()
+        self._vector = ir.VectorType(self._float, width)
+        self._short = ir.VectorType(ir.IntType(32), width)
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType(self._integer)]), name)
+        self.code = ir.IRBuilder(function.append_basic_block())
+        places = (self.code.gep(function.args[0], [self.number(i)]) for i in range(len(arguments)))
+        self.given = {name: self.code.load(place) for name, place in zip(arguments, places, strict=True)}
+
+    def number(self, value: int) -> Any:
+        """A whole number that is known now."""
+        return self._ir.Constant(self._integer, value)
+
+    def thread(self) -> Any:
+        """This thread's number, less than `threads()`."""
+        return self._from_openmp("omp_get_thread_num")
+
+    def share(self, count: Any) -> tuple[Any, Any]:
+        """Where this thread's share of `count` things begins and ends."""
+        thread, threads = self.thread(), self._from_openmp("omp_get_num_threads")
+        begin, end = (
+            self.code.sdiv(self.code.mul(count, number), threads)
+            for number in (thread, self.code.add(thread, self.number(1)))
+        )
+        return begin, end
+
+    def _from_openmp(self, name: str) -> Any:
+        address = ctypes.cast(getattr(_openmp(), name), c_void_p).value
+        kind = self._ir.PointerType(self._ir.FunctionType(self._ir.IntType(32), []))
+        return self.code.sext(self.code.call(self.code.inttoptr(self.number(address or 0), kind), []), self._integer)
+
+    @contextmanager
+    def loop(self, begin: Any, end: Any, step: int = 1, sums: list[Any] | None = None) -> Iterator[Any]:
+        """A loop over numbers from `begin` to before `end`; the vectors `sums` are handed on from round to round.
+
+        The body replaces them in their list, where the last ones are afterwards.
+        """
+        code, before = self.code, self.code.block
+        sums = [] if sums is None else sums
+        head, body, after = (code.function.append_basic_block() for _ in range(3))
+        code.branch(head)
+        code.position_at_end(head)
+        number = code.phi(self._integer)
+        number.add_incoming(begin, before)
+        handed = [code.phi(self._vector) for _ in sums]
+        for own, first in zip(handed, sums, strict=True):
+            own.add_incoming(first, before)
+        sums[:] = handed
+        code.cbranch(code.icmp_signed("<", number, end), body, after)
+        code.position_at_end(body)
+        yield number
+        number.add_incoming(code.add(number, self.number(step)), code.block)
+        for own, last in zip(handed, sums, strict=True):
+            own.add_incoming(last, code.block)
+        code.branch(head)
+        code.position_at_end(after)
+        sums[:] = handed
+
+    @contextmanager
+    def when(self, condition: Any) -> Iterator[None]:
+        """What is done on a condition."""
+        done, after = (self.code.function.append_basic_block() for _ in range(2))
+        self.code.cbranch(condition, done, after)
+        self.code.position_at_end(done)
+        yield
+        self.code.branch(after)
+        self.code.position_at_end(after)
+
+    def smaller(self, left: Any, right: Any) -> Any:
+        """The smaller of two whole numbers."""
+        return self.code.select(self.code.icmp_signed("<", left, right), left, right)
+
+    def larger(self, left: Any, right: Any) -> Any:
+        """The larger of two whole numbers."""
+        return self.code.select(self.code.icmp_signed("<", left, right), right, left)
+
+    def zeros(self) -> Any:
+        """A vector of zeros."""
+        return self._ir.Constant(self._vector, [0.0] * self._vector.count)
+
+    def repeated(self, array: Any, index: Any) -> Any:
+        """The vector of one number of an array, again and again."""
+        ir, undefined = self._ir, self._ir.Constant(self._vector, self._ir.Undefined)
+        places = ir.VectorType(ir.IntType(32), self._vector.count)
+        one = self.code.load(self.code.gep(array, [index]))
+        alone = self.code.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
+        return self.code.shuffle_vector(alone, undefined, ir.Constant(places, [0] * self._vector.count))
+
+    def repeated_number(self, value: Any) -> Any:
+        """The vector of one whole number of at most 32 bits, again and again, as `load_bytes` gives them."""
+        ir, kind = self._ir, self._short
+        undefined = ir.Constant(kind, ir.Undefined)
+        alone = self.code.insert_element(
+            undefined, self.code.trunc(value, kind.element), ir.Constant(ir.IntType(32), 0)
+        )
+        return self.code.shuffle_vector(alone, undefined, ir.Constant(kind, [0] * kind.count))
+
+    def rearranged(self, value: Any, places: Sequence[int]) -> Any:
+        """A vector of another one's numbers, from these places."""
+        kind = self._ir.VectorType(self._ir.IntType(32), len(places))
+        return self.code.shuffle_vector(value, value, self._ir.Constant(kind, list(places)))
+
+    def multiplied_and_added(self, left: Any, right: Any, to: Any) -> Any:
+        """left * right + to, rounded once."""
+        name = f"llvm.fma.v{self._vector.count}f32"
+        kind = self._ir.FunctionType(self._vector, [self._vector] * 3)
+        known = self.code.module.globals.get(name) or self._ir.Function(self.code.module, kind, name)
+        return self.code.call(known, [left, right, to])
+
+    def array(self, address: Any) -> Any:
+        """The float32 array at an address that was given as a number."""
+        return self.code.inttoptr(address, self._ir.PointerType(self._float))
+
+    def bytes(self, address: Any) -> Any:
+        """The array of bytes at an address that was given as a number."""
+        return self.code.inttoptr(address, self._ir.PointerType(self._ir.IntType(8)))
+
+    def load_bytes(self, array: Any, index: Any) -> Any:
+        """The vector of whole numbers that begins at an index of an array of bytes."""
+        found = self.code.load(self._place_of_bytes(array, index))
+        found.align = 1
+        return self.code.zext(found, self._short)
+
+    def store_bytes(self, value: Any, array: Any, index: Any) -> None:
+        """Writes a vector of whole numbers at an index of an array of bytes."""
+        place = self._place_of_bytes(array, index)
+        self.code.store(self.code.trunc(value, place.type.pointee), place).align = 1
+
+    def load(self, array: Any, index: Any) -> Any:
+        """The vector that begins at an index of an array."""
+        found = self.code.load(self._place(array, index))
+        found.align = 4
+        return found
+
+    def store(self, value: Any, array: Any, index: Any) -> None:
+        """Writes a vector at an index of an array."""
+        self.code.store(value, self._place(array, index)).align = 4
+
+    def _place_of_bytes(self, array: Any, index: Any) -> Any:
+        kind = self._ir.VectorType(self._ir.IntType(8), self._vector.count)
+        return self.code.bitcast(self.code.gep(array, [index]), self._ir.PointerType(kind))
+
+    def _place(self, array: Any, index: Any) -> Any:
+        return self.code.bitcast(self.code.gep(array, [index]), self._ir.PointerType(self._vector))
+
+
+Function = Future[int]
+
+_compiler = ThreadPoolExecutor(1, "machine-code")
+_engines: list[Any] = []  # the code is theirs, and lives as long
+
+
+def compile(name: str, write: Callable[[Any], None]) -> Function:
+    """The function `name` that `write` puts into a module of LLVM's, compiled while Python goes on.
+
+    LLVM's passes over such code, which is written as it is to run, would double the time and gain nothing.
+    """
+    from llvmlite import ir
+
+    module = ir.Module()
+    write(module)
+    return _compiler.submit(_address, name, module)
+
+
+def _address(name: str, module: Any) -> int:
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module.triple = binding.get_process_triple()
+    parsed = binding.parse_assembly(str(module))
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=2
+    )
+    engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    address: int = engine.get_function_address(name)
+    return address
+
+
+def run(function: Function, arguments: "ctypes.Array[c_int64]") -> None:
+    """Runs the function on all cores."""
+    _openmp().GOMP_parallel(c_void_p(function.result()), ctypes.byref(arguments), c_uint(threads()), c_uint(0))

@@ -1,0 +1,120 @@
+"""Batch normalisation by oneDNN, and its gradient; operations as those of convolutions.py."""
+
+from collections.abc import Sequence
+from ctypes import c_float, c_uint, c_void_p
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxnets.ops.cpu.library import (
+    DESTINATION,
+    DESTINATION_GRADIENT,
+    FORWARD_TRAINING,
+    SCRATCH,
+    SCRATCHPAD_OF,
+    SOURCE,
+    SOURCE_GRADIENT,
+    WORKSPACE,
+    WORKSPACE_OF,
+    Call,
+    Images,
+    PrimitiveStep,
+    array_at,
+    attributes,
+    bytes_of,
+    chosen,
+    described,
+    engine,
+    images_of,
+    made,
+)
+
+_BACKWARD = 128
+_USE_SCALE_AND_SHIFT, _FUSE_RELU = 2 | 4, 8
+# Of dnnl_alg_kind_t: max(., 0), whose gradient reads its outputs.
+_RELU_BY_OUTPUTS = 0x100
+# Of DNNL_ARG_*.
+_MEAN, _VARIANCE, _SCALE, _SHIFT, _SCALE_GRADIENT, _SHIFT_GRADIENT = 49, 50, 51, 52, 255, 256
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Batch normalisation of [N, H, W, C] in training, over all axes but the last, with `relu` then max(., 0)."""
+
+    images: Images
+    epsilon: float
+    relu: bool
+
+    def call(self) -> Call:
+        """Operands inputs, scale and bias; results outputs, mean and variance."""
+        images, channels = self._arrays()
+        primitive = self._primitive(relu=self.relu)
+        scratch = chosen(primitive, SCRATCHPAD_OF)
+        operands = [(SOURCE, images, 0), (_SCALE, channels, 1), (_SHIFT, channels, 2), (DESTINATION, images, 3)]
+        operands += [(_MEAN, channels, 4), (_VARIANCE, channels, 5), (SCRATCH, scratch, 6)]
+        if not self.relu:
+            return Call([PrimitiveStep(primitive, operands)], [bytes_of(scratch)])
+        # oneDNN also writes the outputs' signs, which nobody reads.
+        signs = chosen(primitive, WORKSPACE_OF)
+        step = PrimitiveStep(primitive, [*operands, (WORKSPACE, signs, 7)])
+        return Call([step, self._pass_on_nan], [bytes_of(scratch), bytes_of(signs)])
+
+    def _pass_on_nan(self, arrays: Sequence[int]) -> None:
+        """Writes NaN where oneDNN's max(NaN, 0) is 0, which would hide that a network diverges."""
+        _, _, _, outputs, mean, var, *_ = arrays
+        channels = self.images[3:]
+        if not np.isfinite(array_at(var, channels)).all():
+            lost = np.isnan(array_at(var, channels)) | ~np.isfinite(array_at(mean, channels))
+            array_at(outputs, self.images)[..., lost] = np.nan
+
+    def _arrays(self) -> tuple[c_void_p, c_void_p]:
+        return images_of(self.images), described(self.images[3:], (1,))
+
+    def _options(self, *, relu: bool) -> tuple[c_float, c_uint]:
+        return c_float(self.epsilon), c_uint(_USE_SCALE_AND_SHIFT | (_FUSE_RELU if relu else 0))
+
+    def _primitive(self, *, relu: bool) -> c_void_p:
+        images, _ = self._arrays()
+        return made(
+            "dnnl_batch_normalization_forward_primitive_desc_create",
+            *(engine(), FORWARD_TRAINING, images, images, *self._options(relu=relu), attributes()),
+        )
+
+
+@dataclass(frozen=True)
+class NormalisationGradient(Normalisation):
+    """The gradients of `Normalisation`."""
+
+    def call(self) -> Call:
+        """Operands inputs, outputs' gradient, mean, variance, scale, outputs with relu; results by inputs, scale, bias.
+
+        With relu the gradient by the inputs first holds the gradient by what max(., 0) was taken of.
+        """
+        images, channels = self._arrays()
+        first = 6 if self.relu else 5
+        gradient = first if self.relu else 1
+        primitive = made(
+            "dnnl_batch_normalization_backward_primitive_desc_create",
+            *(engine(), _BACKWARD, images, images, images, *self._options(relu=False)),
+            *(self._primitive(relu=False), attributes()),
+        )
+        scratch = chosen(primitive, SCRATCHPAD_OF)
+        operands = [(SOURCE, images, 0), (DESTINATION_GRADIENT, images, gradient), (SOURCE_GRADIENT, images, first)]
+        operands += [(_MEAN, channels, 2), (_VARIANCE, channels, 3), (_SCALE, channels, 4)]
+        operands += [(_SCALE_GRADIENT, channels, first + 1), (_SHIFT_GRADIENT, channels, first + 2)]
+        step = PrimitiveStep(primitive, [*operands, (SCRATCH, scratch, first + 3)])
+        return Call([*([self._rectified()] if self.relu else []), step], [bytes_of(scratch)])
+
+    def _rectified(self) -> PrimitiveStep:
+        """The gradient where the outputs are positive, and 0 elsewhere, written to the gradient by the inputs."""
+        images, _ = self._arrays()
+        forward = made(
+            "dnnl_eltwise_forward_primitive_desc_create",
+            *(engine(), FORWARD_TRAINING, _RELU_BY_OUTPUTS, images, images, c_float(0), c_float(0), attributes()),
+        )
+        backward = made(
+            "dnnl_eltwise_backward_primitive_desc_create",
+            *(engine(), _RELU_BY_OUTPUTS, images, images, images, c_float(0), c_float(0), forward, attributes()),
+        )
+        operands = [(DESTINATION, images, 5), (DESTINATION_GRADIENT, images, 1), (SOURCE_GRADIENT, images, 6)]
+        return PrimitiveStep(backward, operands)

@@ -1,0 +1,227 @@
+"""Tiles of images to and from the 16 planes that Winograd's convolution F(2x2, 3x3) multiplies.
+
+An image's outputs are cut into tiles of 2x2 pixels. Each of them, and the 4x4 pixels that it is computed from, becomes
+16 sums of pixels, which lie in 16 planes: [16, tiles, C]. Lavin and Gray 2016 (arXiv:1509.09308), section 4.1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from ctypes import c_int64
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from jaxnets.ops.cpu import machine_code
+from jaxnets.ops.cpu.machine_code import Writer
+
+PLANES = 16
+TILE = 2
+# Channels must be a multiple of this.
+VECTOR = 8
+
+# Of one axis, the paper's B^T, G and A^T, but that the last point's sign is left out twice.
+_OF_INPUTS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
+_OF_KERNELS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_OF_OUTPUTS = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
+
+# [16, 9]: what a kernel's 9 taps become.
+KERNEL_SUMS = np.kron(_OF_KERNELS, _OF_KERNELS)
+
+_NUMBERS = (
+    *("image", "planes", "bias", "added", "outside", "first", "rows", "height", "width", "channels"),
+    *("tile_rows", "tile_columns"),
+)
+
+
+class Way(StrEnum):
+    """What is computed from what.
+
+    A convolution is `FROM_INPUTS`, products, `TO_OUTPUTS`; its gradient by the kernel is products of `FROM_INPUTS` and
+    `FROM_OUTPUTS`.
+    """
+
+    FROM_INPUTS = "from_inputs"
+    FROM_OUTPUTS = "from_outputs"
+    TO_OUTPUTS = "to_outputs"
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to outputs as they are written: a bias [C], and an array of their shape, are added, then max(., 0).
+
+    They are at places of the call.
+    """
+
+    bias: int
+    added: int | None
+    relu: bool
+
+
+_Grid = Sequence[Sequence[Any]]
+
+
+def tiles_in(images: Sequence[int]) -> tuple[int, int]:
+    """Rows of tiles that [N, H, W, C] is cut into, of all images, and the tiles in a row."""
+    count, height, width, _ = images
+    return count * math.ceil(height / TILE), math.ceil(width / TILE)
+
+
+class TileStep:
+    """Computes some rows of tiles' planes from images, or the images from the planes, as one of a call's steps."""
+
+    def __init__(
+        self,
+        way: Way,
+        images: Sequence[int],
+        first: int,
+        rows: int,
+        image_place: int,
+        planes_place: int,
+        finish: Finish | None = None,
+    ) -> None:
+        """The images are [N, H, W, C], the planes [16, tiles of these rows, C]; both lie at places of the call."""
+        _, height, width, channels = images
+        # What is outside of the images is 0 where it is read; where it is written, it may be anything.
+        self._outside = np.zeros(channels, np.float32)
+        columns = tiles_in(images)[1]
+        numbers = (
+            0,
+            0,
+            0,
+            0,
+            self._outside.ctypes.data,
+            first,
+            rows,
+            height,
+            width,
+            channels,
+            math.ceil(height / TILE),
+        )
+        self._arguments = (c_int64 * len(_NUMBERS))(*numbers, columns)
+        adds, relu = (finish.added is not None, finish.relu) if finish else (False, False)
+        self._function = _function(way, finish is not None, adds, relu)
+        others = (place for place in (finish.bias, finish.added) if place is not None) if finish else ()
+        self._places = image_place, planes_place, *others
+
+    def __call__(self, addresses: Sequence[int]) -> None:
+        self._arguments[: len(self._places)] = [addresses[place] for place in self._places]
+        machine_code.run(self._function, self._arguments)
+
+
+@cache
+def _function(way: Way, biased: bool, adds: bool, relu: bool) -> machine_code.Function:
+    def write(module: Any) -> None:
+        to = Writer(module, way, _NUMBERS, VECTOR)
+        if way == Way.FROM_INPUTS:
+            _write_to_planes(to, _OF_INPUTS, before=1)
+        elif way == Way.FROM_OUTPUTS:
+            _write_to_planes(to, _OF_OUTPUTS.T, before=0)
+        else:
+            _write_from_planes(to, _OF_OUTPUTS, biased, adds, relu)
+
+    return machine_code.compile(way, write)
+
+
+def _write_to_planes(to: Writer, sums: np.ndarray, before: int) -> None:
+    """Sums of pixels, of `sums` on both axes, from so many before the tile on, are written to the planes."""
+
+    def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
+        (pixels,) = grids
+        found = _both_axes(to, sums, [[to.load(pixel, channel) for pixel in row] for row in pixels])
+        for value, plane in zip((value for row in found for value in row), planes, strict=True):
+            to.store(value, plane, channel)
+
+    _write_loops(to, ("image",), sums.shape[1], before, write)
+
+
+def _write_from_planes(to: Writer, sums: np.ndarray, biased: bool, adds: bool, relu: bool) -> None:
+    """Sums of planes, of `sums` on both axes, are finished and written to the tile's pixels."""
+
+    def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
+        values = [to.load(plane, channel) for plane in planes]
+        side = sums.shape[1]
+        found = _both_axes(to, sums, [values[i * side : (i + 1) * side] for i in range(side)])
+        for row, column in np.ndindex(len(sums), len(sums)):
+            value = found[row][column]
+            if biased:
+                value = to.code.fadd(value, to.load(to.array(to.given["bias"]), channel))
+            if adds:
+                value = to.code.fadd(value, to.load(grids[1][row][column], channel))
+            if relu:
+                # What oneDNN's sums have as infinity is NaN here, and is not to become 0.
+                value = to.code.select(to.code.fcmp_unordered(">", value, to.zeros()), value, to.zeros())
+            to.store(value, grids[0][row][column], channel)
+
+    _write_loops(to, ("image", "added") if adds else ("image",), len(sums), 0, write)
+
+
+def _write_loops(
+    to: Writer,
+    images: Sequence[str],
+    side: int,
+    before: int,
+    write: Callable[[Sequence[_Grid], Sequence[Any], Any], None],
+) -> None:
+    """Loops over tiles and channels; `write` is told `side` x `side` pixels of each image, the planes, the channel."""
+    code, given = to.code, to.given
+    planes, outside = (to.array(given[name]) for name in ("planes", "outside"))
+    plane_size = code.mul(code.mul(given["rows"], given["tile_columns"]), given["channels"])
+    begin, end = to.share(given["rows"])
+    with to.loop(begin, end) as row:
+        image_number, tile_row = (
+            operation(code.add(given["first"], row), given["tile_rows"]) for operation in (code.sdiv, code.srem)
+        )
+        ys, rows_inside = _along(to, tile_row, given["height"], side, before)
+        first_row = code.mul(image_number, given["height"])
+        lines = [code.mul(code.add(first_row, y), given["width"]) for y in ys]
+        with to.loop(to.number(0), given["tile_columns"]) as column:
+            xs, columns_inside = _along(to, column, given["width"], side, before)
+            grids = [
+                [
+                    [
+                        code.select(
+                            code.and_(row_inside, column_inside),
+                            code.gep(to.array(given[name]), [code.mul(code.add(line, x), given["channels"])]),
+                            outside,
+                        )
+                        for x, column_inside in zip(xs, columns_inside, strict=True)
+                    ]
+                    for line, row_inside in zip(lines, rows_inside, strict=True)
+                ]
+                for name in images
+            ]
+            tile = code.add(code.mul(row, given["tile_columns"]), column)
+            first = code.gep(planes, [code.mul(tile, given["channels"])])
+            own = [code.gep(first, [code.mul(plane_size, to.number(i))]) for i in range(PLANES)]
+            with to.loop(to.number(0), given["channels"], VECTOR) as channel:
+                write(grids, own, channel)
+    code.ret_void()
+
+
+def _along(to: Writer, tile: Any, size: Any, side: int, before: int) -> tuple[list[Any], list[Any]]:
+    """Along one axis, where a tile's pixels lie, and whether that is inside."""
+    start = to.code.mul(tile, to.number(TILE))
+    places = [to.code.add(start, to.number(i - before)) for i in range(side)]
+    return places, [to.code.icmp_unsigned("<", place, size) for place in places]
+
+
+def _both_axes(to: Writer, sums: np.ndarray, values: _Grid) -> list[list[Any]]:
+    down = [_sums(to, sums, column) for column in zip(*values, strict=True)]
+    return [_sums(to, sums, row) for row in zip(*down, strict=True)]
+
+
+def _sums(to: Writer, sums: np.ndarray, values: Sequence[Any]) -> list[Any]:
+    """Sums of vectors with factors 1, 0 and -1, of which one at least is 1."""
+    found = []
+    for factors in sums:
+        first, *others = (value for value, factor in zip(values, factors, strict=True) if factor == 1)
+        for value in others:
+            first = to.code.fadd(first, value)
+        for value, factor in zip(values, factors, strict=True):
+            if factor == -1:
+                first = to.code.fsub(first, value)
+        found.append(first)
+    return found
