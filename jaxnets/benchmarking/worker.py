@@ -26,6 +26,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.models.initialization import initial_variables
 from jaxnets.models.registry import create_model, family_of
+from jaxnets.ops import keep_memory
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.losses import cross_entropy, smoothed_targets
 from jaxnets.training.parallel import Parallel, memory_explained
@@ -83,6 +84,7 @@ def main(arguments: list[str]) -> None:
         "measure": _measure,
         "profile": _profile,
     }
+    keep_memory()
     try:
         print(json.dumps(tasks[task](Job(**json.loads(job)), *more)))
     except InputError as error:
@@ -142,7 +144,7 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
 def _measure(job: Job, started: str) -> dict[str, Any]:
     """Images a second; `started` is when this process was, as time.time()."""
     with memory_explained(job.batch_size):
-        step, initial_seconds, compile_seconds = _step(job)
+        step, initial_seconds, compile_seconds = make_step(job)
         jax.block_until_ready(step())
         first_step_seconds = time.time() - float(started)
         jax.block_until_ready([step() for _ in range(job.warm_up_steps - 1)])
@@ -159,7 +161,7 @@ def _measure(job: Job, started: str) -> dict[str, Any]:
 
 def _profile(job: Job, folder: str) -> dict[str, Any]:
     with memory_explained(job.batch_size):
-        step, _, _ = _step(job)
+        step, _, _ = make_step(job)
         for _ in range(2):
             jax.block_until_ready(step())
         with jax.profiler.trace(folder):
@@ -172,7 +174,8 @@ def _profile(job: Job, folder: str) -> dict[str, Any]:
 _Step = tuple[Callable[[], Any], float, Callable[[], float]]
 
 
-def _step(job: Job) -> _Step:
+def make_step(job: Job) -> _Step:
+    """The step that a job measures."""
     parallel = Parallel.choose(job.parallel)
     parallel.check_batch_size(job.batch_size)
     model: Any = create_model(job.arch, num_classes=CLASSES, dtype=jnp.dtype(job.dtype))

@@ -13,7 +13,7 @@ PARTS = (
     *("scheduler", "waiting_threads"),
 )
 
-_lock = threading.RLock()
+_lock = threading.Lock()
 _state: bool | None = None
 
 
@@ -30,7 +30,6 @@ def available() -> bool:
     if _state is None:
         with _lock:
             if _state is None:
-                _state = False  # for the operations of the test itself
                 _state = _works()
     return _state
 
@@ -40,8 +39,10 @@ def disable(error: Exception) -> None:
     global _state
     _state = False
     text = " ".join(str(error).split())
-    warnings.warn(
-        f"the CPU engine is off, training and inference are slower: {type(error).__name__}: {text}", stacklevel=2
+    # Without a file whose source Python would print below it.
+    warnings.warn_explicit(
+        f"the CPU engine is off, so training and inference are slower: {type(error).__name__}: {text}",
+        *(UserWarning, "jaxnets", 1),
     )
 
 

@@ -83,7 +83,7 @@ def _scratch_of_thread(columns: int) -> int:
 
 
 @cache
-def _function() -> machine_code.Function:
+def _function() -> int:
     name = "product"
     return machine_code.compile(name, lambda module: write(Writer(module, name, NUMBERS, VECTOR), _copy_rows))
 

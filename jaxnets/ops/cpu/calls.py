@@ -6,11 +6,12 @@ calls can be kept in JAX's compilation cache; they cannot be exported.
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import c_int32
 from dataclasses import asdict
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -53,9 +54,43 @@ class _Plan(NamedTuple):
     memory: int
 
 
+class Plans:
+    """The calls that are ready to run, by their texts, and their operations."""
+
+    def __init__(self) -> None:
+        self._plans: dict[str, _Plan] = {}
+        self._operations: dict[str, Call] = {}
+
+    def find(self, text: str) -> _Plan:
+        """The plan of a call, prepared now if it is new."""
+        if text not in self._plans:
+            fields = json.loads(text)
+            operations = [(self._prepared(kind, numbers), indices) for kind, numbers, indices in fields["operations"]]
+            offsets, size = _layout(fields["temporaries"], [indices for _, indices in operations])
+            scratch = max(operation.scratch_size for operation, _ in operations)
+            self._plans[text] = _Plan(operations, fields["rows"], offsets, size, size + scratch)
+        return self._plans[text]
+
+    def _prepared(self, kind: str, numbers: dict[str, Any]) -> Call:
+        """An operation; calls may share it, as one call runs at a time."""
+        text = json.dumps([kind, numbers])
+        if text not in self._operations:
+            self._operations[text] = prepare(kind, numbers)
+        return self._operations[text]
+
+
 _lock = threading.Lock()
-_plans: dict[str, _Plan] = {}
+_plans = Plans()
 _scratch = scratch_memory(0)
+
+
+@contextmanager
+def using(plans: Plans) -> Iterator[None]:
+    """Runs and prepares calls with other plans, as to compare parts of the engine."""
+    global _plans
+    before, _plans = _plans, plans
+    yield
+    _plans = before
 
 
 @cache
@@ -73,24 +108,13 @@ def call(
     """
     text = call_text([(type(operation).__name__, asdict(operation), indices) for operation, indices in operations])
     with _lock:
-        if text not in _plans:
-            _plans[text] = _plan(text)
+        _plans.find(text)
     shapes = [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results]
     return list(jax.ffi.ffi_call(TARGET, shapes)(*operands, call=text))
 
 
-def _plan(text: str) -> _Plan:
-    fields = json.loads(text)
-    operations = [(_prepare(json.dumps([kind, numbers])), indices) for kind, numbers, indices in fields["operations"]]
-    offsets, size = _layout(fields["temporaries"], [indices for _, indices in operations])
-    scratch = max(operation.scratch_size for operation, _ in operations)
-    return _Plan(operations, fields["rows"], offsets, size, size + scratch)
-
-
-@cache
-def _prepare(text: str) -> Call:
-    """An operation, given as its kind and numbers; calls may share it, as one call runs at a time."""
-    kind, numbers = json.loads(text)
+def prepare(kind: str, numbers: dict[str, Any]) -> Call:
+    """An operation that is ready to run, from its kind and its numbers."""
     prepared: Call = _KINDS[kind](**numbers).call()
     return prepared
 
@@ -129,9 +153,7 @@ def _run(text: str, addresses: Sequence[int]) -> None:
     """Runs a call on all cores. If XLA runs several calls at once, they wait for each other."""
     global _scratch
     with _lock:
-        if text not in _plans:
-            _plans[text] = _plan(text)
-        plan = _plans[text]
+        plan = _plans.find(text)
         if len(_scratch[0]) < plan.memory:
             _scratch = scratch_memory(plan.memory)
         memory = _scratch[1]

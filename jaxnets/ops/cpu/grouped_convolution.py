@@ -86,7 +86,7 @@ def _convolution(
 
 
 @cache
-def _function() -> machine_code.Function:
+def _function() -> int:
     name = "grouped"
     return machine_code.compile(name, lambda module: _write(Writer(module, name, _NUMBERS, _VECTOR)))
 

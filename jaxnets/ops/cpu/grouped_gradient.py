@@ -61,7 +61,7 @@ def weight_gradient(images: Sequence[int], kernel: Sequence[int], outputs: Seque
 
 
 @cache
-def _function(spreads: bool) -> machine_code.Function:
+def _function(spreads: bool) -> int:
     name = "grouped_gradient_spread" if spreads else "grouped_gradient"
     return machine_code.compile(name, lambda module: _write(Writer(module, name, _NUMBERS, _VECTOR), spreads))
 

@@ -123,7 +123,7 @@ def register(target: str, function: Callable[[str, Sequence[int]], None]) -> Non
     mailbox = _Mailbox()
     for name in ("called", "finished"):
         libc.sem_init(ctypes.byref(mailbox, getattr(_Mailbox, name).offset), 0, 0)
-    address = machine_code.compile("handle", lambda module: _write(module, ctypes.addressof(mailbox))).result()
+    address = machine_code.compile("handle", lambda module: _write(module, ctypes.addressof(mailbox)))
     handler = ctypes.CFUNCTYPE(c_void_p, c_void_p)(address)
     _alive.extend([mailbox, handler])
     thread = threading.Thread(target=_serve, args=(mailbox, target, function), name=target, daemon=True)

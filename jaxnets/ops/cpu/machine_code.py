@@ -5,7 +5,6 @@ For passes over memory that no primitive of oneDNN does. Their threads are those
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from ctypes import c_int64, c_uint, c_void_p
 from functools import cache
@@ -184,27 +183,18 @@ class Writer:
         return self.code.bitcast(self.code.gep(array, [index]), self._ir.PointerType(self._vector))
 
 
-Function = Future[int]
-
-_compiler = ThreadPoolExecutor(1, "machine-code")
-_engines: list[Any] = []  # the code is theirs, and lives as long
+_engines: list[Any] = []  # they own the code
 
 
-def compile(name: str, write: Callable[[Any], None]) -> Function:
-    """The function `name` that `write` puts into a module of LLVM's, compiled while Python goes on.
+def compile(name: str, write: Callable[[Any], None]) -> int:
+    """The address of the function `name` that `write` adds to a module of LLVM.
 
-    LLVM's passes over such code, which is written as it is to run, would double the time and gain nothing.
+    LLVM's own passes are left out: such code is written as it is to run.
     """
-    from llvmlite import ir
+    from llvmlite import binding, ir
 
     module = ir.Module()
     write(module)
-    return _compiler.submit(_address, name, module)
-
-
-def _address(name: str, module: Any) -> int:
-    from llvmlite import binding
-
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     module.triple = binding.get_process_triple()
@@ -219,6 +209,6 @@ def _address(name: str, module: Any) -> int:
     return address
 
 
-def run(function: Function, arguments: "ctypes.Array[c_int64]") -> None:
+def run(function: int, arguments: "ctypes.Array[c_int64]") -> None:
     """Runs the function on all cores."""
-    _openmp().GOMP_parallel(c_void_p(function.result()), ctypes.byref(arguments), c_uint(threads()), c_uint(0))
+    _openmp().GOMP_parallel(c_void_p(function), ctypes.byref(arguments), c_uint(threads()), c_uint(0))

@@ -74,13 +74,13 @@ def max_pool_gradient(
 
 
 @cache
-def _function(window: int, winners: bool) -> machine_code.Function:
+def _function(window: int, winners: bool) -> int:
     name = f"max_pool_{window}{'_winners' * winners}"
     return machine_code.compile(name, lambda module: _write(Writer(module, name, _NUMBERS, _VECTOR), window, winners))
 
 
 @cache
-def _gradient_function(window: int, reach: int) -> machine_code.Function:
+def _gradient_function(window: int, reach: int) -> int:
     name = f"max_pool_gradient_{window}_{reach}"
     return machine_code.compile(
         name, lambda module: _write_gradient(Writer(module, name, _NUMBERS, _VECTOR), window, reach)

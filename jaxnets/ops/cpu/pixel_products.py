@@ -103,7 +103,7 @@ class PixelProductStep:
 
 
 @cache
-def _function() -> machine_code.Function:
+def _function() -> int:
     name = "pixel_products"
     return machine_code.compile(name, lambda module: write(Writer(module, name, _NUMBERS, VECTOR), _copy_channels))
 

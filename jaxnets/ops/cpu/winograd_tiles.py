@@ -112,7 +112,7 @@ class TileStep:
 
 
 @cache
-def _function(way: Way, biased: bool, adds: bool, relu: bool) -> machine_code.Function:
+def _function(way: Way, biased: bool, adds: bool, relu: bool) -> int:
     def write(module: Any) -> None:
         to = Writer(module, way, _NUMBERS, VECTOR)
         if way == Way.FROM_INPUTS:

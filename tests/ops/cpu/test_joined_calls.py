@@ -71,7 +71,7 @@ def test_what_only_the_call_needs_shares_memory() -> None:
     assert memory.temp_size_in_bytes < arguments[0].nbytes
     program(*arguments)
     (text,) = re.findall(r'call = "((?:[^"\\]|\\.)*)"', jitted.lower(*arguments).as_text())
-    prepared = calls._plans[text.replace("\\22", '"')]
+    prepared = calls._plans.find(text.replace("\\22", '"'))
     assert len(prepared.temporaries) > 24
     assert prepared.scratch < 3 * arguments[0].nbytes
 
