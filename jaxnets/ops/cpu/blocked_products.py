@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.availability import uses
-from jaxnets.ops.cpu.library import Call, aligned, has_avx2_alone
+from jaxnets.ops.cpu.library import Call, aligned, has_only_avx2
 from jaxnets.ops.cpu.machine_code import Writer
 
 # What is read and written at a time; columns must be a multiple of it.
@@ -44,7 +44,7 @@ _MOST_ROWS, _FEWEST_COLUMNS = 512, 256
 
 def suits(rows: int, inner: int, columns: int) -> bool:
     """Whether `product` can be used, and is faster."""
-    if rows % 2 or inner % _UNROLLED or columns % VECTOR or not has_avx2_alone():
+    if rows % 2 or inner % _UNROLLED or columns % VECTOR or not has_only_avx2():
         return False
     return rows < _MOST_ROWS and min(inner, columns) >= _FEWEST_COLUMNS and uses("blocked_products")
 
@@ -88,124 +88,132 @@ def _function() -> int:
     return machine_code.compile(name, lambda module: write(Writer(module, name, NUMBERS, VECTOR), _copy_rows))
 
 
-def write(to: Writer, copy_left: CopyLeft) -> None:
+def write(writer: Writer, copy_left: CopyLeft) -> None:
     """Writes a product's code. Its rows are a multiple of 2."""
-    code, given, number = to.code, to.given, to.number
-    own = to.array(code.add(given["scratch"], code.mul(to.thread(), given["scratch_of_thread"])))
-    left_block, right_block = own, code.gep(own, [number(INNER_KEPT * _BLOCK_ROWS)])
-    by_rows = code.icmp_signed("!=", given["by_rows"], number(0))
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
+    own = writer.array(code.add(arguments["scratch"], code.mul(writer.thread(), arguments["scratch_of_thread"])))
+    left_block, right_block = own, code.gep(own, [constant(INNER_KEPT * _BLOCK_ROWS)])
+    by_rows = code.icmp_signed("!=", arguments["by_rows"], constant(0))
     tiles, panels = (
-        code.sdiv(code.add(given[name], number(unit - 1)), number(unit))
+        code.sdiv(code.add(arguments[name], constant(unit - 1)), constant(unit))
         for name, unit in (("rows", ROWS), ("columns", _COLUMNS))
     )
-    share = to.share(code.select(by_rows, tiles, panels))
+    share = writer.share(code.select(by_rows, tiles, panels))
     first_tile, last_tile = (
-        code.select(by_rows, own, all_) for own, all_ in zip(share, (number(0), tiles), strict=True)
+        code.select(by_rows, own, all_) for own, all_ in zip(share, (constant(0), tiles), strict=True)
     )
     first_panel, last_panel = (
-        code.select(by_rows, all_, own) for own, all_ in zip(share, (number(0), panels), strict=True)
+        code.select(by_rows, all_, own) for own, all_ in zip(share, (constant(0), panels), strict=True)
     )
-    begin, end = (to.smaller(code.mul(tile, number(ROWS)), given["rows"]) for tile in (first_tile, last_tile))
-    with to.loop(number(0), given["inner"], _BLOCK_INNER) as inner:
-        count = to.smaller(code.sub(given["inner"], inner), number(_BLOCK_INNER))
-        padded = code.mul(code.sdiv(code.add(count, number(_UNROLLED - 1)), number(_UNROLLED)), number(_UNROLLED))
-        overwrites = code.icmp_signed("==", inner, number(0))
-        with to.loop(first_panel, last_panel, _COPIED_TOGETHER) as panel:
-            last = to.smaller(code.add(panel, number(_COPIED_TOGETHER)), last_panel)
-            _copy_right(to, inner, count, padded, (panel, last), _panel(to, right_block, panel, first_panel))
+    begin, end = (writer.minimum(code.mul(tile, constant(ROWS)), arguments["rows"]) for tile in (first_tile, last_tile))
+    with writer.loop(constant(0), arguments["inner"], _BLOCK_INNER) as inner:
+        count = writer.minimum(code.sub(arguments["inner"], inner), constant(_BLOCK_INNER))
+        padded = code.mul(code.sdiv(code.add(count, constant(_UNROLLED - 1)), constant(_UNROLLED)), constant(_UNROLLED))
+        overwrites = code.icmp_signed("==", inner, constant(0))
+        with writer.loop(first_panel, last_panel, _COPIED_TOGETHER) as panel:
+            last = writer.minimum(code.add(panel, constant(_COPIED_TOGETHER)), last_panel)
+            _copy_right(writer, inner, count, padded, (panel, last), _panel(writer, right_block, panel, first_panel))
         has_panels = code.icmp_signed("<", first_panel, last_panel)
-        with to.loop(begin, code.select(has_panels, end, begin), _BLOCK_ROWS) as row:
-            rows = to.smaller(code.sub(end, row), number(_BLOCK_ROWS))
-            copy_left(to, inner, count, padded, row, rows, left_block)
-            with to.loop(first_panel, last_panel) as panel:
-                right = _panel(to, right_block, panel, first_panel)
-                _sum_tiles(to, left_block, right, padded, row, rows, panel, overwrites)
+        with writer.loop(begin, code.select(has_panels, end, begin), _BLOCK_ROWS) as row:
+            rows = writer.minimum(code.sub(end, row), constant(_BLOCK_ROWS))
+            copy_left(writer, inner, count, padded, row, rows, left_block)
+            with writer.loop(first_panel, last_panel) as panel:
+                right = _panel(writer, right_block, panel, first_panel)
+                _sum_tiles(writer, left_block, right, padded, row, rows, panel, overwrites)
     code.ret_void()
 
 
-def _panel(to: Writer, block: Any, panel: Any, first: Any) -> Any:
-    return to.code.gep(block, [to.code.mul(to.code.sub(panel, first), to.number(_BLOCK_INNER * _COLUMNS))])
+def _panel(writer: Writer, block: Any, panel: Any, first: Any) -> Any:
+    return writer.code.gep(
+        block, [writer.code.mul(writer.code.sub(panel, first), writer.constant(_BLOCK_INNER * _COLUMNS))]
+    )
 
 
-def _has_both_vectors(to: Writer, panel: Any) -> tuple[Any, Any]:
+def _has_both_vectors(writer: Writer, panel: Any) -> tuple[Any, Any]:
     """A panel's first column, and whether there is more than one vector of them."""
-    column = to.code.mul(panel, to.number(_COLUMNS))
-    return column, to.code.icmp_signed("<", to.code.add(column, to.number(VECTOR)), to.given["columns"])
+    column = writer.code.mul(panel, writer.constant(_COLUMNS))
+    return column, writer.code.icmp_signed(
+        "<", writer.code.add(column, writer.constant(VECTOR)), writer.arguments["columns"]
+    )
 
 
-def _copy_right(to: Writer, inner: Any, count: Any, padded: Any, panels: tuple[Any, Any], block: Any) -> None:
+def _copy_right(writer: Writer, inner: Any, count: Any, padded: Any, panels: tuple[Any, Any], block: Any) -> None:
     """Copies some panels of inner numbers, [panels, inner, _COLUMNS], then zeros."""
-    code, given, number = to.code, to.given, to.number
-    with to.loop(number(0), count) as i:
-        source = code.gep(to.array(given["right"]), [code.mul(code.add(inner, i), given["columns"])])
-        with to.loop(*panels) as panel:
-            target = code.gep(_panel(to, block, panel, panels[0]), [code.mul(i, number(_COLUMNS))])
-            column, has_both = _has_both_vectors(to, panel)
-            second = code.add(column, code.select(has_both, number(VECTOR), number(0)))
-            to.store(to.load(source, column), target, number(0))
-            to.store(to.load(source, second), target, number(VECTOR))
-    with to.loop(*panels) as panel, to.loop(count, padded) as i:
-        target = code.gep(_panel(to, block, panel, panels[0]), [code.mul(i, number(_COLUMNS))])
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
+    with writer.loop(constant(0), count) as i:
+        source = code.gep(writer.array(arguments["right"]), [code.mul(code.add(inner, i), arguments["columns"])])
+        with writer.loop(*panels) as panel:
+            target = code.gep(_panel(writer, block, panel, panels[0]), [code.mul(i, constant(_COLUMNS))])
+            column, has_both = _has_both_vectors(writer, panel)
+            second = code.add(column, code.select(has_both, constant(VECTOR), constant(0)))
+            writer.store(writer.load(source, column), target, constant(0))
+            writer.store(writer.load(source, second), target, constant(VECTOR))
+    with writer.loop(*panels) as panel, writer.loop(count, padded) as i:
+        target = code.gep(_panel(writer, block, panel, panels[0]), [code.mul(i, constant(_COLUMNS))])
         for half in (0, VECTOR):
-            to.store(to.zeros(), target, number(half))
+            writer.store(writer.zeros(), target, constant(half))
 
 
-def _copy_rows(to: Writer, inner: Any, count: Any, padded: Any, row: Any, rows: Any, block: Any) -> None:
+def _copy_rows(writer: Writer, inner: Any, count: Any, padded: Any, row: Any, rows: Any, block: Any) -> None:
     """Copies the left side's rows, whose inner numbers are neighbours; none are to be padded."""
     del padded
-    code, given, number = to.code, to.given, to.number
-    with to.loop(number(0), rows, ROWS) as tile:
-        target = code.gep(block, [code.mul(tile, number(INNER_KEPT))])
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
+    with writer.loop(constant(0), rows, ROWS) as tile:
+        target = code.gep(block, [code.mul(tile, constant(INNER_KEPT))])
         lines = []
         for i in range(ROWS):
             # Behind the last row, that again.
-            own = to.smaller(code.add(code.add(row, tile), number(i)), code.sub(given["rows"], number(1)))
-            place = code.add(code.mul(own, given["inner"]), inner)
-            lines.append(code.gep(to.array(given["left"]), [place]))
-        with to.loop(number(0), count) as j:
-            numbers = code.gep(target, [code.mul(j, number(ROWS))])
+            own = writer.minimum(code.add(code.add(row, tile), constant(i)), code.sub(arguments["rows"], constant(1)))
+            place = code.add(code.mul(own, arguments["inner"]), inner)
+            lines.append(code.gep(writer.array(arguments["left"]), [place]))
+        with writer.loop(constant(0), count) as j:
+            numbers = code.gep(target, [code.mul(j, constant(ROWS))])
             for i, line in enumerate(lines):
-                code.store(code.load(code.gep(line, [j])), code.gep(numbers, [number(i)]))
+                code.store(code.load(code.gep(line, [j])), code.gep(numbers, [constant(i)]))
 
 
-def _sum_tiles(to: Writer, left: Any, right: Any, inner: Any, row: Any, rows: Any, panel: Any, overwrites: Any) -> None:
+def _sum_tiles(
+    writer: Writer, left: Any, right: Any, inner: Any, row: Any, rows: Any, panel: Any, overwrites: Any
+) -> None:
     """A block's rows times a panel."""
-    code, given, number = to.code, to.given, to.number
-    column, has_both = _has_both_vectors(to, panel)
-    with to.loop(number(0), rows, ROWS) as tile:
-        own = code.gep(left, [code.mul(tile, number(INNER_KEPT))])
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
+    column, has_both = _has_both_vectors(writer, panel)
+    with writer.loop(constant(0), rows, ROWS) as tile:
+        own = code.gep(left, [code.mul(tile, constant(INNER_KEPT))])
         remaining = code.sub(rows, tile)
-        place = code.add(code.mul(code.add(row, tile), given["columns"]), column)
-        result = code.gep(to.array(given["result"]), [place])
+        place = code.add(code.mul(code.add(row, tile), arguments["columns"]), column)
+        result = code.gep(writer.array(arguments["result"]), [place])
         # Multiples of 2 leave 2 or 4 for the last tile.
         for count, fits in (
-            (ROWS, code.icmp_signed(">=", remaining, number(ROWS))),
-            (4, code.icmp_signed("==", remaining, number(4))),
-            (2, code.icmp_signed("==", remaining, number(2))),
+            (ROWS, code.icmp_signed(">=", remaining, constant(ROWS))),
+            (4, code.icmp_signed("==", remaining, constant(4))),
+            (2, code.icmp_signed("==", remaining, constant(2))),
         ):
             for vectors, whole in ((2, has_both), (1, code.not_(has_both))):
-                with to.when(code.and_(fits, whole)):
-                    _sum(to, own, right, inner, result, count, vectors, overwrites)
+                with writer.when(code.and_(fits, whole)):
+                    _sum(writer, own, right, inner, result, count, vectors, overwrites)
 
 
-def _sum(to: Writer, left: Any, right: Any, inner: Any, result: Any, rows: int, vectors: int, overwrites: Any) -> None:
+def _sum(
+    writer: Writer, left: Any, right: Any, inner: Any, result: Any, rows: int, vectors: int, overwrites: Any
+) -> None:
     """A tile of the result, [rows, vectors of columns], in registers."""
-    code, number = to.code, to.number
-    sums = [to.zeros()] * (rows * vectors)
-    with to.loop(number(0), inner, _UNROLLED, sums) as first:
+    code, constant = writer.code, writer.constant
+    sums = [writer.zeros()] * (rows * vectors)
+    with writer.loop(constant(0), inner, _UNROLLED, sums) as first:
         left_here, right_here = (
-            code.gep(block, [code.mul(first, number(size))]) for block, size in ((left, ROWS), (right, _COLUMNS))
+            code.gep(block, [code.mul(first, constant(size))]) for block, size in ((left, ROWS), (right, _COLUMNS))
         )
         for i in range(_UNROLLED):
-            loaded = [to.load(right_here, number(i * _COLUMNS + vector * VECTOR)) for vector in range(vectors)]
+            loaded = [writer.load(right_here, constant(i * _COLUMNS + vector * VECTOR)) for vector in range(vectors)]
             for row in range(rows):
-                factor = to.repeated(left_here, number(i * ROWS + row))
+                factor = writer.broadcast(left_here, constant(i * ROWS + row))
                 for vector, own in enumerate(loaded):
                     place = row * vectors + vector
-                    sums[place] = to.multiplied_and_added(factor, own, to=sums[place])
+                    sums[place] = writer.multiply_add(factor, own, addend=sums[place])
     for row in range(rows):
-        line = code.gep(result, [code.mul(to.given["columns"], number(row))])
+        line = code.gep(result, [code.mul(writer.arguments["columns"], constant(row))])
         for vector, value in enumerate(sums[row * vectors : (row + 1) * vectors]):
-            place = number(vector * VECTOR)
-            written = code.select(overwrites, to.zeros(), to.load(line, place))
-            to.store(code.fadd(written, value), line, place)
+            place = constant(vector * VECTOR)
+            written = code.select(overwrites, writer.zeros(), writer.load(line, place))
+            writer.store(code.fadd(written, value), line, place)

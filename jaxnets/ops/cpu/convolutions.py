@@ -30,17 +30,17 @@ from jaxnets.ops.cpu.library import (
     attributes,
     bytes_of,
     check,
-    chosen,
-    described,
+    create,
+    create_attributes,
+    describe,
+    describe_images,
     engine,
     has_avx512,
-    images_of,
     libraries,
-    made,
-    made_attributes,
     multiply,
     numbers,
     primitive_call,
+    query,
 )
 
 _DIRECT = 1
@@ -91,9 +91,9 @@ class Convolution:
             return call
         if self._is_product():
             return self._product()
-        images, outputs, free_kernel = images_of(self.images), images_of(self.outputs), self._layout.free
+        images, outputs, free_kernel = describe_images(self.images), describe_images(self.outputs), self._layout.free
         window = self._window()
-        forward = made(
+        forward = create(
             "dnnl_convolution_forward_primitive_desc_create",
             *(engine(), FORWARD_TRAINING, _DIRECT, images, free_kernel, None, outputs, *window, attributes()),
         )
@@ -102,20 +102,20 @@ class Convolution:
             primitive = forward
             operands = [(SOURCE, images, first), (DESTINATION, outputs, result)]
         elif self.direction == Direction.INPUT_GRADIENT:
-            primitive = made(
+            primitive = create(
                 "dnnl_convolution_backward_data_primitive_desc_create",
                 *(engine(), _DIRECT, images, free_kernel, outputs, *window, forward, attributes()),
             )
             operands = [(DESTINATION_GRADIENT, outputs, first), (SOURCE_GRADIENT, images, result)]
         else:
-            primitive = made(
+            primitive = create(
                 "dnnl_convolution_backward_weights_primitive_desc_create",
                 *(engine(), _DIRECT, images, free_kernel, None, outputs, *window, forward, attributes()),
             )
             operands = [(SOURCE, images, first), (DESTINATION_GRADIENT, outputs, second)]
         by_weights = self.direction == Direction.WEIGHT_GRADIENT
-        layout = chosen(primitive, _WEIGHT_GRADIENT_OF if by_weights else _WEIGHTS_OF)
-        needed = chosen(primitive, SCRATCHPAD_OF)
+        layout = query(primitive, _WEIGHT_GRADIENT_OF if by_weights else _WEIGHTS_OF)
+        needed = query(primitive, SCRATCHPAD_OF)
         operands.append((_WEIGHT_GRADIENT if by_weights else WEIGHTS, layout, own_kernel))
         operands.append((SCRATCH, needed, scratch))
         step = PrimitiveStep(primitive, operands)
@@ -171,9 +171,9 @@ class Convolution:
         rows, kernel = (channels, features), (features, 1)
         if not forward:
             rows, kernel = rows[::-1], kernel[::-1]
-        left, right = described((pixels, rows[0]), (rows[0], 1)), described(rows, kernel)
-        result = described((pixels, rows[1]), (rows[1], 1))
-        primitive = made("dnnl_matmul_primitive_desc_create", engine(), left, right, None, result, attributes())
+        left, right = describe((pixels, rows[0]), (rows[0], 1)), describe(rows, kernel)
+        result = describe((pixels, rows[1]), (rows[1], 1))
+        primitive = create("dnnl_matmul_primitive_desc_create", engine(), left, right, None, result, attributes())
         return primitive_call(primitive, [(SOURCE, left), (WEIGHTS, right), (DESTINATION, result)])
 
 
@@ -196,9 +196,13 @@ class BiasedConvolution(Convolution):
             )
         if self._is_product() and not self.packed:
             return self._biased_product()
-        images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
+        images, outputs, bias = (
+            describe_images(self.images),
+            describe_images(self.outputs),
+            describe(self.kernel[3:], (1,)),
+        )
         primitive = self._biased()
-        layout, needed = chosen(primitive, _WEIGHTS_OF), chosen(primitive, SCRATCHPAD_OF)
+        layout, needed = query(primitive, _WEIGHTS_OF), query(primitive, SCRATCHPAD_OF)
         result = 4 if self.adds else 3
         own_kernel, scratch = (1, result + 1) if self.packed else (result + 2, result + 1)
         operands = [(SOURCE, images, 0), (WEIGHTS, layout, own_kernel), (_BIAS, bias, 2)]
@@ -214,11 +218,15 @@ class BiasedConvolution(Convolution):
         """Bytes of the packed kernel."""
         if self._suits_winograd():
             return winograd.packed_size(self.kernel)
-        return bytes_of(chosen(self._biased(), _WEIGHTS_OF))
+        return bytes_of(query(self._biased(), _WEIGHTS_OF))
 
     def _biased(self) -> c_void_p:
-        images, outputs, bias = images_of(self.images), images_of(self.outputs), described(self.kernel[3:], (1,))
-        return made(
+        images, outputs, bias = (
+            describe_images(self.images),
+            describe_images(self.outputs),
+            describe(self.kernel[3:], (1,)),
+        )
+        return create(
             "dnnl_convolution_forward_primitive_desc_create",
             *(engine(), FORWARD_INFERENCE, _DIRECT, images, self._layout.free, bias, outputs, *self._window()),
             self._attributes(outputs),
@@ -226,10 +234,10 @@ class BiasedConvolution(Convolution):
 
     def _biased_product(self) -> Call:
         pixels, features = math.prod(self.outputs[:3]), self.kernel[3]
-        images, outputs = (described((pixels, shape[3]), (shape[3], 1)) for shape in (self.images, self.outputs))
-        kernel, bias = described(self.kernel[2:], (features, 1)), described((1, features), (features, 1))
+        images, outputs = (describe((pixels, shape[3]), (shape[3], 1)) for shape in (self.images, self.outputs))
+        kernel, bias = describe(self.kernel[2:], (features, 1)), describe((1, features), (features, 1))
         given = [(SOURCE, images), (WEIGHTS, kernel), (_BIAS, bias), *self._added(outputs)]
-        product = made(
+        product = create(
             "dnnl_matmul_primitive_desc_create",
             *(engine(), images, kernel, bias, outputs, self._attributes(outputs)),
         )
@@ -239,7 +247,7 @@ class BiasedConvolution(Convolution):
         return [(_AFTER | _ADDED, outputs)] if self.adds else []
 
     def _attributes(self, outputs: c_void_p) -> c_void_p:
-        short, found, after = libraries()[1], made_attributes(), made("dnnl_post_ops_create")
+        short, found, after = libraries()[1], create_attributes(), create("dnnl_post_ops_create")
         if self.adds:
             check(short.dnnl_post_ops_append_binary(after, _ADD, outputs), "dnnl_post_ops_append_binary")
         if self.relu:
@@ -257,7 +265,7 @@ class KernelPacking(BiasedConvolution):
         """Operand the kernel; result the packed one, of `packed_size`."""
         if self._suits_winograd():
             return winograd.packing(self.kernel)
-        return Call(self._layout.read(0, chosen(self._biased(), _WEIGHTS_OF), 1, 2), [self._layout.wide_size])
+        return Call(self._layout.read(0, query(self._biased(), _WEIGHTS_OF), 1, 2), [self._layout.wide_size])
 
 
 def _transposed_product(rows: int, inner: int, columns: int) -> Step:

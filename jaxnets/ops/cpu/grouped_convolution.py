@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.availability import uses
-from jaxnets.ops.cpu.library import Call, aligned, array_at, has_avx2_alone
+from jaxnets.ops.cpu.library import Call, aligned, array_at, has_only_avx2
 from jaxnets.ops.cpu.machine_code import Writer
 
 _VECTOR = 8
@@ -41,7 +41,7 @@ def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: i
     *window, channels, features = kernel
     if (*window, channels, padding) != (_SIDE, _SIDE, _GROUP, 1) or features != groups * _GROUP or groups % 2:
         return False
-    return outputs[2] >= _SHORTEST and has_avx2_alone() and uses("grouped_kernels")
+    return outputs[2] >= _SHORTEST and has_only_avx2() and uses("grouped_kernels")
 
 
 def convolution(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[int], stride: int) -> Call:
@@ -91,48 +91,48 @@ def _function() -> int:
     return machine_code.compile(name, lambda module: _write(Writer(module, name, _NUMBERS, _VECTOR)))
 
 
-def _write(to: Writer) -> None:
-    code, given, number = to.code, to.given, to.number
-    image, kernel, result, zeros, spare = (to.array(given[name]) for name in _NUMBERS[:5])
-    begin, end = to.share(given["rows"])
-    with to.loop(begin, end) as row:
-        count, y = code.sdiv(row, given["output_height"]), code.srem(row, given["output_height"])
-        with to.loop(number(0), given["output_width"], _PIXELS) as x:
+def _write(writer: Writer) -> None:
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
+    image, kernel, result, zeros, spare = (writer.array(arguments[name]) for name in _NUMBERS[:5])
+    begin, end = writer.share(arguments["rows"])
+    with writer.loop(begin, end) as row:
+        count, y = code.sdiv(row, arguments["output_height"]), code.srem(row, arguments["output_height"])
+        with writer.loop(constant(0), arguments["output_width"], _PIXELS) as x:
             pixels = []
             for i in range(_SIDE):
-                line = code.add(code.mul(y, given["stride"]), number(i - 1))
-                line_inside = code.icmp_unsigned("<", line, given["height"])
-                start = code.mul(code.add(code.mul(count, given["height"]), line), given["width"])
+                line = code.add(code.mul(y, arguments["stride"]), constant(i - 1))
+                line_inside = code.icmp_unsigned("<", line, arguments["height"])
+                start = code.mul(code.add(code.mul(count, arguments["height"]), line), arguments["width"])
                 for j in range(_SIDE):
                     places = []
                     for pixel in range(_PIXELS):
-                        column = code.add(code.mul(code.add(x, number(pixel)), given["stride"]), number(j - 1))
-                        inside = code.and_(line_inside, code.icmp_unsigned("<", column, given["width"]))
-                        place = code.mul(code.add(start, column), given["channels"])
+                        column = code.add(code.mul(code.add(x, constant(pixel)), arguments["stride"]), constant(j - 1))
+                        inside = code.and_(line_inside, code.icmp_unsigned("<", column, arguments["width"]))
+                        place = code.mul(code.add(start, column), arguments["channels"])
                         places.append(code.select(inside, code.gep(image, [place]), zeros))
                     pixels.append(places)
             targets = []
             for pixel in range(_PIXELS):
-                column = code.add(x, number(pixel))
-                place = code.mul(code.add(code.mul(row, given["output_width"]), column), given["channels"])
-                inside = code.icmp_signed("<", column, given["output_width"])
+                column = code.add(x, constant(pixel))
+                place = code.mul(code.add(code.mul(row, arguments["output_width"]), column), arguments["channels"])
+                inside = code.icmp_signed("<", column, arguments["output_width"])
                 targets.append(code.select(inside, code.gep(result, [place]), spare))
-            with to.loop(number(0), given["channels"], _VECTOR) as channel:
-                own = code.gep(kernel, [code.mul(channel, number(_TAPS * _GROUP))])
-                sums = _sums(to, pixels, own, channel)
+            with writer.loop(constant(0), arguments["channels"], _VECTOR) as channel:
+                own = code.gep(kernel, [code.mul(channel, constant(_TAPS * _GROUP))])
+                sums = _sums(writer, pixels, own, channel)
                 for target, value in zip(targets, sums, strict=True):
-                    to.store(value, target, channel)
+                    writer.store(value, target, channel)
     code.ret_void()
 
 
-def _sums(to: Writer, pixels: Sequence[Sequence[Any]], kernel: Any, channel: Any) -> list[Any]:
+def _sums(writer: Writer, pixels: Sequence[Sequence[Any]], kernel: Any, channel: Any) -> list[Any]:
     """A vector of each pixel's outputs."""
-    sums = [to.zeros()] * _PIXELS
+    sums = [writer.zeros()] * _PIXELS
     for tap, places in enumerate(pixels):
-        factors = [to.load(kernel, to.number((tap * _GROUP + i) * _VECTOR)) for i in range(_GROUP)]
+        factors = [writer.load(kernel, writer.constant((tap * _GROUP + i) * _VECTOR)) for i in range(_GROUP)]
         for pixel, place in enumerate(places):
-            loaded = to.load(place, channel)
+            loaded = writer.load(place, channel)
             for i, factor in enumerate(factors):
-                spread = to.rearranged(loaded, [i] * _GROUP + [_GROUP + i] * _GROUP)
-                sums[pixel] = to.multiplied_and_added(spread, factor, sums[pixel])
+                spread = writer.shuffle(loaded, [i] * _GROUP + [_GROUP + i] * _GROUP)
+                sums[pixel] = writer.multiply_add(spread, factor, sums[pixel])
     return sums

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.availability import uses
-from jaxnets.ops.cpu.library import Call, has_avx2_alone
+from jaxnets.ops.cpu.library import Call, has_only_avx2
 from jaxnets.ops.cpu.machine_code import Writer
 
 _VECTOR = 8
@@ -38,7 +38,7 @@ def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: i
     groups of 32 0.7 against 3.4 ms (two Zen 3 cores).
     """
     *window, channels, features = kernel
-    if (*window, padding) != (_SIDE, _SIDE, 1) or groups == 1 or features != groups * channels or not has_avx2_alone():
+    if (*window, padding) != (_SIDE, _SIDE, 1) or groups == 1 or features != groups * channels or not has_only_avx2():
         return False
     if channels == _GROUP:
         return features % (2 * _VECTOR) == 0 and uses("grouped_kernels")
@@ -66,61 +66,61 @@ def _function(spreads: bool) -> int:
     return machine_code.compile(name, lambda module: _write(Writer(module, name, _NUMBERS, _VECTOR), spreads))
 
 
-def _write(to: Writer, spreads: bool) -> None:
-    code, given, number = to.code, to.given, to.number
+def _write(writer: Writer, spreads: bool) -> None:
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
     together = 2 * _VECTOR if spreads else _VECTOR
-    group = number(_GROUP) if spreads else given["group"]
-    begin, end = to.share(code.sdiv(given["channels"], number(together)))
-    bands = code.sdiv(code.add(given["rows"], code.sub(given["band"], number(1))), given["band"])
-    with to.loop(number(0), bands) as band:
-        first_row = code.mul(band, given["band"])
-        rows = first_row, to.smaller(code.add(first_row, given["band"]), given["rows"])
-        is_first = code.icmp_signed("==", band, number(0))
-        with to.loop(begin, end) as unit, to.loop(number(0), number(_TAPS)) as tap:
-            feature = code.mul(unit, number(together))
+    group = constant(_GROUP) if spreads else arguments["group"]
+    begin, end = writer.share(code.sdiv(arguments["channels"], constant(together)))
+    bands = code.sdiv(code.add(arguments["rows"], code.sub(arguments["band"], constant(1))), arguments["band"])
+    with writer.loop(constant(0), bands) as band:
+        first_row = code.mul(band, arguments["band"])
+        rows = first_row, writer.minimum(code.add(first_row, arguments["band"]), arguments["rows"])
+        is_first = code.icmp_signed("==", band, constant(0))
+        with writer.loop(begin, end) as unit, writer.loop(constant(0), constant(_TAPS)) as tap:
+            feature = code.mul(unit, constant(together))
             first = feature if spreads else code.mul(code.sdiv(feature, group), group)
-            with to.loop(number(0), group, _GROUP if spreads else _VECTOR) as channel:
-                place = code.mul(code.add(code.mul(tap, group), channel), given["channels"])
-                result = code.gep(to.array(given["result"]), [code.add(place, feature)])
+            with writer.loop(constant(0), group, _GROUP if spreads else _VECTOR) as channel:
+                place = code.mul(code.add(code.mul(tap, group), channel), arguments["channels"])
+                result = code.gep(writer.array(arguments["result"]), [code.add(place, feature)])
                 places = [
-                    code.add(code.mul(given["channels"], number(i)), number(half))
+                    code.add(code.mul(arguments["channels"], constant(i)), constant(half))
                     for half in range(0, together, _VECTOR)
                     for i in range(_VECTOR * _VECTOR // together)
                 ]
-                sums = [code.select(is_first, to.zeros(), to.load(result, own)) for own in places]
-                _sum(to, tap, rows, code.add(first, channel), feature, sums, spreads)
+                sums = [code.select(is_first, writer.zeros(), writer.load(result, own)) for own in places]
+                _sum(writer, tap, rows, code.add(first, channel), feature, sums, spreads)
                 for own, value in zip(places, sums, strict=True):
-                    to.store(value, result, own)
+                    writer.store(value, result, own)
     code.ret_void()
 
 
 def _sum(
-    to: Writer, tap: Any, rows: tuple[Any, Any], channel: Any, feature: Any, sums: list[Any], spreads: bool
+    writer: Writer, tap: Any, rows: tuple[Any, Any], channel: Any, feature: Any, sums: list[Any], spreads: bool
 ) -> None:
     """Adds what the rows' pixels have under a tap."""
-    code, given, number = to.code, to.given, to.number
-    image, gradient = (to.array(given[name]) for name in ("image", "gradient"))
-    i, j = (operation(tap, number(_SIDE)) for operation in (code.sdiv, code.srem))
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
+    image, gradient = (writer.array(arguments[name]) for name in ("image", "gradient"))
+    i, j = (operation(tap, constant(_SIDE)) for operation in (code.sdiv, code.srem))
     # The columns of outputs under whose tap there is a pixel: x stride + j - 1 is from 0 to before the width.
-    left = to.larger(code.sub(number(1), j), number(0))
-    right = code.sdiv(code.add(code.sub(given["width"], j), given["stride"]), given["stride"])
-    right = to.smaller(right, given["output_width"])
-    with to.loop(*rows, sums=sums) as row:
-        count, y = (operation(row, given["output_height"]) for operation in (code.sdiv, code.srem))
-        line = code.add(code.mul(y, given["stride"]), code.sub(i, number(1)))
-        inside = code.icmp_unsigned("<", line, given["height"])
-        start = code.mul(code.add(code.mul(count, given["height"]), line), given["width"])
-        with to.loop(left, code.select(inside, right, left), sums=sums) as x:
-            column = code.add(code.mul(x, given["stride"]), code.sub(j, number(1)))
-            place = code.add(code.mul(code.add(start, column), given["channels"]), channel)
+    left = writer.maximum(code.sub(constant(1), j), constant(0))
+    right = code.sdiv(code.add(code.sub(arguments["width"], j), arguments["stride"]), arguments["stride"])
+    right = writer.minimum(right, arguments["output_width"])
+    with writer.loop(*rows, sums=sums) as row:
+        count, y = (operation(row, arguments["output_height"]) for operation in (code.sdiv, code.srem))
+        line = code.add(code.mul(y, arguments["stride"]), code.sub(i, constant(1)))
+        inside = code.icmp_unsigned("<", line, arguments["height"])
+        start = code.mul(code.add(code.mul(count, arguments["height"]), line), arguments["width"])
+        with writer.loop(left, code.select(inside, right, left), sums=sums) as x:
+            column = code.add(code.mul(x, arguments["stride"]), code.sub(j, constant(1)))
+            place = code.add(code.mul(code.add(start, column), arguments["channels"]), channel)
             pixel = code.gep(image, [place])
-            place = code.add(code.mul(row, given["output_width"]), x)
-            own = code.gep(gradient, [code.add(code.mul(place, given["channels"]), feature)])
+            place = code.add(code.mul(row, arguments["output_width"]), x)
+            own = code.gep(gradient, [code.add(code.mul(place, arguments["channels"]), feature)])
             for k in range(_VECTOR):
-                half = number(k // _GROUP * _VECTOR if spreads else 0)
+                half = constant(k // _GROUP * _VECTOR if spreads else 0)
                 if spreads:
                     places = [k % _GROUP] * _GROUP + [_GROUP + k % _GROUP] * _GROUP
-                    factor = to.rearranged(to.load(pixel, half), places)
+                    factor = writer.shuffle(writer.load(pixel, half), places)
                 else:
-                    factor = to.repeated(pixel, number(k))
-                sums[k] = to.multiplied_and_added(factor, to.load(own, half), to=sums[k])
+                    factor = writer.broadcast(pixel, constant(k))
+                sums[k] = writer.multiply_add(factor, writer.load(own, half), addend=sums[k])

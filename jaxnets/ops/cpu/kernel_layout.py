@@ -6,7 +6,7 @@ from ctypes import c_void_p
 
 import numpy as np
 
-from jaxnets.ops.cpu.library import Step, aligned, array_at, described, has_avx2_alone, reorder
+from jaxnets.ops.cpu.library import Step, aligned, array_at, describe, has_only_avx2, reorder
 
 # With vectors of 8 numbers, groups of 4 or 2 channels are computed as if they were so many, with zeros between them:
 # for [8, 56, 56, 128] in 32 groups in 12 instead of 36 ms, and the gradients in the same time (two Zen 3 cores).
@@ -30,7 +30,7 @@ class KernelLayout:
         strides = [1, features, width * inputs * features, inputs * features]
         if groups > 1:
             sizes, strides = [groups, *sizes], [features // groups, *strides]
-        self._plain, self.free = described(sizes, strides), described(sizes, None)
+        self._plain, self.free = describe(sizes, strides), describe(sizes, None)
         # Bytes of memory that it needs on its way.
         self.wide_size = aligned(math.prod(self._wide) * _NUMBER) if self._merged > 1 else 0
 
@@ -70,4 +70,4 @@ def _groups_to_merge(inputs: int, groups: int) -> int:
     """How many neighbouring groups, of so many channels each, are computed as one."""
     wanted, rest = divmod(_CHANNELS, inputs)
     # Where there is one channel, oneDNN has its own way.
-    return 1 if not has_avx2_alone() or inputs == 1 or rest or wanted == 0 or groups % wanted else wanted
+    return 1 if not has_only_avx2() or inputs == 1 or rest or wanted == 0 or groups % wanted else wanted

@@ -74,7 +74,7 @@ def libraries() -> tuple[ctypes.CDLL, ctypes.PyDLL]:
     return library
 
 
-def made(function: str, *arguments: object) -> c_void_p:
+def create(function: str, *arguments: object) -> c_void_p:
     """What a function of the library made: an object, which it hands out by its first argument. It is never freed."""
     found = c_void_p()
     check(libraries()[1][function](byref(found), *arguments), function)
@@ -90,18 +90,18 @@ def check(status: int, function: str) -> None:
 @cache
 def engine() -> c_void_p:
     """The processor."""
-    return made("dnnl_engine_create", _CPU, c_size_t(0))
+    return create("dnnl_engine_create", _CPU, c_size_t(0))
 
 
 @cache
 def attributes() -> c_void_p:
     """What most primitives are made with."""
-    return made_attributes()
+    return create_attributes()
 
 
-def made_attributes() -> c_void_p:
+def create_attributes() -> c_void_p:
     """What a primitive is made with: scratch memory is given to it."""
-    found = made("dnnl_primitive_attr_create")
+    found = create("dnnl_primitive_attr_create")
     function = "dnnl_primitive_attr_set_scratchpad_mode"
     check(libraries()[1][function](found, _USER_SCRATCHPAD), function)
     return found
@@ -114,7 +114,7 @@ def has_avx512() -> bool:
 
 
 @cache
-def has_avx2_alone() -> bool:
+def has_only_avx2() -> bool:
     """Whether it computes on vectors of 8 numbers, and multiplies and adds them at once."""
     return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX2) and not has_avx512()
 
@@ -124,22 +124,22 @@ def numbers(*values: int) -> "ctypes.Array[c_int64]":
     return (c_int64 * _MAX_DIMENSIONS)(*values)
 
 
-def described(sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
+def describe(sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
     """A description of a float32 array; without strides, of a layout that the primitive is to choose."""
     shape = len(sizes), numbers(*sizes), FLOAT32
     if strides is None:
-        return made("dnnl_memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
-    return made("dnnl_memory_desc_create_with_strides", *shape, numbers(*strides))
+        return create("dnnl_memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
+    return create("dnnl_memory_desc_create_with_strides", *shape, numbers(*strides))
 
 
-def images_of(shape: Images) -> c_void_p:
+def describe_images(shape: Images) -> c_void_p:
     """A description of float32 [N, H, W, C]; oneDNN counts the axes as N, C, H, W."""
     count, height, width, channels = shape
     strides = (height * width * channels, 1, width * channels, channels)
-    return described((count, channels, height, width), strides)
+    return describe((count, channels, height, width), strides)
 
 
-def chosen(primitive: c_void_p, what: int) -> c_void_p:
+def query(primitive: c_void_p, what: int) -> c_void_p:
     """One of the array descriptions (dnnl_query_t) that a primitive settled on."""
     return c_void_p(libraries()[1].dnnl_primitive_desc_query_md(primitive, what, 0))
 
@@ -168,9 +168,9 @@ class PrimitiveStep:
         waiting, short = libraries()
         self._execute = waiting.dnnl_primitive_execute
         self._set_address = short.dnnl_memory_set_data_handle
-        self._primitive = made("dnnl_primitive_create", description)
-        self._stream = made("dnnl_stream_create", engine(), 1)
-        self._memories = [(made("dnnl_memory_create", array, engine(), None), place) for _, array, place in operands]
+        self._primitive = create("dnnl_primitive_create", description)
+        self._stream = create("dnnl_stream_create", engine(), 1)
+        self._memories = [(create("dnnl_memory_create", array, engine(), None), place) for _, array, place in operands]
         pairs = zip(operands, self._memories, strict=True)
         self._arguments = (_Argument * len(operands))(*(_Argument(o[0], memory) for o, (memory, _) in pairs))
 
@@ -199,7 +199,7 @@ class Call:
 
 def reorder(source: c_void_p, source_place: int, destination: c_void_p, destination_place: int) -> PrimitiveStep:
     """Writes an array in another layout."""
-    description = made("dnnl_reorder_primitive_desc_create", source, engine(), destination, engine(), None)
+    description = create("dnnl_reorder_primitive_desc_create", source, engine(), destination, engine(), None)
     return PrimitiveStep(description, [(SOURCE, source, source_place), (DESTINATION, destination, destination_place)])
 
 
@@ -225,7 +225,7 @@ def primitive_call(description: c_void_p, operands: Sequence[tuple[int, c_void_p
 
     Its arrays are in the order of `operands`: DNNL_ARG and description of each.
     """
-    scratch = chosen(description, SCRATCHPAD_OF)
+    scratch = query(description, SCRATCHPAD_OF)
     placed = [(argument, array, place) for place, (argument, array) in enumerate([*operands, (SCRATCH, scratch)])]
     return Call([PrimitiveStep(description, placed), *more], [bytes_of(scratch)])
 

@@ -43,10 +43,10 @@ class Writer:
         self._short = ir.VectorType(ir.IntType(32), width)
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.PointerType(self._integer)]), name)
         self.code = ir.IRBuilder(function.append_basic_block())
-        places = (self.code.gep(function.args[0], [self.number(i)]) for i in range(len(arguments)))
-        self.given = {name: self.code.load(place) for name, place in zip(arguments, places, strict=True)}
+        places = (self.code.gep(function.args[0], [self.constant(i)]) for i in range(len(arguments)))
+        self.arguments = {name: self.code.load(place) for name, place in zip(arguments, places, strict=True)}
 
-    def number(self, value: int) -> Any:
+    def constant(self, value: int) -> Any:
         """A whole number that is known now."""
         return self._ir.Constant(self._integer, value)
 
@@ -59,14 +59,14 @@ class Writer:
         thread, threads = self.thread(), self._from_openmp("omp_get_num_threads")
         begin, end = (
             self.code.sdiv(self.code.mul(count, number), threads)
-            for number in (thread, self.code.add(thread, self.number(1)))
+            for number in (thread, self.code.add(thread, self.constant(1)))
         )
         return begin, end
 
     def _from_openmp(self, name: str) -> Any:
         address = ctypes.cast(getattr(_openmp(), name), c_void_p).value
         kind = self._ir.PointerType(self._ir.FunctionType(self._ir.IntType(32), []))
-        return self.code.sext(self.code.call(self.code.inttoptr(self.number(address or 0), kind), []), self._integer)
+        return self.code.sext(self.code.call(self.code.inttoptr(self.constant(address or 0), kind), []), self._integer)
 
     @contextmanager
     def loop(self, begin: Any, end: Any, step: int = 1, sums: list[Any] | None = None) -> Iterator[Any]:
@@ -88,7 +88,7 @@ class Writer:
         code.cbranch(code.icmp_signed("<", number, end), body, after)
         code.position_at_end(body)
         yield number
-        number.add_incoming(code.add(number, self.number(step)), code.block)
+        number.add_incoming(code.add(number, self.constant(step)), code.block)
         for own, last in zip(handed, sums, strict=True):
             own.add_incoming(last, code.block)
         code.branch(head)
@@ -105,11 +105,11 @@ class Writer:
         self.code.branch(after)
         self.code.position_at_end(after)
 
-    def smaller(self, left: Any, right: Any) -> Any:
+    def minimum(self, left: Any, right: Any) -> Any:
         """The smaller of two whole numbers."""
         return self.code.select(self.code.icmp_signed("<", left, right), left, right)
 
-    def larger(self, left: Any, right: Any) -> Any:
+    def maximum(self, left: Any, right: Any) -> Any:
         """The larger of two whole numbers."""
         return self.code.select(self.code.icmp_signed("<", left, right), right, left)
 
@@ -117,7 +117,7 @@ class Writer:
         """A vector of zeros."""
         return self._ir.Constant(self._vector, [0.0] * self._vector.count)
 
-    def repeated(self, array: Any, index: Any) -> Any:
+    def broadcast(self, array: Any, index: Any) -> Any:
         """The vector of one number of an array, again and again."""
         ir, undefined = self._ir, self._ir.Constant(self._vector, self._ir.Undefined)
         places = ir.VectorType(ir.IntType(32), self._vector.count)
@@ -125,7 +125,7 @@ class Writer:
         alone = self.code.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
         return self.code.shuffle_vector(alone, undefined, ir.Constant(places, [0] * self._vector.count))
 
-    def repeated_number(self, value: Any) -> Any:
+    def broadcast_integer(self, value: Any) -> Any:
         """The vector of one whole number of at most 32 bits, again and again, as `load_bytes` gives them."""
         ir, kind = self._ir, self._short
         undefined = ir.Constant(kind, ir.Undefined)
@@ -134,17 +134,17 @@ class Writer:
         )
         return self.code.shuffle_vector(alone, undefined, ir.Constant(kind, [0] * kind.count))
 
-    def rearranged(self, value: Any, places: Sequence[int]) -> Any:
+    def shuffle(self, value: Any, places: Sequence[int]) -> Any:
         """A vector of another one's numbers, from these places."""
         kind = self._ir.VectorType(self._ir.IntType(32), len(places))
         return self.code.shuffle_vector(value, value, self._ir.Constant(kind, list(places)))
 
-    def multiplied_and_added(self, left: Any, right: Any, to: Any) -> Any:
-        """left * right + to, rounded once."""
+    def multiply_add(self, left: Any, right: Any, addend: Any) -> Any:
+        """left * right + addend, rounded once."""
         name = f"llvm.fma.v{self._vector.count}f32"
         kind = self._ir.FunctionType(self._vector, [self._vector] * 3)
         known = self.code.module.globals.get(name) or self._ir.Function(self.code.module, kind, name)
-        return self.code.call(known, [left, right, to])
+        return self.code.call(known, [left, right, addend])
 
     def array(self, address: Any) -> Any:
         """The float32 array at an address that was given as a number."""

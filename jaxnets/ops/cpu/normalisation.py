@@ -22,11 +22,11 @@ from jaxnets.ops.cpu.library import (
     array_at,
     attributes,
     bytes_of,
-    chosen,
-    described,
+    create,
+    describe,
+    describe_images,
     engine,
-    images_of,
-    made,
+    query,
 )
 
 _BACKWARD = 128
@@ -49,13 +49,13 @@ class Normalisation:
         """Operands inputs, scale and bias; results outputs, mean and variance."""
         images, channels = self._arrays()
         primitive = self._primitive(relu=self.relu)
-        scratch = chosen(primitive, SCRATCHPAD_OF)
+        scratch = query(primitive, SCRATCHPAD_OF)
         operands = [(SOURCE, images, 0), (_SCALE, channels, 1), (_SHIFT, channels, 2), (DESTINATION, images, 3)]
         operands += [(_MEAN, channels, 4), (_VARIANCE, channels, 5), (SCRATCH, scratch, 6)]
         if not self.relu:
             return Call([PrimitiveStep(primitive, operands)], [bytes_of(scratch)])
         # oneDNN also writes the outputs' signs, which nobody reads.
-        signs = chosen(primitive, WORKSPACE_OF)
+        signs = query(primitive, WORKSPACE_OF)
         step = PrimitiveStep(primitive, [*operands, (WORKSPACE, signs, 7)])
         return Call([step, self._pass_on_nan], [bytes_of(scratch), bytes_of(signs)])
 
@@ -68,14 +68,14 @@ class Normalisation:
             array_at(outputs, self.images)[..., lost] = np.nan
 
     def _arrays(self) -> tuple[c_void_p, c_void_p]:
-        return images_of(self.images), described(self.images[3:], (1,))
+        return describe_images(self.images), describe(self.images[3:], (1,))
 
     def _options(self, *, relu: bool) -> tuple[c_float, c_uint]:
         return c_float(self.epsilon), c_uint(_USE_SCALE_AND_SHIFT | (_FUSE_RELU if relu else 0))
 
     def _primitive(self, *, relu: bool) -> c_void_p:
         images, _ = self._arrays()
-        return made(
+        return create(
             "dnnl_batch_normalization_forward_primitive_desc_create",
             *(engine(), FORWARD_TRAINING, images, images, *self._options(relu=relu), attributes()),
         )
@@ -93,12 +93,12 @@ class NormalisationGradient(Normalisation):
         images, channels = self._arrays()
         first = 6 if self.relu else 5
         gradient = first if self.relu else 1
-        primitive = made(
+        primitive = create(
             "dnnl_batch_normalization_backward_primitive_desc_create",
             *(engine(), _BACKWARD, images, images, images, *self._options(relu=False)),
             *(self._primitive(relu=False), attributes()),
         )
-        scratch = chosen(primitive, SCRATCHPAD_OF)
+        scratch = query(primitive, SCRATCHPAD_OF)
         operands = [(SOURCE, images, 0), (DESTINATION_GRADIENT, images, gradient), (SOURCE_GRADIENT, images, first)]
         operands += [(_MEAN, channels, 2), (_VARIANCE, channels, 3), (_SCALE, channels, 4)]
         operands += [(_SCALE_GRADIENT, channels, first + 1), (_SHIFT_GRADIENT, channels, first + 2)]
@@ -108,11 +108,11 @@ class NormalisationGradient(Normalisation):
     def _rectified(self) -> PrimitiveStep:
         """The gradient where the outputs are positive, and 0 elsewhere, written to the gradient by the inputs."""
         images, _ = self._arrays()
-        forward = made(
+        forward = create(
             "dnnl_eltwise_forward_primitive_desc_create",
             *(engine(), FORWARD_TRAINING, _RELU_BY_OUTPUTS, images, images, c_float(0), c_float(0), attributes()),
         )
-        backward = made(
+        backward = create(
             "dnnl_eltwise_backward_primitive_desc_create",
             *(engine(), _RELU_BY_OUTPUTS, images, images, images, c_float(0), c_float(0), forward, attributes()),
         )

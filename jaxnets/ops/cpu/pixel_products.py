@@ -15,7 +15,7 @@ import numpy as np
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.availability import uses
 from jaxnets.ops.cpu.blocked_products import INNER_KEPT, NUMBERS, ROWS, VECTOR, scratch_size, shares, write
-from jaxnets.ops.cpu.library import Call, has_avx2_alone
+from jaxnets.ops.cpu.library import Call, has_only_avx2
 from jaxnets.ops.cpu.machine_code import Writer
 
 _NUMBER = 4
@@ -38,7 +38,7 @@ _LARGEST_KERNEL = 3
 def suits(kernel: Sequence[int], outputs: Sequence[int], groups: int) -> bool:
     """Whether the gradient by a kernel [kh, kw, C, F] of [N, H', W', F] can be summed so, and is faster so."""
     *window, channels, features = kernel
-    if groups > 1 or channels % VECTOR or features % VECTOR or max(window) > _LARGEST_KERNEL or not has_avx2_alone():
+    if groups > 1 or channels % VECTOR or features % VECTOR or max(window) > _LARGEST_KERNEL or not has_only_avx2():
         return False
     if max(window) == 1 and math.prod(outputs[:3]) < _FEWEST_PIXELS:
         return False
@@ -108,40 +108,45 @@ def _function() -> int:
     return machine_code.compile(name, lambda module: write(Writer(module, name, _NUMBERS, VECTOR), _copy_channels))
 
 
-def _copy_channels(to: Writer, pixel: Any, count: Any, padded: Any, channel: Any, channels: Any, block: Any) -> None:
+def _copy_channels(
+    writer: Writer, pixel: Any, count: Any, padded: Any, channel: Any, channels: Any, block: Any
+) -> None:
     """Copies channels under the tap of some pixels, [tiles of channels, pixels, ROWS], then zeros."""
-    code, given, number = to.code, to.given, to.number
-    with to.loop(number(0), padded) as i:
+    code, arguments, constant = writer.code, writer.arguments, writer.constant
+    with writer.loop(constant(0), padded) as i:
         # Pixels behind the last are read as outside of the images.
-        y, x, image = _place_of(to, code.add(pixel, i))
-        inside = code.and_(code.icmp_unsigned("<", y, given["height"]), code.icmp_unsigned("<", x, given["width"]))
+        y, x, image = _place_of(writer, code.add(pixel, i))
+        inside = code.and_(
+            code.icmp_unsigned("<", y, arguments["height"]), code.icmp_unsigned("<", x, arguments["width"])
+        )
         inside = code.and_(inside, code.icmp_signed("<", i, count))
-        place = code.add(code.mul(code.add(code.mul(image, given["height"]), y), given["width"]), x)
+        place = code.add(code.mul(code.add(code.mul(image, arguments["height"]), y), arguments["width"]), x)
         source = code.select(
             inside,
-            code.gep(to.array(given["left"]), [code.mul(place, given["rows"])]),
-            to.array(given["outside"]),
+            code.gep(writer.array(arguments["left"]), [code.mul(place, arguments["rows"])]),
+            writer.array(arguments["outside"]),
         )
         source = code.gep(source, [channel])
-        whole = code.mul(code.sdiv(code.sub(channels, number(VECTOR - ROWS)), number(ROWS)), number(ROWS))
-        with to.loop(number(0), whole, ROWS) as row:
-            target = code.add(code.mul(row, number(INNER_KEPT)), code.mul(i, number(ROWS)))
-            to.store(to.load(source, row), block, target)  # and 2 more, which the next pixel overwrites
-        with to.loop(whole, channels) as own:
-            row = code.sdiv(own, number(ROWS))
+        whole = code.mul(code.sdiv(code.sub(channels, constant(VECTOR - ROWS)), constant(ROWS)), constant(ROWS))
+        with writer.loop(constant(0), whole, ROWS) as row:
+            target = code.add(code.mul(row, constant(INNER_KEPT)), code.mul(i, constant(ROWS)))
+            writer.store(writer.load(source, row), block, target)  # and 2 more, which the next pixel overwrites
+        with writer.loop(whole, channels) as own:
+            row = code.sdiv(own, constant(ROWS))
             target = code.add(
-                code.add(code.mul(row, number(ROWS * INNER_KEPT)), code.mul(i, number(ROWS))),
-                code.srem(own, number(ROWS)),
+                code.add(code.mul(row, constant(ROWS * INNER_KEPT)), code.mul(i, constant(ROWS))),
+                code.srem(own, constant(ROWS)),
             )
             code.store(code.load(code.gep(source, [own])), code.gep(block, [target]))
 
 
-def _place_of(to: Writer, pixel: Any) -> tuple[Any, Any, Any]:
+def _place_of(writer: Writer, pixel: Any) -> tuple[Any, Any, Any]:
     """Where an output's pixel meets the images under the tap: row, column and the image's number."""
-    code, given = to.code, to.given
-    line, column = (operation(pixel, given["output_width"]) for operation in (code.sdiv, code.srem))
-    image, row = (operation(line, given["output_height"]) for operation in (code.sdiv, code.srem))
+    code, arguments = writer.code, writer.arguments
+    line, column = (operation(pixel, arguments["output_width"]) for operation in (code.sdiv, code.srem))
+    image, row = (operation(line, arguments["output_height"]) for operation in (code.sdiv, code.srem))
     y, x = (
-        code.sub(code.mul(place, given["stride"]), given[pads]) for place, pads in ((row, "above"), (column, "before"))
+        code.sub(code.mul(place, arguments["stride"]), arguments[pads])
+        for place, pads in ((row, "above"), (column, "before"))
     )
     return y, x, image

@@ -29,14 +29,14 @@ from jaxnets.ops.cpu.library import (
     attributes,
     bytes_of,
     check,
-    chosen,
+    create,
+    describe_images,
     engine,
     exact_bytes_of,
-    images_of,
     libraries,
-    made,
     numbers,
     primitive_call,
+    query,
 )
 
 _MAX = 0x1FF
@@ -68,11 +68,14 @@ class MaxPool:
             shapes = self.images, self.outputs
             return own_pooling.max_pool(*shapes, self.window, self.stride, self.low, winners=self.winners)
         forward = self._forward()
-        needed = chosen(forward, SCRATCHPAD_OF)
+        needed = query(forward, SCRATCHPAD_OF)
         images, outputs, winners, sums, scratch = (0, 1, 2, 3, 4) if self.winners else (0, 1, 1, 2, 3)
-        operands = [(SOURCE, images_of(self.images), images), (DESTINATION, images_of(self.outputs), outputs)]
+        operands = [
+            (SOURCE, describe_images(self.images), images),
+            (DESTINATION, describe_images(self.outputs), outputs),
+        ]
         if self.winners:
-            operands.append((WORKSPACE, chosen(forward, WORKSPACE_OF), winners))
+            operands.append((WORKSPACE, query(forward, WORKSPACE_OF), winners))
         pool = PrimitiveStep(forward, [*operands, (SCRATCH, needed, scratch)])
         *sizes, channels = self.images
         pixels = math.prod(sizes)
@@ -91,7 +94,7 @@ class MaxPool:
 
     def winners_needed(self) -> int:
         """Bytes that the winners take."""
-        return exact_bytes_of(chosen(self._forward(), WORKSPACE_OF))
+        return exact_bytes_of(query(self._forward(), WORKSPACE_OF))
 
     def _pool(self, images: int, outputs: int, winners: int) -> None:
         """As `jaxnets.ops.pool` defines it."""
@@ -109,9 +112,9 @@ class MaxPool:
             best[better], taps[better] = values[better], tap
 
     def _forward(self) -> c_void_p:
-        images, outputs = images_of(self.images), images_of(self.outputs)
+        images, outputs = describe_images(self.images), describe_images(self.outputs)
         kind = FORWARD_TRAINING if self.winners else FORWARD_INFERENCE
-        return made(
+        return create(
             "dnnl_pooling_forward_primitive_desc_create",
             *(engine(), kind, _MAX, images, outputs, *self._geometry(), attributes()),
         )
@@ -130,12 +133,12 @@ class MaxPoolGradient(MaxPool):
         if own_pooling.suits(self.images[3], self.window):
             return own_pooling.max_pool_gradient(self.images, self.outputs, self.window, self.stride, self.low)
         forward = self._forward()
-        images, outputs = images_of(self.images), images_of(self.outputs)
-        primitive = made(
+        images, outputs = describe_images(self.images), describe_images(self.outputs)
+        primitive = create(
             "dnnl_pooling_backward_primitive_desc_create",
             *(engine(), _MAX, images, outputs, *self._geometry(), forward, attributes()),
         )
-        winners = chosen(forward, WORKSPACE_OF)
+        winners = query(forward, WORKSPACE_OF)
         return primitive_call(
             primitive, [(DESTINATION_GRADIENT, outputs), (WORKSPACE, winners), (SOURCE_GRADIENT, images)]
         )

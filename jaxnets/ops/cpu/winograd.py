@@ -30,14 +30,14 @@ from jaxnets.ops.cpu.library import (
     attributes,
     bytes_of,
     check,
-    chosen,
-    described,
+    create,
+    create_attributes,
+    describe,
     engine,
-    has_avx2_alone,
+    has_only_avx2,
     libraries,
-    made,
-    made_attributes,
     multiply,
+    query,
 )
 from jaxnets.ops.cpu.winograd_tiles import KERNEL_SUMS, PLANES, VECTOR, Finish, TileStep, Way, tiles_in
 
@@ -59,7 +59,7 @@ def suits(images: Images, kernel: Sequence[int], stride: int, padding: int, grou
     if min(channels, features) < _FEWEST_CHANNELS or max(channels, features) < _SIDE_CHANNELS:
         return False
     products = math.prod(images[:3]) * channels * features
-    return products >= _FEWEST_PRODUCTS and has_avx2_alone() and uses("winograd")
+    return products >= _FEWEST_PRODUCTS and has_only_avx2() and uses("winograd")
 
 
 def convolution(images: Images, kernel: Sequence[int]) -> Call:
@@ -101,7 +101,7 @@ def weight_gradient(images: Images, kernel: Sequence[int]) -> Call:
     """The gradient of `convolution` by its kernel [3, 3, C, F]; operands images, and the gradient by the outputs."""
     channels, features = kernel[2:]
     outputs = (*images[:3], features)
-    kernels = described((PLANES, channels, features), (channels * features, features, 1))
+    kernels = describe((PLANES, channels, features), (channels * features, features, 1))
     source, gradient, result, planes, gradient_planes, kernel_planes, scratch = range(7)
     parts, tiles = _parts(images, max(channels, features))
     products = {}
@@ -109,8 +109,8 @@ def weight_gradient(images: Images, kernel: Sequence[int]) -> Call:
     for (first, rows), count in zip(parts, tiles, strict=True):
         adds = first > 0
         if (count, adds) not in products:
-            left = described((PLANES, channels, count), (count * channels, 1, channels))
-            right = described((PLANES, count, features), (count * features, features, 1))
+            left = describe((PLANES, channels, count), (count * channels, 1, channels))
+            right = describe((PLANES, count, features), (count * features, features, 1))
             products[count, adds] = _Product(left, right, kernels, adds=adds)
         steps += [
             TileStep(Way.FROM_INPUTS, images, first, rows, source, planes),
@@ -133,7 +133,7 @@ def _convolution(
 ) -> Call:
     """Of images [*pixels, channels], with planes of the kernel that lie with such strides in memory."""
     images, outputs = (*pixels, channels), (*pixels, features)
-    kernels = described((PLANES, channels, features), (channels * features, *strides))
+    kernels = describe((PLANES, channels, features), (channels * features, *strides))
     source, kernel = range(2)
     result = 2 if finish is None else 3 if finish.added is None else 4
     planes, output_planes, scratch, kernel_planes = range(result + 1, result + 5)
@@ -146,7 +146,7 @@ def _convolution(
         steps.append(_KernelStep(kernel_sums, channels * features, kernel, kernel_planes))
     for (first, rows), count in zip(parts, tiles, strict=True):
         if count not in products:
-            left, right = (described((PLANES, count, size), (count * size, size, 1)) for size in (channels, features))
+            left, right = (describe((PLANES, count, size), (count * size, size, 1)) for size in (channels, features))
             products[count] = _Product(left, kernels, right, adds=False)
         steps += [
             TileStep(Way.FROM_INPUTS, images, first, rows, source, planes),
@@ -176,11 +176,11 @@ class _Product:
 
     def __init__(self, left: c_void_p, right: c_void_p, result: c_void_p, *, adds: bool) -> None:
         self._arrays = left, right, result
-        self._description = made(
+        self._description = create(
             "dnnl_matmul_primitive_desc_create",
             *(engine(), left, right, None, result, _adding() if adds else attributes()),
         )
-        self._scratch = chosen(self._description, SCRATCHPAD_OF)
+        self._scratch = query(self._description, SCRATCHPAD_OF)
         self.scratch_size = bytes_of(self._scratch)
 
     def step(self, *places: int) -> PrimitiveStep:
@@ -195,7 +195,7 @@ def _scratch(products: Mapping[Any, _Product]) -> int:
 
 @cache
 def _adding() -> c_void_p:
-    found, after, short = made_attributes(), made("dnnl_post_ops_create"), libraries()[1]
+    found, after, short = create_attributes(), create("dnnl_post_ops_create"), libraries()[1]
     check(short.dnnl_post_ops_append_sum(after, c_float(1), 0, FLOAT32), "dnnl_post_ops_append_sum")
     check(short.dnnl_primitive_attr_set_post_ops(found, after), "dnnl_primitive_attr_set_post_ops")
     return found

@@ -114,77 +114,81 @@ class TileStep:
 @cache
 def _function(way: Way, biased: bool, adds: bool, relu: bool) -> int:
     def write(module: Any) -> None:
-        to = Writer(module, way, _NUMBERS, VECTOR)
+        writer = Writer(module, way, _NUMBERS, VECTOR)
         if way == Way.FROM_INPUTS:
-            _write_to_planes(to, _OF_INPUTS, before=1)
+            _write_to_planes(writer, _OF_INPUTS, before=1)
         elif way == Way.FROM_OUTPUTS:
-            _write_to_planes(to, _OF_OUTPUTS.T, before=0)
+            _write_to_planes(writer, _OF_OUTPUTS.T, before=0)
         else:
-            _write_from_planes(to, _OF_OUTPUTS, biased, adds, relu)
+            _write_from_planes(writer, _OF_OUTPUTS, biased, adds, relu)
 
     return machine_code.compile(way, write)
 
 
-def _write_to_planes(to: Writer, sums: np.ndarray, before: int) -> None:
+def _write_to_planes(writer: Writer, sums: np.ndarray, before: int) -> None:
     """Sums of pixels, of `sums` on both axes, from so many before the tile on, are written to the planes."""
 
     def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
         (pixels,) = grids
-        found = _both_axes(to, sums, [[to.load(pixel, channel) for pixel in row] for row in pixels])
+        found = _both_axes(writer, sums, [[writer.load(pixel, channel) for pixel in row] for row in pixels])
         for value, plane in zip((value for row in found for value in row), planes, strict=True):
-            to.store(value, plane, channel)
+            writer.store(value, plane, channel)
 
-    _write_loops(to, ("image",), sums.shape[1], before, write)
+    _write_loops(writer, ("image",), sums.shape[1], before, write)
 
 
-def _write_from_planes(to: Writer, sums: np.ndarray, biased: bool, adds: bool, relu: bool) -> None:
+def _write_from_planes(writer: Writer, sums: np.ndarray, biased: bool, adds: bool, relu: bool) -> None:
     """Sums of planes, of `sums` on both axes, are finished and written to the tile's pixels."""
 
     def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
-        values = [to.load(plane, channel) for plane in planes]
+        values = [writer.load(plane, channel) for plane in planes]
         side = sums.shape[1]
-        found = _both_axes(to, sums, [values[i * side : (i + 1) * side] for i in range(side)])
+        found = _both_axes(writer, sums, [values[i * side : (i + 1) * side] for i in range(side)])
         for row, column in np.ndindex(len(sums), len(sums)):
             value = found[row][column]
             if biased:
-                value = to.code.fadd(value, to.load(to.array(to.given["bias"]), channel))
+                value = writer.code.fadd(value, writer.load(writer.array(writer.arguments["bias"]), channel))
             if adds:
-                value = to.code.fadd(value, to.load(grids[1][row][column], channel))
+                value = writer.code.fadd(value, writer.load(grids[1][row][column], channel))
             if relu:
                 # What oneDNN's sums have as infinity is NaN here, and is not to become 0.
-                value = to.code.select(to.code.fcmp_unordered(">", value, to.zeros()), value, to.zeros())
-            to.store(value, grids[0][row][column], channel)
+                value = writer.code.select(
+                    writer.code.fcmp_unordered(">", value, writer.zeros()), value, writer.zeros()
+                )
+            writer.store(value, grids[0][row][column], channel)
 
-    _write_loops(to, ("image", "added") if adds else ("image",), len(sums), 0, write)
+    _write_loops(writer, ("image", "added") if adds else ("image",), len(sums), 0, write)
 
 
 def _write_loops(
-    to: Writer,
+    writer: Writer,
     images: Sequence[str],
     side: int,
     before: int,
     write: Callable[[Sequence[_Grid], Sequence[Any], Any], None],
 ) -> None:
     """Loops over tiles and channels; `write` is told `side` x `side` pixels of each image, the planes, the channel."""
-    code, given = to.code, to.given
-    planes, outside = (to.array(given[name]) for name in ("planes", "outside"))
-    plane_size = code.mul(code.mul(given["rows"], given["tile_columns"]), given["channels"])
-    begin, end = to.share(given["rows"])
-    with to.loop(begin, end) as row:
+    code, arguments = writer.code, writer.arguments
+    planes, outside = (writer.array(arguments[name]) for name in ("planes", "outside"))
+    plane_size = code.mul(code.mul(arguments["rows"], arguments["tile_columns"]), arguments["channels"])
+    begin, end = writer.share(arguments["rows"])
+    with writer.loop(begin, end) as row:
         image_number, tile_row = (
-            operation(code.add(given["first"], row), given["tile_rows"]) for operation in (code.sdiv, code.srem)
+            operation(code.add(arguments["first"], row), arguments["tile_rows"]) for operation in (code.sdiv, code.srem)
         )
-        ys, rows_inside = _along(to, tile_row, given["height"], side, before)
-        first_row = code.mul(image_number, given["height"])
-        lines = [code.mul(code.add(first_row, y), given["width"]) for y in ys]
-        with to.loop(to.number(0), given["tile_columns"]) as column:
-            xs, columns_inside = _along(to, column, given["width"], side, before)
+        ys, rows_inside = _along(writer, tile_row, arguments["height"], side, before)
+        first_row = code.mul(image_number, arguments["height"])
+        lines = [code.mul(code.add(first_row, y), arguments["width"]) for y in ys]
+        with writer.loop(writer.constant(0), arguments["tile_columns"]) as column:
+            xs, columns_inside = _along(writer, column, arguments["width"], side, before)
             grids = [
                 [
                     [
                         code.select(
                             code.and_(row_inside, column_inside),
-                            code.gep(to.array(given[name]), [code.mul(code.add(line, x), given["channels"])]),
+                            code.gep(
+                                writer.array(arguments[name]), [code.mul(code.add(line, x), arguments["channels"])]
+                            ),
                             outside,
                         )
                         for x, column_inside in zip(xs, columns_inside, strict=True)
@@ -193,35 +197,35 @@ def _write_loops(
                 ]
                 for name in images
             ]
-            tile = code.add(code.mul(row, given["tile_columns"]), column)
-            first = code.gep(planes, [code.mul(tile, given["channels"])])
-            own = [code.gep(first, [code.mul(plane_size, to.number(i))]) for i in range(PLANES)]
-            with to.loop(to.number(0), given["channels"], VECTOR) as channel:
+            tile = code.add(code.mul(row, arguments["tile_columns"]), column)
+            first = code.gep(planes, [code.mul(tile, arguments["channels"])])
+            own = [code.gep(first, [code.mul(plane_size, writer.constant(i))]) for i in range(PLANES)]
+            with writer.loop(writer.constant(0), arguments["channels"], VECTOR) as channel:
                 write(grids, own, channel)
     code.ret_void()
 
 
-def _along(to: Writer, tile: Any, size: Any, side: int, before: int) -> tuple[list[Any], list[Any]]:
+def _along(writer: Writer, tile: Any, size: Any, side: int, before: int) -> tuple[list[Any], list[Any]]:
     """Along one axis, where a tile's pixels lie, and whether that is inside."""
-    start = to.code.mul(tile, to.number(TILE))
-    places = [to.code.add(start, to.number(i - before)) for i in range(side)]
-    return places, [to.code.icmp_unsigned("<", place, size) for place in places]
+    start = writer.code.mul(tile, writer.constant(TILE))
+    places = [writer.code.add(start, writer.constant(i - before)) for i in range(side)]
+    return places, [writer.code.icmp_unsigned("<", place, size) for place in places]
 
 
-def _both_axes(to: Writer, sums: np.ndarray, values: _Grid) -> list[list[Any]]:
-    down = [_sums(to, sums, column) for column in zip(*values, strict=True)]
-    return [_sums(to, sums, row) for row in zip(*down, strict=True)]
+def _both_axes(writer: Writer, sums: np.ndarray, values: _Grid) -> list[list[Any]]:
+    down = [_sums(writer, sums, column) for column in zip(*values, strict=True)]
+    return [_sums(writer, sums, row) for row in zip(*down, strict=True)]
 
 
-def _sums(to: Writer, sums: np.ndarray, values: Sequence[Any]) -> list[Any]:
+def _sums(writer: Writer, sums: np.ndarray, values: Sequence[Any]) -> list[Any]:
     """Sums of vectors with factors 1, 0 and -1, of which one at least is 1."""
     found = []
     for factors in sums:
         first, *others = (value for value, factor in zip(values, factors, strict=True) if factor == 1)
         for value in others:
-            first = to.code.fadd(first, value)
+            first = writer.code.fadd(first, value)
         for value, factor in zip(values, factors, strict=True):
             if factor == -1:
-                first = to.code.fsub(first, value)
+                first = writer.code.fsub(first, value)
         found.append(first)
     return found

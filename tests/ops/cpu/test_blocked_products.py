@@ -38,15 +38,15 @@ def test_equals_the_product(rows: int, inner: int, columns: int) -> None:
     ],
 )
 def test_where_they_are_used(sizes: tuple[int, int, int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked_products, "has_avx2_alone", lambda: True)
+    monkeypatch.setattr(blocked_products, "has_only_avx2", lambda: True)
     assert blocked_products.suits(*sizes) == expected
-    monkeypatch.setattr(blocked_products, "has_avx2_alone", lambda: False)
+    monkeypatch.setattr(blocked_products, "has_only_avx2", lambda: False)
     assert not blocked_products.suits(*sizes)
 
 
 def test_a_convolution_of_few_pixels_is_done_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxnets.ops.cpu.convolutions.has_avx512", lambda: False)
-    monkeypatch.setattr(blocked_products, "has_avx2_alone", lambda: True)
+    monkeypatch.setattr(blocked_products, "has_only_avx2", lambda: True)
     done = []
     original = blocked_products.product
     monkeypatch.setattr(blocked_products, "product", lambda *sizes: done.append(sizes) or original(*sizes))

@@ -80,14 +80,14 @@ def test_where_it_is_used(
     expected: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pixel_products, "has_avx2_alone", lambda: True)
+    monkeypatch.setattr(pixel_products, "has_only_avx2", lambda: True)
     assert pixel_products.suits(kernel, outputs, groups) == expected
-    monkeypatch.setattr(pixel_products, "has_avx2_alone", lambda: False)
+    monkeypatch.setattr(pixel_products, "has_only_avx2", lambda: False)
     assert not pixel_products.suits(kernel, outputs, groups)
 
 
 def test_a_convolution_of_stride_2_is_done_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixel_products, "has_avx2_alone", lambda: True)
+    monkeypatch.setattr(pixel_products, "has_only_avx2", lambda: True)
     done = []
     original = pixel_products.weight_gradient
     monkeypatch.setattr(pixel_products, "weight_gradient", lambda *shapes: done.append(shapes) or original(*shapes))

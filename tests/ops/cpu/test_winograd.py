@@ -109,7 +109,7 @@ def test_memory_is_that_of_a_part() -> None:
 def test_convolutions_that_it_suits_are_done_so(
     direction: Direction, avx2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd, "has_avx2_alone", lambda: avx2)
+    monkeypatch.setattr(winograd, "has_only_avx2", lambda: avx2)
     done = []
     original = convolutions.WINOGRAD[direction]
     monkeypatch.setitem(convolutions.WINOGRAD, direction, lambda *shapes: done.append(shapes) or original(*shapes))
@@ -140,20 +140,20 @@ def test_others_are_not(
     groups: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(winograd, "has_avx2_alone", lambda: True)
+    monkeypatch.setattr(winograd, "has_only_avx2", lambda: True)
     assert not winograd.suits(images, kernel, stride, padding, groups)
     assert winograd.suits((8, 28, 28, 128), (3, 3, 128, 128), 1, 1, 1)
 
 
 def test_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "has_avx2_alone", lambda: True)
+    monkeypatch.setattr(winograd, "has_only_avx2", lambda: True)
     monkeypatch.setenv(availability.SWITCH, "winograd")
     availability.forget()
     assert not winograd.suits((8, 28, 28, 128), (3, 3, 128, 128), 1, 1, 1)
 
 
 def test_a_program_computes_so_with_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "has_avx2_alone", lambda: True)
+    monkeypatch.setattr(winograd, "has_only_avx2", lambda: True)
     images, kernel, gradient = normals(0, (2, 23, 25, 64), (3, 3, 64, 96), (2, 23, 25, 96))
     outputs, pull = jax.vjp(lambda x, k: conv2d(x, k, padding=1), images, kernel)
     by_inputs, by_weights = pull(gradient)
