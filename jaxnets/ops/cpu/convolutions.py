@@ -1,7 +1,7 @@
 """Convolutions by oneDNN, and their gradients.
 
-A work is described by numbers alone, so that a program can carry it as text, and gives the call that computes it, whose
-arrays are the operands, then the results, in the order that is told.
+An operation is described by numbers alone, so that a program can carry it as text. Its `call` computes it; the call's
+arrays are the operands, then the results.
 """
 
 import math
@@ -44,11 +44,9 @@ from jaxnets.ops.cpu.library import (
 )
 
 _DIRECT = 1
-# A 1x1 convolution of fewer pixels is a matrix product: the primitive would spend its time on reordering the kernel.
+# A 1x1 convolution of fewer pixels is computed as a matrix product, which need not reorder the kernel. Without AVX-512
+# forward and by inputs it always is, and the gradient by weights below the second number.
 _PRODUCT_PIXELS = 512
-# With vectors of 8 numbers it is one in any case, 8 % faster forward and by inputs (ResNet-50's at 224 px, batch 8, two
-# Zen 3 cores), and the gradient by weights of fewer pixels than these: 7.1 ms instead of 10.9 for [8, 14, 14, 256] to
-# 1024 channels, but 8.5 instead of 7.3 for [8, 28, 28, 512] to 128.
 _PRODUCT_PIXELS_OF_WEIGHTS = 2048
 # Of dnnl_query_t.
 _WEIGHTS_OF, _WEIGHT_GRADIENT_OF = 131, 132
@@ -58,7 +56,7 @@ _RELU, _ADD = 0x20, 0x1FFF0
 
 
 class Direction(StrEnum):
-    """Which of a convolution's three arrays is computed from the other two."""
+    """The array of a convolution that is computed from the other two."""
 
     FORWARD = "forward"
     INPUT_GRADIENT = "input_gradient"
@@ -74,7 +72,7 @@ WINOGRAD = {
 
 @dataclass(frozen=True)
 class Convolution:
-    """Maps [N, H, W, C] with a kernel [kh, kw, C / groups, F] into [N, H', W', F], or one of the gradients."""
+    """[N, H, W, C] with a kernel [kh, kw, C / groups, F] into [N, H', W', F], or one of the gradients."""
 
     direction: Direction
     images: Images
@@ -85,8 +83,8 @@ class Convolution:
     groups: int
 
     def call(self) -> Call:
-        """Operands as the direction has them: images and kernel; outputs' gradient and kernel; images and that."""
-        call = self._own_call()
+        """Operands, by direction: images and kernel; outputs' gradient and kernel; images and outputs' gradient."""
+        call = self._generated_call()
         if call is not None:
             return call
         if self._is_product():
@@ -97,7 +95,7 @@ class Convolution:
             "dnnl_convolution_forward_primitive_desc_create",
             *(engine(), FORWARD_TRAINING, _DIRECT, images, free_kernel, None, outputs, *window, attributes()),
         )
-        first, second, result, own_kernel, scratch, wide = range(6)
+        first, second, result, ordered_kernel, scratch, wide = range(6)
         if self.direction == Direction.FORWARD:
             primitive = forward
             operands = [(SOURCE, images, first), (DESTINATION, outputs, result)]
@@ -116,20 +114,20 @@ class Convolution:
         by_weights = self.direction == Direction.WEIGHT_GRADIENT
         layout = query(primitive, _WEIGHT_GRADIENT_OF if by_weights else _WEIGHTS_OF)
         needed = query(primitive, SCRATCHPAD_OF)
-        operands.append((_WEIGHT_GRADIENT if by_weights else WEIGHTS, layout, own_kernel))
+        operands.append((_WEIGHT_GRADIENT if by_weights else WEIGHTS, layout, ordered_kernel))
         operands.append((SCRATCH, needed, scratch))
         step = PrimitiveStep(primitive, operands)
         sizes = (bytes_of(layout), bytes_of(needed), self._layout.wide_size)
         if by_weights:
-            return Call([step, *self._layout.written(layout, own_kernel, result, wide)], sizes)
-        return Call([*self._layout.read(second, layout, own_kernel, wide), step], sizes)
+            return Call([step, *self._layout.write(layout, ordered_kernel, result, wide)], sizes)
+        return Call([*self._layout.read(second, layout, ordered_kernel, wide), step], sizes)
 
     @cached_property
     def _layout(self) -> KernelLayout:
         return KernelLayout(self.kernel, self.groups)
 
-    def _own_call(self) -> Call | None:
-        """The call where code of our own is faster than a primitive."""
+    def _generated_call(self) -> Call | None:
+        """The call of generated code, where that is faster than a primitive."""
         shapes = self.images, self.kernel, self.outputs
         if self._suits_winograd():
             return WINOGRAD[self.direction](self.images, self.kernel)
@@ -149,7 +147,7 @@ class Convolution:
         return winograd.suits(self.images, self.kernel, self.stride, self.padding, self.groups)
 
     def _is_product(self) -> bool:
-        """Whether it is done as a matrix product."""
+        """Whether it is computed as a matrix product."""
         if (*self.kernel[:2], self.stride, self.padding, self.groups) != (1, 1, 1, 0, 1):
             return False
         if not has_avx512() and self.direction != Direction.WEIGHT_GRADIENT:
@@ -160,7 +158,7 @@ class Convolution:
         return [numbers(number, number) for number in (self.stride, 0, self.padding, self.padding)]
 
     def _product(self) -> Call:
-        """Of pixels [N H W, C] and kernel [C, F]."""
+        """The product of pixels [N H W, C] and kernel [C, F]."""
         pixels = math.prod(self.outputs[:3])
         channels, features = self.kernel[2:]
         if self.direction == Direction.WEIGHT_GRADIENT:
@@ -179,9 +177,9 @@ class Convolution:
 
 @dataclass(frozen=True)
 class BiasedConvolution(Convolution):
-    """`Convolution` forward, plus a bias [F], plus, with `adds`, an array of the outputs' shape, then with `relu` that.
+    """`Convolution` forward plus a bias [F]; with `adds` plus an array like the outputs; with `relu` then max(., 0).
 
-    The kernel may come `packed`, as `KernelPacking` makes it for the same numbers. NaN may become 0 with `relu`.
+    If `packed`, the kernel comes as `KernelPacking` writes it for the same numbers. `relu` of NaN may be 0.
     """
 
     adds: bool
@@ -189,7 +187,7 @@ class BiasedConvolution(Convolution):
     packed: bool
 
     def call(self) -> Call:
-        """Operands images, kernel, bias and, if there is one, what is added; result the outputs."""
+        """Operands images, kernel, bias and perhaps the array to add; result the outputs."""
         if self._suits_winograd():
             return winograd.biased_convolution(
                 self.images, self.kernel, adds=self.adds, relu=self.relu, packed=self.packed
@@ -204,15 +202,15 @@ class BiasedConvolution(Convolution):
         primitive = self._biased()
         layout, needed = query(primitive, _WEIGHTS_OF), query(primitive, SCRATCHPAD_OF)
         result = 4 if self.adds else 3
-        own_kernel, scratch = (1, result + 1) if self.packed else (result + 2, result + 1)
-        operands = [(SOURCE, images, 0), (WEIGHTS, layout, own_kernel), (_BIAS, bias, 2)]
+        ordered_kernel, scratch = (1, result + 1) if self.packed else (result + 2, result + 1)
+        operands = [(SOURCE, images, 0), (WEIGHTS, layout, ordered_kernel), (_BIAS, bias, 2)]
         operands += [(argument, array, 3) for argument, array in self._added(outputs)]
         operands += [(DESTINATION, outputs, result), (SCRATCH, needed, scratch)]
         step = PrimitiveStep(primitive, operands)
         if self.packed:
             return Call([step], [bytes_of(needed)])
         sizes = [bytes_of(needed), bytes_of(layout), self._layout.wide_size]
-        return Call([*self._layout.read(1, layout, own_kernel, result + 3), step], sizes)
+        return Call([*self._layout.read(1, layout, ordered_kernel, result + 3), step], sizes)
 
     def packed_size(self) -> int:
         """Bytes of the packed kernel."""
@@ -236,30 +234,30 @@ class BiasedConvolution(Convolution):
         pixels, features = math.prod(self.outputs[:3]), self.kernel[3]
         images, outputs = (describe((pixels, shape[3]), (shape[3], 1)) for shape in (self.images, self.outputs))
         kernel, bias = describe(self.kernel[2:], (features, 1)), describe((1, features), (features, 1))
-        given = [(SOURCE, images), (WEIGHTS, kernel), (_BIAS, bias), *self._added(outputs)]
+        operands = [(SOURCE, images), (WEIGHTS, kernel), (_BIAS, bias), *self._added(outputs)]
         product = create(
             "dnnl_matmul_primitive_desc_create",
             *(engine(), images, kernel, bias, outputs, self._attributes(outputs)),
         )
-        return primitive_call(product, [*given, (DESTINATION, outputs)])
+        return primitive_call(product, [*operands, (DESTINATION, outputs)])
 
     def _added(self, outputs: c_void_p) -> list[tuple[int, c_void_p]]:
         return [(_AFTER | _ADDED, outputs)] if self.adds else []
 
     def _attributes(self, outputs: c_void_p) -> c_void_p:
-        short, found, after = libraries()[1], create_attributes(), create("dnnl_post_ops_create")
+        short, result, after = libraries()[1], create_attributes(), create("dnnl_post_ops_create")
         if self.adds:
             check(short.dnnl_post_ops_append_binary(after, _ADD, outputs), "dnnl_post_ops_append_binary")
         if self.relu:
             status = short.dnnl_post_ops_append_eltwise(after, _RELU, c_float(0), c_float(0))
             check(status, "dnnl_post_ops_append_eltwise")
-        check(short.dnnl_primitive_attr_set_post_ops(found, after), "dnnl_primitive_attr_set_post_ops")
-        return found
+        check(short.dnnl_primitive_attr_set_post_ops(result, after), "dnnl_primitive_attr_set_post_ops")
+        return result
 
 
 @dataclass(frozen=True)
 class KernelPacking(BiasedConvolution):
-    """Writes a kernel in the layout that the convolution works with."""
+    """Copies a kernel to the layout that `BiasedConvolution` uses."""
 
     def call(self) -> Call:
         """Operand the kernel; result the packed one, of `packed_size`."""
@@ -269,9 +267,8 @@ class KernelPacking(BiasedConvolution):
 
 
 def _transposed_product(rows: int, inner: int, columns: int) -> Step:
-    """[rows, inner] @ [inner, columns], where the left one lies in memory as [inner, rows].
+    """[rows, inner] @ [inner, columns], with the left matrix in memory as [inner, rows].
 
-    `multiply` is the faster one of the library's two ways here: 4.5 against 10.6 ms for [9216, 16] @
-    [16, 4096]; but 14 against 9 ms for the product forward.
+    For this `multiply` is faster than the library's matrix product primitive.
     """
     return lambda arrays: multiply((rows, columns, inner), *arrays, transposed=True)

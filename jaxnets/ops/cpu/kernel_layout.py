@@ -1,4 +1,4 @@
-"""A convolution's kernel in memory, and on its way to and from the layout that oneDNN's primitive works with."""
+"""A convolution's kernel, and its copies to and from the layout that oneDNN's primitive chooses."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,15 @@ import numpy as np
 
 from jaxnets.ops.cpu.library import Step, aligned, array_at, describe, has_only_avx2, reorder
 
-# With vectors of 8 numbers, groups of 4 or 2 channels are computed as if they were so many, with zeros between them:
-# for [8, 56, 56, 128] in 32 groups in 12 instead of 36 ms, and the gradients in the same time (two Zen 3 cores).
+# Without AVX-512, groups of 4 or 2 channels are computed as groups of this many, with zeros in between.
 _CHANNELS = 8
 _NUMBER = 4
 
 
 class KernelLayout:
-    """A kernel [kh, kw, C / groups, F] for oneDNN, which may see wider and fewer groups.
+    """A kernel [kh, kw, C / groups, F] for oneDNN, perhaps with fewer and wider groups.
 
-    `free` describes it in a layout that a primitive is to choose.
+    `free` describes it in a layout that the primitive chooses.
     """
 
     def __init__(self, shape: Sequence[int], groups: int) -> None:
@@ -31,34 +30,34 @@ class KernelLayout:
         if groups > 1:
             sizes, strides = [groups, *sizes], [features // groups, *strides]
         self._plain, self.free = describe(sizes, strides), describe(sizes, None)
-        # Bytes of memory that it needs on its way.
+        # Bytes of the wide kernel, which is copied first.
         self.wide_size = aligned(math.prod(self._wide) * _NUMBER) if self._merged > 1 else 0
 
-    def read(self, place: int, layout: c_void_p, own: int, wide: int) -> list[Step]:
-        """Steps from the kernel at a place of a call to the layout at another, over memory of `wide_size`."""
+    def read(self, index: int, layout: c_void_p, target: int, wide: int) -> list[Step]:
+        """Steps that copy array `index`, the kernel, to `layout` in array `target`, by way of array `wide`."""
         if self._merged == 1:
-            return [reorder(self._plain, place, layout, own)]
+            return [reorder(self._plain, index, layout, target)]
 
         def widen(addresses: Sequence[int]) -> None:
             array_at(addresses[wide], self._wide)[:] = 0
-            for block, part in self._blocks(addresses[place], addresses[wide]):
+            for block, part in self._blocks(addresses[index], addresses[wide]):
                 block[:] = part
 
-        return [widen, reorder(self._plain, wide, layout, own)]
+        return [widen, reorder(self._plain, wide, layout, target)]
 
-    def written(self, layout: c_void_p, own: int, place: int, wide: int) -> list[Step]:
-        """Steps from the layout to the kernel."""
+    def write(self, layout: c_void_p, source: int, index: int, wide: int) -> list[Step]:
+        """Steps that copy array `source` in `layout` to array `index`, the kernel."""
         if self._merged == 1:
-            return [reorder(layout, own, self._plain, place)]
+            return [reorder(layout, source, self._plain, index)]
 
         def narrow(addresses: Sequence[int]) -> None:
-            for block, part in self._blocks(addresses[place], addresses[wide]):
+            for block, part in self._blocks(addresses[index], addresses[wide]):
                 part[:] = block
 
-        return [reorder(layout, own, self._plain, wide), narrow]
+        return [reorder(layout, source, self._plain, wide), narrow]
 
     def _blocks(self, address: int, wide: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The blocks on the wide kernel's diagonals, and the parts of the kernel that belong there."""
+        """The blocks on the wide kernel's diagonals, each with its part of the kernel."""
         height, width, inputs, features = self._shape
         merged, count = self._merged, features // self._features // self._merged
         parts = array_at(address, (height, width, inputs, count, merged, self._features))
@@ -67,7 +66,7 @@ class KernelLayout:
 
 
 def _groups_to_merge(inputs: int, groups: int) -> int:
-    """How many neighbouring groups, of so many channels each, are computed as one."""
-    wanted, rest = divmod(_CHANNELS, inputs)
-    # Where there is one channel, oneDNN has its own way.
-    return 1 if not has_only_avx2() or inputs == 1 or rest or wanted == 0 or groups % wanted else wanted
+    """The number of neighbouring groups, of `inputs` channels each, that are computed as one."""
+    count, rest = divmod(_CHANNELS, inputs)
+    # For one channel oneDNN has a primitive of its own.
+    return 1 if not has_only_avx2() or inputs == 1 or rest or count == 0 or groups % count else count

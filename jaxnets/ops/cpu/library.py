@@ -1,7 +1,6 @@
-"""oneDNN by its C interface: descriptions of arrays, primitives, and their execution on arrays in memory.
+"""oneDNN by its C interface (dnnl.h of oneDNN 3): descriptions of arrays, and primitives that run on addresses.
 
-The library is that of the package onednn-cpu-gomp. It writes machine code for the processor at hand when a primitive is
-made; PyTorch's convolutions are the same library's. Its C interface is stable (dnnl.h of oneDNN 3).
+The package onednn-cpu-gomp has the library, which generates machine code for the processor when a primitive is created.
 """
 
 import ctypes
@@ -75,57 +74,57 @@ def libraries() -> tuple[ctypes.CDLL, ctypes.PyDLL]:
 
 
 def create(function: str, *arguments: object) -> c_void_p:
-    """What a function of the library made: an object, which it hands out by its first argument. It is never freed."""
-    found = c_void_p()
-    check(libraries()[1][function](byref(found), *arguments), function)
-    return found
+    """The object that a function of the library creates, which is its first argument; it is never freed."""
+    result = c_void_p()
+    check(libraries()[1][function](byref(result), *arguments), function)
+    return result
 
 
 def check(status: int, function: str) -> None:
-    """Raises RuntimeError unless the library's function went well."""
+    """Raises RuntimeError if a function of the library returned an error."""
     if status:
         raise RuntimeError(f"oneDNN's {function} failed with status {status}")
 
 
 @cache
 def engine() -> c_void_p:
-    """The processor."""
+    """The processor, as oneDNN's engine."""
     return create("dnnl_engine_create", _CPU, c_size_t(0))
 
 
 @cache
 def attributes() -> c_void_p:
-    """What most primitives are made with."""
+    """The attributes of most primitives."""
     return create_attributes()
 
 
 def create_attributes() -> c_void_p:
-    """What a primitive is made with: scratch memory is given to it."""
-    found = create("dnnl_primitive_attr_create")
+    """New attributes of a primitive, which gets its scratch memory as an operand."""
+    result = create("dnnl_primitive_attr_create")
     function = "dnnl_primitive_attr_set_scratchpad_mode"
-    check(libraries()[1][function](found, _USER_SCRATCHPAD), function)
-    return found
+    check(libraries()[1][function](result, _USER_SCRATCHPAD), function)
+    return result
 
 
 @cache
 def has_avx512() -> bool:
-    """Whether the processor computes on vectors of 16 numbers, or only of 8."""
+    """Whether the processor has AVX-512: vectors of 16 numbers."""
     return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX512)
 
 
 @cache
 def has_only_avx2() -> bool:
-    """Whether it computes on vectors of 8 numbers, and multiplies and adds them at once."""
+    """Whether the processor has AVX2 but not AVX-512: vectors of 8 numbers."""
     return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX2) and not has_avx512()
 
 
 def numbers(*values: int) -> "ctypes.Array[c_int64]":
-    """Sizes, strides or the like as the library takes them."""
+    """Sizes or strides as the library takes them."""
     return (c_int64 * _MAX_DIMENSIONS)(*values)
 
 
 def describe(sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
-    """A description of a float32 array; without strides, of a layout that the primitive is to choose."""
+    """A description of a float32 array; without strides the primitive chooses the layout."""
     shape = len(sizes), numbers(*sizes), FLOAT32
     if strides is None:
         return create("dnnl_memory_desc_create_with_tag", *shape, _ANY_LAYOUT)
@@ -133,80 +132,80 @@ def describe(sizes: Sequence[int], strides: Sequence[int] | None) -> c_void_p:
 
 
 def describe_images(shape: Images) -> c_void_p:
-    """A description of float32 [N, H, W, C]; oneDNN counts the axes as N, C, H, W."""
+    """A description of float32 [N, H, W, C]; oneDNN orders the axes as N, C, H, W."""
     count, height, width, channels = shape
     strides = (height * width * channels, 1, width * channels, channels)
     return describe((count, channels, height, width), strides)
 
 
 def query(primitive: c_void_p, what: int) -> c_void_p:
-    """One of the array descriptions (dnnl_query_t) that a primitive settled on."""
+    """One of the array descriptions (dnnl_query_t) of a primitive."""
     return c_void_p(libraries()[1].dnnl_primitive_desc_query_md(primitive, what, 0))
 
 
 def exact_bytes_of(description: c_void_p) -> int:
-    """Memory that an array takes."""
+    """The bytes of an array."""
     size: int = libraries()[1].dnnl_memory_desc_get_size(description)
     return size
 
 
 def bytes_of(description: c_void_p) -> int:
-    """Memory that an array takes, rounded up to whole cache lines."""
+    """The bytes of an array, rounded up to whole cache lines."""
     return aligned(exact_bytes_of(description))
 
 
 def aligned(size: int) -> int:
-    """The number of bytes, or the address, rounded up to whole cache lines."""
+    """A number of bytes, or an address, rounded up to whole cache lines."""
     return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
 
 
 class PrimitiveStep:
-    """One primitive, and which of a call's arrays are its operands."""
+    """One primitive on some of a call's arrays."""
 
     def __init__(self, description: c_void_p, operands: Sequence[tuple[int, c_void_p, int]]) -> None:
-        """Each operand is its DNNL_ARG, its description and its place among the call's arrays."""
+        """Each operand is its DNNL_ARG, its description and its index among the call's arrays."""
         waiting, short = libraries()
         self._execute = waiting.dnnl_primitive_execute
         self._set_address = short.dnnl_memory_set_data_handle
         self._primitive = create("dnnl_primitive_create", description)
         self._stream = create("dnnl_stream_create", engine(), 1)
-        self._memories = [(create("dnnl_memory_create", array, engine(), None), place) for _, array, place in operands]
+        self._memories = [(create("dnnl_memory_create", array, engine(), None), index) for _, array, index in operands]
         pairs = zip(operands, self._memories, strict=True)
         self._arguments = (_Argument * len(operands))(*(_Argument(o[0], memory) for o, (memory, _) in pairs))
 
     def __call__(self, addresses: Sequence[int]) -> None:
-        for memory, place in self._memories:
-            self._set_address(memory, c_void_p(addresses[place]))
+        for memory, index in self._memories:
+            self._set_address(memory, c_void_p(addresses[index]))
         status = self._execute(self._primitive, self._stream, len(self._arguments), self._arguments)
         check(status, "dnnl_primitive_execute")
 
 
 class Call:
-    """A computation ready to run, by one thread at a time, on arrays given by their addresses."""
+    """Steps on arrays, given by their addresses; one thread at a time may run them."""
 
     def __init__(self, steps: Sequence[Step], scratch: Sequence[int] = ()) -> None:
-        """The arrays are the operands, then the results, then `scratch` ones of so many bytes."""
+        """The arrays are the operands, the results, and scratch arrays, whose bytes are `scratch`."""
         self._steps = steps
         self._offsets = [sum(scratch[:i]) for i in range(len(scratch))]
         self.scratch_size = sum(scratch)
 
     def __call__(self, addresses: Sequence[int], scratch: int) -> None:
-        """Computes, with `scratch_size` bytes of memory at `scratch` to write on, of `scratch_memory`."""
+        """Runs the steps, with `scratch_size` bytes of scratch memory at the address `scratch`."""
         arrays = [*addresses, *(scratch + offset for offset in self._offsets)]
         for step in self._steps:
             step(arrays)
 
 
-def reorder(source: c_void_p, source_place: int, destination: c_void_p, destination_place: int) -> PrimitiveStep:
-    """Writes an array in another layout."""
+def reorder(source: c_void_p, source_index: int, destination: c_void_p, destination_index: int) -> PrimitiveStep:
+    """A step that copies an array to another layout."""
     description = create("dnnl_reorder_primitive_desc_create", source, engine(), destination, engine(), None)
-    return PrimitiveStep(description, [(SOURCE, source, source_place), (DESTINATION, destination, destination_place)])
+    return PrimitiveStep(description, [(SOURCE, source, source_index), (DESTINATION, destination, destination_index)])
 
 
 def multiply(sizes: Sequence[int], left: int, right: int, result: int, *, transposed: bool = False) -> None:
-    """[rows, inner] @ [inner, columns] of `sizes` rows, columns, inner, at addresses; or left lies as [inner, rows].
+    """Multiplies [rows, inner] by [inner, columns] at addresses; `sizes` are rows, columns and inner.
 
-    It is the older of the library's two ways.
+    If `transposed`, left lies in memory as [inner, rows]. This is the older of the library's two interfaces.
     """
     rows, columns, inner = (c_int64(size) for size in sizes)
     flags = c_char(b"T" if transposed else b"N"), c_char(b"N")
@@ -216,21 +215,21 @@ def multiply(sizes: Sequence[int], left: int, right: int, result: int, *, transp
 
 
 def array_at(address: int, shape: Sequence[int], kind: Any = c_float) -> np.ndarray:
-    """Memory as an array, of a ctypes type."""
+    """The array of a ctypes type at an address."""
     return np.ctypeslib.as_array((kind * math.prod(shape)).from_address(address)).reshape(shape)
 
 
 def primitive_call(description: c_void_p, operands: Sequence[tuple[int, c_void_p]], *more: Step) -> Call:
-    """A call of one primitive, and of what is to follow it.
+    """A call of one primitive, then of `more` steps.
 
-    Its arrays are in the order of `operands`: DNNL_ARG and description of each.
+    `operands` are the DNNL_ARG and the description of each array, in the call's order.
     """
     scratch = query(description, SCRATCHPAD_OF)
-    placed = [(argument, array, place) for place, (argument, array) in enumerate([*operands, (SCRATCH, scratch)])]
-    return Call([PrimitiveStep(description, placed), *more], [bytes_of(scratch)])
+    indexed = [(argument, array, index) for index, (argument, array) in enumerate([*operands, (SCRATCH, scratch)])]
+    return Call([PrimitiveStep(description, indexed), *more], [bytes_of(scratch)])
 
 
 def scratch_memory(size: int) -> tuple["ctypes.Array[c_char]", int]:
-    """Memory of at least `size` bytes, and the aligned address in it."""
+    """Memory of at least `size` bytes, and an aligned address in it."""
     memory = (c_char * (size + _ALIGNMENT))()
     return memory, aligned(ctypes.addressof(memory))

@@ -1,6 +1,6 @@
-"""Small functions compiled for the processor at hand, by LLVM (package llvmlite), and run on all cores by OpenMP.
+"""Small functions that LLVM (package llvmlite) compiles for the processor and OpenMP runs on all cores.
 
-For passes over memory that no primitive of oneDNN does. Their threads are those of oneDNN's own primitives.
+They do what no primitive of oneDNN does, on the threads of oneDNN's primitives.
 """
 
 import ctypes
@@ -21,19 +21,19 @@ def _openmp() -> ctypes.CDLL:
 
 @cache
 def threads() -> int:
-    """Threads that run a function."""
+    """The number of threads that run a function."""
     count: int = _openmp().omp_get_max_threads()
     return count
 
 
 class Writer:
-    """Writes one function's code: whole numbers of 64 bits, addresses of float32, and vectors of them.
+    """Writes the code of one function, on 64-bit integers, addresses of float32, and vectors of float32.
 
-    The function is given whole numbers, and does the share of its thread.
+    The function gets integers, and does its thread's share.
     """
 
     def __init__(self, module: Any, name: str, arguments: Sequence[str], width: int) -> None:
-        """`arguments` are the names of the numbers, found in `given`; vectors have `width` numbers."""
+        """`arguments` are the names of the integers; vectors have `width` numbers."""
         from llvmlite import ir
 
         self._ir = ir
@@ -47,15 +47,15 @@ class Writer:
         self.arguments = {name: self.code.load(place) for name, place in zip(arguments, places, strict=True)}
 
     def constant(self, value: int) -> Any:
-        """A whole number that is known now."""
+        """An integer that is known now."""
         return self._ir.Constant(self._integer, value)
 
     def thread(self) -> Any:
-        """This thread's number, less than `threads()`."""
+        """The index of this thread, below `threads()`."""
         return self._from_openmp("omp_get_thread_num")
 
     def share(self, count: Any) -> tuple[Any, Any]:
-        """Where this thread's share of `count` things begins and ends."""
+        """The first index of this thread's share of `count` items, and the index after its last."""
         thread, threads = self.thread(), self._from_openmp("omp_get_num_threads")
         begin, end = (
             self.code.sdiv(self.code.mul(count, number), threads)
@@ -70,9 +70,9 @@ class Writer:
 
     @contextmanager
     def loop(self, begin: Any, end: Any, step: int = 1, sums: list[Any] | None = None) -> Iterator[Any]:
-        """A loop over numbers from `begin` to before `end`; the vectors `sums` are handed on from round to round.
+        """A loop over integers from `begin` to before `end`, which carries the vectors `sums`.
 
-        The body replaces them in their list, where the last ones are afterwards.
+        The body replaces the list's elements; after the loop the list has the last ones.
         """
         code, before = self.code, self.code.block
         sums = [] if sums is None else sums
@@ -97,7 +97,7 @@ class Writer:
 
     @contextmanager
     def when(self, condition: Any) -> Iterator[None]:
-        """What is done on a condition."""
+        """A block that runs if a condition holds."""
         done, after = (self.code.function.append_basic_block() for _ in range(2))
         self.code.cbranch(condition, done, after)
         self.code.position_at_end(done)
@@ -106,11 +106,11 @@ class Writer:
         self.code.position_at_end(after)
 
     def minimum(self, left: Any, right: Any) -> Any:
-        """The smaller of two whole numbers."""
+        """The smaller of two integers."""
         return self.code.select(self.code.icmp_signed("<", left, right), left, right)
 
     def maximum(self, left: Any, right: Any) -> Any:
-        """The larger of two whole numbers."""
+        """The larger of two integers."""
         return self.code.select(self.code.icmp_signed("<", left, right), right, left)
 
     def zeros(self) -> Any:
@@ -118,7 +118,7 @@ class Writer:
         return self._ir.Constant(self._vector, [0.0] * self._vector.count)
 
     def broadcast(self, array: Any, index: Any) -> Any:
-        """The vector of one number of an array, again and again."""
+        """A vector whose elements are all one number of an array."""
         ir, undefined = self._ir, self._ir.Constant(self._vector, self._ir.Undefined)
         places = ir.VectorType(ir.IntType(32), self._vector.count)
         one = self.code.load(self.code.gep(array, [index]))
@@ -126,7 +126,7 @@ class Writer:
         return self.code.shuffle_vector(alone, undefined, ir.Constant(places, [0] * self._vector.count))
 
     def broadcast_integer(self, value: Any) -> Any:
-        """The vector of one whole number of at most 32 bits, again and again, as `load_bytes` gives them."""
+        """A vector whose elements are all one integer of at most 32 bits, as those of `load_bytes`."""
         ir, kind = self._ir, self._short
         undefined = ir.Constant(kind, ir.Undefined)
         alone = self.code.insert_element(
@@ -135,7 +135,7 @@ class Writer:
         return self.code.shuffle_vector(alone, undefined, ir.Constant(kind, [0] * kind.count))
 
     def shuffle(self, value: Any, places: Sequence[int]) -> Any:
-        """A vector of another one's numbers, from these places."""
+        """A vector of the elements of another one at these indices."""
         kind = self._ir.VectorType(self._ir.IntType(32), len(places))
         return self.code.shuffle_vector(value, value, self._ir.Constant(kind, list(places)))
 
@@ -147,21 +147,21 @@ class Writer:
         return self.code.call(known, [left, right, addend])
 
     def array(self, address: Any) -> Any:
-        """The float32 array at an address that was given as a number."""
+        """The float32 array at an integer address."""
         return self.code.inttoptr(address, self._ir.PointerType(self._float))
 
     def bytes(self, address: Any) -> Any:
-        """The array of bytes at an address that was given as a number."""
+        """The array of bytes at an integer address."""
         return self.code.inttoptr(address, self._ir.PointerType(self._ir.IntType(8)))
 
     def load_bytes(self, array: Any, index: Any) -> Any:
-        """The vector of whole numbers that begins at an index of an array of bytes."""
+        """The vector of integers that begins at an index of an array of bytes."""
         found = self.code.load(self._place_of_bytes(array, index))
         found.align = 1
         return self.code.zext(found, self._short)
 
     def store_bytes(self, value: Any, array: Any, index: Any) -> None:
-        """Writes a vector of whole numbers at an index of an array of bytes."""
+        """Writes a vector of integers at an index of an array of bytes."""
         place = self._place_of_bytes(array, index)
         self.code.store(self.code.trunc(value, place.type.pointee), place).align = 1
 

@@ -1,4 +1,4 @@
-"""Max-pooling by oneDNN, and its gradient; works as those of dnnl_convolution.py."""
+"""Max-pooling by oneDNN, and its gradient; operations as those of convolutions.py."""
 
 import ctypes
 import math
@@ -45,9 +45,9 @@ _HUGE = 1e37
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max-pooling of [N, H, W, C] into `outputs` [N, H', W', C]; `high` padding is that after the maps.
+    """Max-pooling of [N, H, W, C] into `outputs` [N, H', W', C]; `low` and `high` are the padding before and after.
 
-    With `winners` it also tells the tap of the window that each output came from: a byte each, if they are few.
+    With `winners` it also writes the tap of the window that each output came from, as one byte.
     """
 
     images: Images
@@ -59,10 +59,10 @@ class MaxPool:
     winners: bool
 
     def call(self) -> Call:
-        """Operand the images; results the outputs and, if they are asked for, the winners.
+        """Operand the images; results the outputs and perhaps the winners.
 
-        oneDNN passes NaN over, and takes the lowest number for minus infinity: where a sum over the channels of a pixel
-        is NaN or huge, which may mean either, all is done again by numpy.
+        oneDNN skips NaN, and takes the lowest number for minus infinity. If a sum over a pixel's channels is NaN or
+        huge, which may be due to either, NumPy computes all again.
         """
         if own_pooling.suits(self.images[3], self.window):
             shapes = self.images, self.outputs
@@ -84,20 +84,29 @@ class MaxPool:
         shape = c_int64(pixels), c_int64(1), c_int64(channels)
 
         def pass_on_what_is_not_finite(arrays: Sequence[int]) -> None:
-            found = c_void_p(arrays[sums])
-            given = c_char(b"N"), c_char(b"N"), *shape, c_float(1), c_void_p(arrays[images]), shape[2], ones, shape[1]
-            check(multiply(*given, c_float(0), found, shape[1]), "dnnl_sgemm")
+            result = c_void_p(arrays[sums])
+            operands = (
+                c_char(b"N"),
+                c_char(b"N"),
+                *shape,
+                c_float(1),
+                c_void_p(arrays[images]),
+                shape[2],
+                ones,
+                shape[1],
+            )
+            check(multiply(*operands, c_float(0), result, shape[1]), "dnnl_sgemm")
             if not (np.abs(array_at(arrays[sums], (pixels,))) < _HUGE).all():
-                self._pool(*(arrays[place] for place in (images, outputs, winners)))
+                self._pool(*(arrays[index] for index in (images, outputs, winners)))
 
         return Call([pool, pass_on_what_is_not_finite], [aligned(4 * pixels), bytes_of(needed)])
 
     def winners_needed(self) -> int:
-        """Bytes that the winners take."""
+        """The bytes that oneDNN writes the winners in."""
         return exact_bytes_of(query(self._forward(), WORKSPACE_OF))
 
     def _pool(self, images: int, outputs: int, winners: int) -> None:
-        """As `jaxnets.ops.pool` defines it."""
+        """Max-pooling as `jaxnets.ops.pool` defines it."""
         padded = np.pad(
             array_at(images, self.images),
             ((0, 0), *zip(self.low, self.high, strict=True), (0, 0)),
