@@ -1,0 +1,63 @@
+"""`keep_memory`: what a program frees stays in its heap."""
+
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from jaxnets.ops.cpu import memory
+
+_GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+
+# The file alone, as importing JAX takes longer than all this.
+_SCRIPT = f"""
+import ctypes, importlib.util, resource, sys
+spec = importlib.util.spec_from_file_location("memory", {memory.__file__!r})
+memory = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(memory)
+print(memory.keep_memory() if sys.argv[1] == "kept" else None)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+size = 64 << 20
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    address = libc.malloc(size)
+    ctypes.memset(address, 1, size)
+    libc.free(address)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+
+
+@pytest.mark.skipif(not _GLIBC, reason="needs Linux with glibc")
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_used_again(kept: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", _SCRIPT, "kept" if kept else "not"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    changed, faults = done.stdout.splitlines()
+    if changed == "False":
+        pytest.skip("an NVIDIA device is here")
+    later = [int(count) for count in faults.split()[1:]]
+    assert all(count < 100 for count in later) == kept
+
+
+@pytest.mark.parametrize("reason", ["other system", "other library", "tuned", "gpu"])
+def test_changes_nothing_elsewhere(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: None) -> None:
+        raise AssertionError("called the C library")
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", refuse)
+    monkeypatch.setattr(sys, "platform", "darwin" if reason == "other system" else "linux")
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", "") if reason == "other library" else ("glibc", "2.36"))
+    monkeypatch.setattr(os.path, "exists", lambda path: reason == "gpu" and path == "/dev/nvidiactl")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=4" if reason == "tuned" else "")
+    assert not memory.keep_memory()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *_: 1))
+    if reason == "tuned":
+        monkeypatch.setenv("GLIBC_TUNABLES", "glibc.rtld.optional_static_tls=512")
+        assert memory.keep_memory()
