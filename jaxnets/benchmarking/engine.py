@@ -1,7 +1,8 @@
 """What each part of the CPU engine is worth: python -m jaxnets.benchmarking.engine ARCH --image-size S --batch-size N.
 
 One process compiles the step with the whole engine, and once more without each part; then they take turns. Prints, for
-each part, the median of the ratio of images a second with it to those without it, and its quartiles.
+each part, the quartiles of the time without it over the time with it: of the clock, and of the processor's cores,
+which other programs disturb less.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,36 +39,41 @@ def main() -> None:
     print(
         json.dumps(
             {"arch": job.arch, "image_size": job.image_size, "batch_size": job.batch_size, "mode": job.mode}
-            | {"with_over_without": measure(job, arguments.parts, arguments.rounds)}
+            | {"without_over_with": measure(job, arguments.parts, arguments.rounds)}
         )
     )
 
 
-def measure(job: Job, parts: tuple[str, ...], rounds: int) -> dict[str, list[float]]:
-    """For each part the lower quartile, the median and the upper quartile of with / without, in images a second."""
+def measure(job: Job, parts: Sequence[str], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """For each part and clock the lower quartile, the median and the upper quartile of time without / time with."""
     turns = {part: _turn(job, part) for part in ("", *parts)}
-    steps = max(1, round(_SECONDS_A_TURN / min(turns[""](1) for _ in range(3))))
-    seconds: dict[str, list[float]] = {part: [] for part in turns}
+    steps = max(1, round(_SECONDS_A_TURN / min(turns[""](1)["clock"] for _ in range(3))))
+    times: dict[str, list[dict[str, float]]] = {part: [] for part in turns}
     for number in range(rounds):
         for part in random.Random(number).sample(list(turns), len(turns)):
-            seconds[part].append(turns[part](steps))
-    ratios = {part: [a / b for a, b in zip(seconds[part], seconds[""], strict=True)] for part in parts}
-    return {part: [round(q, 3) for q in statistics.quantiles(values, n=4)] for part, values in ratios.items()}
+            times[part].append(turns[part](steps))
+
+    def quartiles(part: str, clock: str) -> list[float]:
+        ratios = [without[clock] / whole[clock] for without, whole in zip(times[part], times[""], strict=True)]
+        return [round(quartile, 3) for quartile in statistics.quantiles(ratios, n=4)]
+
+    return {part: {clock: quartiles(part, clock) for clock in ("clock", "cores")} for part in parts}
 
 
-def _turn(job: Job, without: str) -> Callable[[int], float]:
-    """A function that takes steps without a part, and returns the seconds of one."""
+def _turn(job: Job, without: str) -> Callable[[int], dict[str, float]]:
+    """A function that takes steps without a part, and returns the seconds of one, by the clock and of the cores."""
     os.environ[availability.SWITCH] = without
     availability.forget()
     jax.clear_caches()
     step, plans = _compiled(job)
 
-    def turn(steps: int) -> float:
+    def turn(steps: int) -> dict[str, float]:
         with calls.using(plans):
-            started = time.perf_counter()
+            clock, cores = time.perf_counter(), time.process_time()
             for _ in range(steps):
                 jax.block_until_ready(step())
-            return (time.perf_counter() - started) / steps
+            ends = time.perf_counter(), time.process_time()
+        return {"clock": (ends[0] - clock) / steps, "cores": (ends[1] - cores) / steps}
 
     for _ in range(2):
         turn(1)

@@ -5,6 +5,7 @@ machine code, which hand the call's frame to one Python thread and wait for it. 
 on the main thread, never runs within a call, and OpenMP sees one thread, which needs one team of others.
 """
 
+import atexit
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
@@ -99,11 +100,16 @@ class _Frame(Structure):
 
 
 class _Mailbox(Structure):
-    """What the machine code and the thread share: the frame of the call under way, and its error."""
+    """What the machine code and the thread share: the current call's frame and error.
+
+    Once `closed` calls fail with `closing_error`, as the interpreter ends, and the thread with it.
+    """
 
     _fields_ = [
         ("frame", c_void_p),
         ("error", c_void_p),
+        ("closed", c_int64),
+        ("closing_error", _ErrorArguments),
         ("one_at_a_time", c_char * _LOCK_SIZE),
         ("called", c_char * _LOCK_SIZE),
         ("finished", c_char * _LOCK_SIZE),
@@ -121,6 +127,8 @@ def register(target: str, function: Callable[[str, Sequence[int]], None]) -> Non
     """
     libc = ctypes.CDLL(None)
     mailbox = _Mailbox()
+    message = f"{target}: the interpreter is ending".encode()
+    mailbox.closing_error = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL_ERROR)
     for name in ("called", "finished"):
         libc.sem_init(ctypes.byref(mailbox, getattr(_Mailbox, name).offset), 0, 0)
     address = machine_code.compile("handle", lambda module: _write(module, ctypes.addressof(mailbox)))
@@ -128,6 +136,7 @@ def register(target: str, function: Callable[[str, Sequence[int]], None]) -> Non
     _alive.extend([mailbox, handler])
     thread = threading.Thread(target=_serve, args=(mailbox, target, function), name=target, daemon=True)
     thread.start()
+    atexit.register(_close, mailbox)
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
 
 
@@ -142,6 +151,14 @@ def _serve(mailbox: _Mailbox, target: str, function: Callable[[str, Sequence[int
         libc.sem_post(finished)
 
 
+def _close(mailbox: _Mailbox) -> None:
+    """Waits for the current call, and lets later ones fail: Python holds its lock while it waits for JAX's programs."""
+    libc, lock = ctypes.CDLL(None), ctypes.byref(mailbox, _Mailbox.one_at_a_time.offset)
+    libc.pthread_mutex_lock(lock)
+    mailbox.closed = 1
+    libc.pthread_mutex_unlock(lock)
+
+
 def _run(frame: _Frame, target: str, function: Callable[[str, Sequence[int]], None]) -> int | None:
     try:
         text = frame.attributes.texts[0].contents
@@ -150,8 +167,8 @@ def _run(frame: _Frame, target: str, function: Callable[[str, Sequence[int]], No
         ]
         function(ctypes.string_at(text.data, text.size).decode(), addresses)
     except BaseException as error:
-        arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, f"{target}: {error}".encode())
-        arguments.code = _INTERNAL_ERROR
+        message = f"{target}: {error}".encode()
+        arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL_ERROR)
         return frame.api.contents.create_error(ctypes.byref(arguments))
     return None
 
@@ -165,7 +182,7 @@ def _write(module: Any, mailbox: int) -> None:
     handle = ir.Function(module, ir.FunctionType(address, [address]), "handle")
     frame = handle.args[0]
     code = ir.IRBuilder(handle.append_basic_block())
-    question, answer, stage, send, wait, receive, leave = (handle.append_basic_block() for _ in range(7))
+    question, answer, stage, enter, refuse, send, wait, receive, leave = (handle.append_basic_block() for _ in range(9))
 
     def pointer(base: Any, offset: int, kind: Any) -> Any:
         return code.inttoptr(code.add(base, address(offset)), ir.PointerType(kind))
@@ -191,9 +208,17 @@ def _write(module: Any, mailbox: int) -> None:
     code.branch(leave)
     code.position_at_end(stage)
     executes = code.icmp_unsigned("==", load(frame, _Frame.stage.offset, integer), integer(_EXECUTE_STAGE))
-    code.cbranch(executes, send, leave)
-    code.position_at_end(send)
+    code.cbranch(executes, enter, leave)
+    code.position_at_end(enter)
     call("pthread_mutex_lock", "one_at_a_time")
+    is_closed = code.icmp_unsigned("!=", load(address(mailbox), _Mailbox.closed.offset), address(0))
+    code.cbranch(is_closed, refuse, send)
+    code.position_at_end(refuse)
+    call("pthread_mutex_unlock", "one_at_a_time")
+    create_error = ir.PointerType(ir.FunctionType(address, [address]))
+    create = load(load(frame, _Frame.api.offset), _Api.create_error.offset, create_error)
+    code.ret(code.call(create, [address(mailbox + _Mailbox.closing_error.offset)]))
+    code.position_at_end(send)
     code.store(frame, pointer(address(mailbox), _Mailbox.frame.offset, address))
     call("sem_post", "called")
     code.branch(wait)
