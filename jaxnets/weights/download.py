@@ -153,7 +153,7 @@ def _resume(url: str, part: Path) -> None:
             if match is None or int(match[1]) != have:
                 part.unlink(missing_ok=True)
                 content_range = response.headers.get("Content-Range")
-                raise _Broken(f"the server sent the range {content_range}; expected it to start at byte {have}")
+                raise _Broken(f"the server's Content-Range is {content_range}; expected it to start at byte {have}")
             total = int(match[2])
         else:
             have, total = 0, response.length or 0

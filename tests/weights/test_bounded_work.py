@@ -48,7 +48,7 @@ BOMBS = {
     "an OrderedDict copied": (beside(again(pairs(60_000), ORDERED)), "copies more than"),
     "a torch.Size copied": (beside(again(b"](" + b"K\1" * 200_000 + b"e\x85", SIZE)), "200000 dimensions"),
     "a shape looked at again": (beside(again(ZEROS, REBUILD)), "200000 dimensions"),
-    "many arguments": (beside(again(b"(" + b"N" * 200_000 + b"t", REBUILD)), "with 200000 values"),
+    "many arguments": (beside(again(b"(" + b"N" * 200_000 + b"t", REBUILD)), "with 200000 arguments"),
     "a product of sides": (shaped(sides(400_000)), "400001 dimensions"),
     "a product with 0": (shaped(sides(400_000, b"K\0")), "400002 dimensions"),
     "a product of sides, safetensors": (safe(LONG_SHAPE, b""), "190001 dimensions"),
