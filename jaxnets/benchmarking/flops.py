@@ -43,7 +43,7 @@ def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
 
 
 def flops_per_image(arch: str, image_size: int, mode: str) -> int:
-    """Floating-point operations for one image: two a multiply-add; "train" counts three times the forward pass.
+    """Floating-point operations for one image: two per multiply-add; "train" counts three times the forward pass.
 
     The forward pass and the gradients of the inputs and of the weights take as many operations each.
     """

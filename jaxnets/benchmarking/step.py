@@ -113,7 +113,7 @@ def benchmark_step(
 def check_same(job: Job, machine: dict[str, Any], setting: str, folder: Path, expected: dict[str, Any]) -> None:
     """Raises InputError unless the peer computes `expected`, our outputs, from the weights and images in the folder.
 
-    Logits may differ by 1e-4 of the largest one, the training loss (of networks without dropout) by a fraction of 1e-3.
+    Logits may differ by 1e-4 of the largest one, the training loss (of networks without dropout) by 1e-3 of its value.
     """
     actual = _theirs("check", job, machine, setting, folder, with_loss=expected["loss"] is not None)
     for name, tolerance in _TOLERANCES.items():

@@ -12,13 +12,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from jaxnets.errors import InputError
 
-# Pillow warns above half of this, and raises above all of it.
+# Pillow's limits: it warns above half of this number, and raises above it.
 _MAX_PIXELS = 2 * 89_478_485
 # The inverse DCT can decode an 8x8 block to 1x1, 2x2 or 4x4 pixels, which is faster than decoding all of it.
 _REDUCTIONS = (8, 4, 2)
 # Rows below a region that its last row of blocks and chroma upsampling may need.
 _MARGIN = 16
-# Segments that do not affect the image's size: tables, application data, comments.
+# Segments that the header parser skips: tables, application data, comments.
 _SKIPPED = frozenset((0xC4, 0xDB, *range(0xE0, 0xF0), 0xFE))
 _FILL_BYTES = re.compile(rb"\xff+")
 # libjpeg's warning about rows that were skipped on purpose; every other warning means damage.

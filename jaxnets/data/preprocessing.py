@@ -15,7 +15,7 @@ from jaxnets.errors import InputError
 
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Picture = Image.Image | np.ndarray | bytes
-# Input rows on either side that an output row depends on at a scale of 1: two for bicubic interpolation, one spare.
+# Input rows on either side that an output row depends on at a scale of 1: two for bicubic interpolation, plus one.
 _REACH = 3
 
 

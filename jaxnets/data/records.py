@@ -222,7 +222,7 @@ def _resume(pixels: BinaryIO, index: BinaryIO) -> tuple[int, int]:
         size = int(entry["height"]) * int(entry["width"]) * 3
         end = int(entry["offset"]) + size
         pixels.seek(int(entry["offset"]))
-        # After a power cut a file may end in zeros. An entry of zeros has size 0, which no record has.
+        # After a power failure a file may end in zeros, which would be an entry of size 0.
         if size > 0 and end <= length and zlib.crc32(pixels.read(size)) == entry["crc32"]:
             break
         count, end = count - 1, 0

@@ -76,8 +76,8 @@ def write_safetensors(
     encoded += b" " * (-len(encoded) % 8)
     if _METADATA in specs or len(encoded) > MAX_HEADER:
         raise InputError(
-            f"{shown_path(path)}: the names of the tensors do not fit into a safetensors header of {MAX_HEADER} bytes, "
-            f"or one of them is {_METADATA}; use shorter names"
+            f"{shown_path(path)}: a tensor is named {_METADATA}, or the header would exceed {MAX_HEADER} bytes; use "
+            "other or shorter names"
         )
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

@@ -106,7 +106,7 @@ def test_an_interrupted_writer_resumes(
         write_records(dataset, tmp_path / "cut", 64, interrupt)
     with pytest.raises(InputError, match="unfinished records; run the same prepare command"):
         load_records(tmp_path / "cut")
-    # After a power cut the end of a file may be missing, or zero.
+    # After a power failure the end of a file may be missing, or zero.
     for name in ("train.pixels", "train.index"):
         path = tmp_path / "cut" / name
         size = path.stat().st_size

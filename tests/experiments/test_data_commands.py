@@ -101,7 +101,7 @@ def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_pat
 def test_prepare_lists_what_it_left_out_and_keeps_out_of_its_source(
     folder: Path, tmp_path: Path, refuses: Refuses
 ) -> None:
-    refuses("prepare", folder, "--output", folder / "train" / "records", words=("lies in the source",))
+    refuses("prepare", folder, "--output", folder / "train" / "records", words=("is inside the source",))
     output = tmp_path / "records"
     done = command("prepare", folder, "--output", output, "--size", 8, "--on-bad-image", "skip", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ def run(
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_new_classes_are_others_and_few() -> None:
+def test_the_new_classes_are_different_and_have_few_images() -> None:
     known, few = digits_of(KNOWN), digits_of(NEW, IMAGES_PER_CLASS, 3)
     assert set(known.class_names).isdisjoint(few.class_names)
     assert len(few.train) == IMAGES_PER_CLASS * len(NEW)
