@@ -31,7 +31,7 @@ RATES = {"scratch": 3e-3, "full": 3e-3, "partial": 1e-2, "head": 3e-2}
 
 
 def digits_of(classes: tuple[int, ...], images_per_class: int | None = None, seed: int = 0) -> Dataset:
-    """The images of some digits. If `images_per_class` is given, as many training images are drawn with `seed`."""
+    """The images of some digits: all, or `images_per_class` for training, drawn with `seed`."""
     dataset = digits()
     random = np.random.default_rng(seed)
 

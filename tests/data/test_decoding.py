@@ -274,12 +274,12 @@ def valid() -> dict[str, Valid]:
         ),
         "JPEG, fill bytes before a marker": (after_start(jpeg(), b"\xff" * 9), plain),
         "JPEG, long metadata": (after_start(jpeg(), *[application(0xED, b"\xff\xd9" * 30_000)] * 3), plain),
-        # The standard tables are meant, as in frames of a film.
+        # Without tables, as in Motion JPEG: decoders use the standard tables.
         "JPEG, no Huffman tables": (without(jpeg(), 0xC4), plain),
         "JPEG, a thumbnail": (after_start(jpeg(), exif_and_thumbnail), plain),
         "JPEG, damaged EXIF": (after_start(jpeg(), application(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff!")), plain),
         "JPEG, EXIF cut short": (after_start(jpeg(), application(0xE1, oriented(6)[:20])), plain),
-        "JPEG, an orientation that is none": (after_start(jpeg(), application(0xE1, oriented(9))), plain),
+        "JPEG, an invalid orientation": (after_start(jpeg(), application(0xE1, oriented(9))), plain),
         "JPEG, a colour profile": (encoded(IMAGE, quality=90, icc_profile=profile), plain),
     }
     near: dict[str, Valid] = {

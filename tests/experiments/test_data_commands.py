@@ -98,7 +98,7 @@ def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prepare_lists_what_it_left_out_and_keeps_out_of_its_source(
+def test_prepare_lists_skipped_images_and_refuses_an_output_inside_the_source(
     folder: Path, tmp_path: Path, refuses: Refuses
 ) -> None:
     refuses("prepare", folder, "--output", folder / "train" / "records", words=("is inside the source",))
@@ -106,7 +106,7 @@ def test_prepare_lists_what_it_left_out_and_keeps_out_of_its_source(
     done = command("prepare", folder, "--output", output, "--size", 8, "--on-bad-image", "skip", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "198 images" in done.stdout
-    assert "2 bad images left out" in done.stdout
+    assert "2 bad images skipped" in done.stdout
     with (output / "bad-images.csv").open(encoding="utf-8", newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == [
             str(folder / "train" / "10" / "007.png"),

@@ -365,7 +365,7 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
     "more entries than there can be": (long_end(count=1 << 60), "directory is damaged"),
     "a long directory beyond": (long_end(start=1 << 63), "not before its end"),
     "a long end beyond": (long_end(at=(1 << 64) - 1), "end record is damaged"),
-    "a long end that is none": (long_end(at=0), "end record is damaged"),
+    "an invalid long end": (long_end(at=0), "end record is damaged"),
     "big-endian": (archive(state(a=tensor()), byteorder=b"big"), "byte order b'big'"),
     "a long byte order": (archive(state(a=tensor()), byteorder=b"l" * 1000), "1000 bytes of top/byteorder"),
     "a version of the future": (archive(state(a=tensor()), version=b"11\n"), "version b'11'"),
