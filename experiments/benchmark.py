@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import run
+from experiments.command import program, run
 from jaxnets.benchmarking import data, step
 from jaxnets.benchmarking.worker import DTYPES, MODES, PARALLELS, Job
 from jaxnets.data.datasets import absolute
@@ -23,7 +23,7 @@ def main() -> None:
 
     With --data: how many a data set gives, beside its decoder alone, and what limits training with it.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("benchmark"), description=main.__doc__)
     parser.add_argument("--arch", help="network (with --data, whose recipe and step count; default: resnet50)")
     parser.add_argument("--image-size", type=int, help="pixels a side (default: the network's own)")
     parser.add_argument("--batch-size", type=int, help="images a step (default: 32; with --data, the recipe's)")
