@@ -31,8 +31,7 @@ def _restart_with_kept_memory() -> None:
 
 
 def _prepare_command() -> None:
-    # `python -m` while it looks for its module, or the console command.
-    if sys.argv[:1] == ["-m"] or os.path.basename(sys.argv[0]) == "jaxnets":
+    if sys.argv[:1] == ["-m"]:  # As it is while `python -m` looks for its module.
         _restart_with_kept_memory()
         gc.set_threshold(_OBJECTS_A_COLLECTION)
 

@@ -54,12 +54,6 @@ def run(main: Callable[[], None]) -> None:
         _exit(1)
 
 
-def program(command: str) -> str:
-    """How the user started a command, for usage lines: "jaxnets train", or "python -m experiments.train"."""
-    console = f"jaxnets {command}"
-    return console if sys.argv[0] == console else f"python -m experiments.{command}"
-
-
 def kept_steps() -> Path | None:
     """Where compiled training steps are kept, beside the cache that is jaxnets' own; None where JAX's is elsewhere."""
     own = not os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -75,6 +69,12 @@ def _keep_compiled_programs() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def program(command: str) -> str:
+    """How the user started a command, for usage lines: "jaxnets train", or "python -m experiments.train"."""
+    console = f"jaxnets {command}"
+    return console if sys.argv[0] == console else f"python -m experiments.{command}"
 
 
 def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
