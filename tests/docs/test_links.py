@@ -1,10 +1,11 @@
 """Links lead somewhere, and the README stays short."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, name_of
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, code_spans, links, name_of
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -35,4 +36,19 @@ def test_blocks_are_fenced_and_name_their_language(page: Path) -> None:
     assert sum(line.startswith("```") for line in lines) == 2 * len(blocks(page))
     assert all(block.language in ("python", "sh", "yaml", "text") for block in blocks(page))
     indented = [line for before, line in zip(["", *lines], lines, strict=False) if not before and line[:4] == "    "]
-    assert not [line for line in indented if any(word in line for word in ("jaxnets", "python", "pip install"))]
+    assert not [line for line in indented if line.split()[0] in ("jaxnets", "python", "pip", "import")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_in_the_text_exist(page: Path) -> None:
+    folder = ROOT
+    for span in code_spans(page):
+        if not re.fullmatch(r"[\w./]+(\.py|/)", span) or span.startswith(("runs/", "train/", "val/", "test/")):
+            continue
+        # A path in jaxnets/, or a file beside the one that was named before.
+        places = [ROOT / span, ROOT / "jaxnets" / span, folder / span]
+        found = [place for place in places if place.exists()]
+        written_by_a_run = span in ("samples/", "mistakes/", "checkpoints/")
+        assert found or written_by_a_run, f"{name_of(page)} names {span}"
+        if found:
+            folder = found[0].parent
