@@ -45,8 +45,8 @@ def test_files_in_the_text_exist(page: Path) -> None:
     for span in code_spans(page):
         if not re.fullmatch(r"[\w./]+(\.py|/)", span) or span.startswith(("runs/", "train/", "val/", "test/")):
             continue
-        # A path in jaxnets/, or a file beside the one that was named before.
-        places = [ROOT / span, ROOT / "jaxnets" / span, folder / span]
+        # A path in jaxnets/, or near the file that was named before.
+        places = [ROOT / span, ROOT / "jaxnets" / span, folder / span, folder.parent / span]
         found = [place for place in places if place.exists()]
         written_by_a_run = span in ("samples/", "mistakes/", "checkpoints/")
         assert found or written_by_a_run, f"{name_of(page)} names {span}"
