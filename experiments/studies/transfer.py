@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import run
+from experiments.command import program, run
 from jaxnets.data.datasets import digits
 from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.errors import InputError
@@ -88,7 +88,7 @@ def main() -> None:
     """Pretrains a network on the digits 0 to 4. Then trains on ten images of each digit from 5 to 9, in three ways of
     transfer and from scratch.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.transfer", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("studies.transfer"), description=main.__doc__)
     parser.add_argument("--arch", default="resnet20_cifar", help="network (default: resnet20_cifar)")
     parser.add_argument("--steps", type=int, default=10, help="steps on the new classes (default: 10)")
     parser.add_argument("--seeds", type=int, default=5, help="number of runs, each with another seed (default: 5)")
