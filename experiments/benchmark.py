@@ -1,4 +1,4 @@
-"""How fast is it here: python -m experiments.benchmark --arch NAME, or --data SOURCE."""
+"""Measures speed: python -m experiments.benchmark --arch NAME, or --data SOURCE."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import run
+from experiments.command import program, run
 from jaxnets.benchmarking import data, step
 from jaxnets.benchmarking.worker import DTYPES, MODES, PARALLELS, Job
 from jaxnets.data.datasets import absolute
@@ -14,32 +14,33 @@ from jaxnets.errors import InputError
 from jaxnets.training.progress import counting
 from jaxnets.training.recipes import recipe_for
 
-# What only one of the two measurements takes.
-_OF_STEPS = ("mode", "dtype", "parallel", "rounds", "peer_settings", "profile")
+# Options that can't be combined with --data.
+_STEP_OPTIONS = ("mode", "dtype", "parallel", "rounds", "peer_settings", "profile")
 
 
 def main() -> None:
-    """Says how many images a second a network trains on or classifies, beside the machine's limits and a peer.
-
-    With --data: how many a data set gives, beside its decoder alone, and what limits training with it.
+    """Measures the images per second of a network's training or inference, and compares them with the machine's limits
+    and a peer. With --data, measures the reading of a data set, and what limits training on it.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=main.__doc__)
-    parser.add_argument("--arch", help="network (with --data, whose recipe and step count; default: resnet50)")
-    parser.add_argument("--image-size", type=int, help="pixels a side (default: the network's own)")
-    parser.add_argument("--batch-size", type=int, help="images a step (default: 32; with --data, the recipe's)")
-    parser.add_argument("--mode", choices=MODES, help="what is measured (default: train)")
-    parser.add_argument("--dtype", choices=DTYPES, help="what the network computes in (default: float32)")
-    parser.add_argument("--parallel", choices=PARALLELS, help="how steps are spread over devices (default: jit)")
-    parser.add_argument("--rounds", type=int, help=f"turns that are measured, medians count (default: {step.ROUNDS})")
+    parser = argparse.ArgumentParser(prog=program("benchmark"), description=main.__doc__)
     parser.add_argument(
-        "--peer", choices=step.PEERS, help="measure torchvision's network, or with --data its loader, too, in turns"
+        "--arch", help="network; with --data, the network of the recipe and the step (default: resnet50)"
+    )
+    parser.add_argument("--image-size", type=int, help="image size in pixels (default: that of the network)")
+    parser.add_argument("--batch-size", type=int, help="images per step (default: 32; with --data, that of the recipe)")
+    parser.add_argument("--mode", choices=MODES, help="what to measure (default: train)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the computation (default: float32)")
+    parser.add_argument("--parallel", choices=PARALLELS, help="how to use several devices (default: jit)")
+    parser.add_argument("--rounds", type=int, help=f"number of rounds; results are medians (default: {step.ROUNDS})")
+    parser.add_argument(
+        "--peer", choices=step.PEERS, help="compare with torchvision's network or, with --data, its loader"
     )
     parser.add_argument(
-        "--peer-settings", nargs="+", choices=step.TORCH_SETTINGS, help="how torch runs, the best counts (default: all)"
+        "--peer-settings", nargs="+", choices=step.TORCH_SETTINGS, help="torch's settings to compare (default: all)"
     )
-    parser.add_argument("--profile", type=Path, help="folder for a trace of three steps of ours, for TensorBoard")
-    parser.add_argument("--data", help="measure this data set, which is what train takes as --dataset")
-    parser.add_argument("--data-dir", help="where TFDS keeps its data sets (default: its own choice)")
+    parser.add_argument("--profile", type=Path, help="folder for a trace of three steps, for TensorBoard")
+    parser.add_argument("--data", help="measure this data set (a value of train's --dataset)")
+    parser.add_argument("--data-dir", help="folder of TFDS data sets (default: that of TFDS)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -50,12 +51,12 @@ def main() -> None:
 
 def _measure_step(arguments: argparse.Namespace) -> None:
     if arguments.arch is None:
-        raise InputError("give a network to measure as --arch, such as resnet50, or a data set as --data")
+        raise InputError("nothing to measure; give a network as --arch, such as resnet50, or a data set as --data")
     if arguments.data_dir is not None:
         raise InputError(f"--data-dir {arguments.data_dir} has no effect without --data; leave it out, or give both")
     size = step.default_image_size(arguments.arch) if arguments.image_size is None else arguments.image_size
-    given = {name: getattr(arguments, name) for name in ("batch_size", "mode", "dtype", "parallel")}
-    job = Job(arguments.arch, size, **{name: value for name, value in given.items() if value is not None})
+    options = {name: getattr(arguments, name) for name in ("batch_size", "mode", "dtype", "parallel")}
+    job = Job(arguments.arch, size, **{name: value for name, value in options.items() if value is not None})
     rounds = step.ROUNDS if arguments.rounds is None else arguments.rounds
     settings = tuple(arguments.peer_settings or ())
     total = step.measurements(rounds, arguments.peer, settings)
@@ -69,7 +70,7 @@ def _measure_step(arguments: argparse.Namespace) -> None:
             done=done,
         )
         if arguments.profile is not None:
-            say(f"a trace of three steps is in {arguments.profile}; tensorboard --logdir shows it")
+            say(f"a trace of three steps is in {arguments.profile}; view it with tensorboard --logdir")
     if arguments.json:
         print(json.dumps(result))
     else:
@@ -81,7 +82,7 @@ def _print_step(result: dict[str, Any]) -> None:
     print(
         f"{result['arch']}, {result['mode']}, {result['dtype']}: {result['image_size']} px, batches of "
         f"{result['batch_size']}, {result['device']} ({result['cores']} cores), {result['rounds']} rounds; "
-        "images a second"
+        "images per second"
     )
     print(
         f"  jaxnets                {result['images_per_second']:10,.1f}  ({low:,.1f} to {high:,.1f}; "
@@ -97,26 +98,26 @@ def _print_step(result: dict[str, Any]) -> None:
         print(f"jaxnets is {result['ratio']:.2f} times as fast as {result['peer_setting']} ({low:.2f} to {high:.2f})")
     print(
         f"{result['percent_of_arithmetic']:.0f} % of the {result['arithmetic_ceiling_flops'] / 1e9:,.0f} GFLOP/s of a "
-        f"large matrix product ({result['flops_per_image'] / 1e9:.2f} GFLOP an image); memory moves at "
+        f"large matrix product ({result['flops_per_image'] / 1e9:.2f} GFLOP per image); memory bandwidth: "
         f"{result['bandwidth_ceiling_bytes'] / 1e9:,.0f} GB/s"
     )
     print(
         f"initial state in {result['initial_seconds']:.1f} s; first step after {result['first_step_seconds']:.1f} s, "
-        f"then {result['step_seconds']:.3f} s a step; at most "
+        f"then {result['step_seconds']:.3f} s per step; at most "
         f"{result['peak_memory_bytes'] / 1e6:,.0f} MB of memory"
     )
 
 
 def _measure_data(arguments: argparse.Namespace) -> None:
-    unused = [name for name in _OF_STEPS if getattr(arguments, name) is not None]
+    unused = [name for name in _STEP_OPTIONS if getattr(arguments, name) is not None]
     if unused:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise InputError(f"{options} can't go with --data; leave --data out to measure the network")
+        raise InputError(f"{options} can't be combined with --data; leave --data out to measure the network")
     if arguments.peer not in (None, *data.PEERS):
         raise InputError(f"--peer {arguments.peer} has no loader; with --data give --peer {', '.join(data.PEERS)}")
     name, arch = absolute(arguments.data), arguments.arch or "resnet50"
-    given = {key: getattr(arguments, key) for key in ("image_size", "batch_size")}
-    recipe = replace(recipe_for(arch, name), **{key: n for key, n in given.items() if n is not None})
+    sizes = {key: getattr(arguments, key) for key in ("image_size", "batch_size")}
+    recipe = replace(recipe_for(arch, name), **{key: size for key, size in sizes.items() if size is not None})
     with counting("measuring", data.ROUNDS) as (done, _):
         result = data.benchmark_data(name, arch, recipe, arguments.data_dir, arguments.peer, done)
     if arguments.json:
@@ -124,7 +125,8 @@ def _measure_data(arguments: argparse.Namespace) -> None:
         return
     low, high = result["images_per_second_spread"]
     print(
-        f"{name}: {recipe.image_size} px, batches of {recipe.batch_size}, {result['threads']} threads; images a second"
+        f"{name}: {recipe.image_size} px, batches of {recipe.batch_size}, {result['threads']} threads; "
+        "images per second"
     )
     print(f"  pipeline          {result['images_per_second']:10,.0f}  ({low:,.0f} to {high:,.0f})")
     if "decoder_images_per_second" in result:

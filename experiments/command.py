@@ -71,6 +71,12 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def program(command: str) -> str:
+    """How the user started a command, for usage lines: "jaxnets train", or "python -m experiments.train"."""
+    console = f"jaxnets {command}"
+    return console if sys.argv[0] == console else f"python -m experiments.{command}"
+
+
 def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The arguments of commands that use what a run has learnt."""
     parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import prepare_for, run
+from experiments.command import prepare_for, program, run
 from jaxnets.conversion import SUFFIXES, check_output, convert_run, convert_weights
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe
@@ -17,7 +17,7 @@ def main() -> None:
 
     A file's tensors stay as they are, types included.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.convert", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("convert"), description=main.__doc__)
     parser.add_argument(
         "source", help="a .pth, .pt or .safetensors file, IMAGENET1K_V1 and its like, or the folder of a run"
     )

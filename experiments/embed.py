@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_weights, images_of, run, weights_of
+from experiments.command import add_weights, images_of, program, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.models.features import blocks_of, head_inputs
 from jaxnets.training.extraction import FeatureExtractor
@@ -17,7 +17,7 @@ def main() -> None:
 
     It holds "embeddings" [N, ...], "images" [N] (their paths) and "stage".
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.embed", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("embed"), description=main.__doc__)
     add_weights(parser, images=True)
     parser.add_argument("--output", type=Path, required=True, help="the .npz file")
     parser.add_argument("--stage", help="such as layer3 or fc2 (default: what the classifier reads)")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from experiments.command import add_classifier, classifier_of, run
+from experiments.command import add_classifier, classifier_of, program, run
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.verification import judge, usable
 from jaxnets.training.evaluation import Evaluator
@@ -12,7 +12,7 @@ from jaxnets.training.progress import counting
 
 def main() -> None:
     """Evaluates the run's latest checkpoint on the test images of the data set that it was trained on."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("evaluate"), description=main.__doc__)
     classifier = classifier_of(add_classifier(parser).parse_args())
     config = classifier.config
     dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from experiments.command import add_weights, run, weights_of
+from experiments.command import add_weights, program, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.export import PLATFORMS, write_export
 
@@ -13,7 +13,7 @@ def main() -> None:
 
     It is compared with the model before it is written. `jax.export.deserialize(data).call(images)` runs it.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.export", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("export"), description=main.__doc__)
     add_weights(parser)
     parser.add_argument("--output", type=Path, required=True, help="the file, such as resnet50.stablehlo")
     arguments = parser.parse_args()

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import add_weights, images_of, run, weights_of
+from experiments.command import add_weights, images_of, program, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.prediction import FORMATS, predict, write_predictions
 from jaxnets.training.progress import counting
@@ -12,7 +12,7 @@ from jaxnets.training.progress import counting
 
 def main() -> None:
     """Gives the likeliest classes of each image, with their probabilities, by a run or by published weights."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("predict"), description=main.__doc__)
     add_weights(parser, images=True)
     parser.add_argument("--topk", type=int, default=5, metavar="N", help="classes an image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, help="of the answers (default: by the name of --output, or text)")

@@ -1,9 +1,9 @@
-"""Get data ready once: python -m experiments.prepare NAME, or python -m experiments.prepare SOURCE --output DIR."""
+"""Prepares data once: python -m experiments.prepare NAME, or python -m experiments.prepare SOURCE --output DIR."""
 
 import argparse
 from pathlib import Path
 
-from experiments.command import run
+from experiments.command import program, run
 from jaxnets.data.datasets import absolute, is_path, load_dataset
 from jaxnets.data.records import write_records
 from jaxnets.data.tfds import prepare_tfds
@@ -13,16 +13,20 @@ from jaxnets.training.progress import counting
 
 
 def main() -> None:
-    """Downloads a TFDS data set, or converts it to ArrayRecord; with --output, writes any data set as small raw records
-    that train several times faster. A command that was cut off goes on when it is given again.
+    """Downloads a TFDS data set, or converts it to ArrayRecord. With --output, writes any data set as raw records of
+    reduced size, which are several times faster to read. Run an interrupted command again to resume it.
     """
-    parser = argparse.ArgumentParser(prog="python -m experiments.prepare", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("prepare"), description=main.__doc__)
     parser.add_argument("source", help="folder of images, digits, or the name of a TFDS data set")
-    parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data sets (default: its own choice)")
-    parser.add_argument("--output", type=Path, help="folder for the records, to be given to train as --dataset")
+    parser.add_argument("--data-dir", type=Path, help="folder of TFDS data sets (default: that of TFDS)")
+    parser.add_argument("--output", type=Path, help="folder for the records (a value of train's --dataset)")
     parser.add_argument("--size", type=int, default=256, help="short side of the records in pixels (default: 256)")
-    parser.add_argument("--test-share", type=float, default=0.2, help="share held out where there are no test images")
-    parser.add_argument("--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="stop at one, or leave it out")
+    parser.add_argument(
+        "--test-share", type=float, default=0.2, help="share held out if there are no test images (default: 0.2)"
+    )
+    parser.add_argument(
+        "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="whether to stop at a bad image or to skip it"
+    )
     arguments = parser.parse_args()
     for name in ("data_dir", "output"):
         if getattr(arguments, name) is not None:
@@ -40,21 +44,21 @@ def write(arguments: argparse.Namespace) -> None:
     """Writes the records."""
     source = Path(absolute(arguments.source)).resolve()
     if is_path(arguments.source) and arguments.output.resolve().is_relative_to(source):
-        raise InputError(f"--output {arguments.output} lies in the source {source}; give one elsewhere")
+        raise InputError(f"--output {arguments.output} is inside the source {source}; give a folder outside of it")
     dataset = load_dataset(absolute(arguments.source), data_dir=arguments.data_dir, test_share=arguments.test_share)
     count = len(dataset.train) + len(dataset.test)
     with counting("checking images", count) as (done, say):
         dataset, bad_images = verify(dataset, arguments.on_bad_image, done, say)
     count -= len(bad_images)
     with counting("writing records", count) as (done, _):
-        anew = write_records(dataset, arguments.output, arguments.size, done)
+        written = write_records(dataset, arguments.output, arguments.size, done)
     if bad_images:
         write_bad_images(arguments.output, bad_images)
     megabytes = sum(path.stat().st_size for path in arguments.output.iterdir()) / 1e6
-    left_out = f", {len(bad_images)} bad images left out (bad-images.csv)" if bad_images else ""
+    skipped = f", {len(bad_images)} bad images skipped (bad-images.csv)" if bad_images else ""
     print(
-        f"{count} images, {megabytes:,.0f} MB in {arguments.output}{left_out}"
-        f"{'' if anew else ' (nothing was left to do)'}; train with --dataset {arguments.output}"
+        f"{count} images, {megabytes:,.0f} MB in {arguments.output}{skipped}"
+        f"{'' if written else ' (already complete)'}; train with --dataset {arguments.output}"
     )
 
 

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from experiments.command import run
+from experiments.command import program, run
 from jaxnets.report import write_report
 
 
 def main() -> None:
     """Writes report.html, one self-contained page, into each run's workdir."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog=program("report"), description=main.__doc__)
     parser.add_argument(
         "workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run of experiments.train"
     )

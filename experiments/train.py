@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import run
+from experiments.command import program, run
 from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
@@ -41,7 +41,7 @@ class Launch:
 def make_parser() -> argparse.ArgumentParser:
     """All options; those of the recipe are made of its fields. An option that is not given is absent."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.train",
+        prog=program("train"),
         usage="%(prog)s --arch NAME [--dataset FOLDER] [--recipe NAME] [options]",
         description="Train a classifier. What is not given is chosen for the architecture's family.",
         argument_default=argparse.SUPPRESS,

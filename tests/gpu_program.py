@@ -1,7 +1,6 @@
-"""A network's program for an H100, compiled without one: python -m tests.gpu_program ARCH train|inference BATCH_SIZE.
+"""Compiles a network for an H100 without a GPU: python -m tests.gpu_program ARCH train|inference BATCH_SIZE.
 
-Prints the optimised program. Its arrays are bfloat16, its images have 224 px. Needs the packages of jax[cuda12]
-or jax[cuda13].
+Prints the optimised HLO for bfloat16 and images of 224 px. Needs the packages of jax[cuda12] or jax[cuda13].
 """
 
 import os
@@ -9,8 +8,8 @@ import sys
 from functools import partial
 from typing import Any
 
-os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it asks the driver
-os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"  # and this a GPU
+os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # the check needs a driver
+os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"  # autotuning needs a GPU
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Programs for a GPU, compiled where there is none: cuDNN does all convolutions, and activations stay bfloat16."""
+"""Programs compiled for a GPU: cuDNN computes all convolutions, and activations stay in bfloat16."""
 
 import re
 import subprocess
@@ -26,18 +26,18 @@ def cudnn_calls(text: str, *kinds: str) -> int:
 @pytest.mark.parametrize(("arch", "convolutions"), [("resnet50", 53), ("resnext50_32x4d", 53), ("alexnet", 5)])
 def test_training(arch: str, convolutions: int) -> None:
     text = program(arch, "train")
-    # Forward, and by the inputs of all but the first; some of these have the form of a convolution forward.
+    # Forward, and the input gradients of all but the first; some of these compile to forward convolutions.
     assert cudnn_calls(text, *FORWARD_AND_BY_INPUTS) == 2 * convolutions - 1
     assert cudnn_calls(text, "convBackwardFilter") == convolutions
     assert not re.findall(r" (?:convolution|scatter|select-and-scatter|reduce-window)\(", text)
-    # What is written between fusions; inside of them numbers may be wider.
+    # Arrays between fusions. Fusions may use float32 internally.
     entry = text[text.index("\nENTRY") :]
     written = re.findall(rf" = \(?f32\[{BATCH_SIZE},\d+,\d+,\d+\]", entry)
     assert not written
 
 
 @pytest.mark.parametrize(("arch", "convolutions"), [("resnet50", 53), ("googlenet", 57)])
-def test_inference_is_convolutions_with_all_that_follows_them(arch: str, convolutions: int) -> None:
+def test_inference_fuses_biases_and_activations_into_convolutions(arch: str, convolutions: int) -> None:
     text = program(arch, "inference")
     assert cudnn_calls(text, "convBiasActivationForward") == convolutions
     assert cudnn_calls(text, "convForward") == 0

@@ -1,1 +1,1 @@
-"""One module a claim, each run by a command of its own."""
+"""Studies. Each module tests one claim and is a command."""

@@ -1,6 +1,6 @@
-"""What the three ways of transfer learning cost: python -m experiments.studies.transfer_cost.
+"""Measures the cost of the three ways of transfer learning: python -m experiments.studies.transfer_cost.
 
-The claim: `head`, and `partial` by its default, take at most half of `full`'s time a step and optimiser memory.
+The claim: `head`, and `partial` by default, take at most half of the time per step and optimiser memory of `full`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command import run
+from experiments.command import program, run
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.models.initialization import declaration
@@ -32,7 +32,7 @@ _CLASSES = 10
 
 
 class Way:
-    """One way of training a network, ready to take steps on one batch."""
+    """One way of transfer, with a state and a batch to take steps."""
 
     def __init__(self, arch: str, image_size: int, batch_size: int, transfer: str, train_from: str | None) -> None:
         recipe = replace(RECIPES["finetune"], image_size=image_size, batch_size=batch_size)
@@ -58,8 +58,8 @@ class Way:
         self.optimizer_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state.opt_state))
         self.trained = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
 
-    def seconds_a_step(self) -> float:
-        """Of one step, from beginning to end."""
+    def measure_step(self) -> float:
+        """Runs one step and returns its seconds."""
         started = time.perf_counter()
         self._state, sums = self._step(self._state, self._batch)
         jax.block_until_ready((self._state, sums))
@@ -67,12 +67,12 @@ class Way:
 
 
 def main() -> None:
-    """Measures time a step and optimiser memory of full, partial and head, in turns within one run."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.transfer_cost", description=main.__doc__)
+    """Measures the time per step and the optimiser memory of full, partial and head, in turns."""
+    parser = argparse.ArgumentParser(prog=program("studies.transfer_cost"), description=main.__doc__)
     parser.add_argument("--arch", default="resnet50", help="network (default: resnet50)")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels a side (default: 224)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images a step (default: 8)")
-    parser.add_argument("--train-from", metavar="STAGE", help="another stage for partial to begin at")
+    parser.add_argument("--image-size", type=int, default=224, help="image size in pixels (default: 224)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per step (default: 8)")
+    parser.add_argument("--train-from", metavar="STAGE", help="first stage that partial trains (default: its own)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     make: Any = partial(Way, arguments.arch, arguments.image_size, arguments.batch_size)
@@ -81,7 +81,7 @@ def main() -> None:
     with counting("measuring", len(ways) * (ROUNDS + 1)) as (done, _):
         for number in range(ROUNDS + 1):
             for index, (name, way) in enumerate(ways.items()):
-                seconds[name].append(way.seconds_a_step())
+                seconds[name].append(way.measure_step())
                 done(number * len(ways) + index + 1)
     result: dict[str, Any] = {
         "arch": arguments.arch,
@@ -90,8 +90,8 @@ def main() -> None:
         "device": jax.devices()[0].device_kind,
     }
     for name, way in ways.items():
-        # The first round compiled. Ratios are of each round by itself, which saw the same conditions.
-        ratios = [own / full for own, full in zip(seconds[name][1:], seconds["full"][1:], strict=True)]
+        # The first round compiles. Conditions are the same within a round only, so ratios are computed per round.
+        ratios = [this / full for this, full in zip(seconds[name][1:], seconds["full"][1:], strict=True)]
         result[name] = {
             "seconds_a_step": statistics.median(seconds[name][1:]),
             "time_ratio": statistics.median(ratios),
@@ -104,7 +104,7 @@ def main() -> None:
         print(json.dumps(result))
         return
     print(f"{arguments.arch}, {arguments.image_size} px, batches of {arguments.batch_size}, {result['device']}")
-    print(f"{'':10}{'s a step':>10}{'of full':>10}{'optimiser MB':>15}{'of full':>10}{'trained parameters':>21}")
+    print(f"{'':10}{'s/step':>10}{'of full':>10}{'optimiser MB':>15}{'of full':>10}{'trained parameters':>21}")
     for name in ways:
         row = result[name]
         print(

@@ -1,1 +1,1 @@
-"""How fast is it, beside what the machine allows and beside others, all in one run."""
+"""Benchmarks against the machine's limits and against other libraries, in one run."""

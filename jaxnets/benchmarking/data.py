@@ -1,4 +1,4 @@
-"""Images a second from records to host batches, beside the decoder, the transfer, the training step and torchvision."""
+"""Throughput of the data pipeline, compared with the decoder, the transfer, the training step and torchvision."""
 
 import statistics
 import subprocess
@@ -31,9 +31,9 @@ from jaxnets.training.step import train_step
 
 PEERS = ("torch",)
 ROUNDS = 5
-_MOST_IMAGES = 2_000
-_MOST_EPOCHS = 100_000
-_LEAST_SECONDS = 0.5
+_MAX_IMAGES = 2_000
+_MAX_EPOCHS = 100_000
+_MIN_SECONDS = 0.5
 
 
 def benchmark_data(
@@ -44,24 +44,26 @@ def benchmark_data(
     peer: str | None,
     done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """What limits training `arch` by `recipe` on a data set: reading it, sending it to the device, or the step itself.
+    """Measures whether reading, the transfer to the device or the step limits training `arch` by `recipe`.
 
-    The pipeline, the decoder alone (whole images, on as many threads) and the peer's loader take turns for `ROUNDS` on
-    the same images, of which `done` is told; medians count. Raises InputError for a peer that is not installed or can't
-    read such a data set.
+    The pipeline, the decoder alone (whole images, on as many threads) and the peer's loader take turns on the same
+    images for `ROUNDS` rounds. `done` is called with the number of rounds so far. Results are medians in images per
+    second. Raises InputError for a peer that is not installed or can't read the data set.
     """
     dataset = load_dataset(name, data_dir=data_dir)
-    stride = -(-len(dataset.train) // _MOST_IMAGES)
+    stride = -(-len(dataset.train) // _MAX_IMAGES)
     source = Subset(dataset.train, np.arange(0, len(dataset.train), stride))
     if recipe.batch_size > len(source):
-        raise InputError(f"batch_size={recipe.batch_size}, but {len(source)} images of {name} are read in turns")
+        raise InputError(
+            f"batch_size={recipe.batch_size}; expected at most {len(source)}, the measured images of {name}"
+        )
     preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
-    # As many epochs as it may take to be measured.
-    feed = TrainingFeed(source, preprocessing, replace(recipe, epochs=_MOST_EPOCHS, train_image_sizes=()), 0)
+    # More epochs than a measurement takes.
+    feed = TrainingFeed(source, preprocessing, replace(recipe, epochs=_MAX_EPOCHS, train_image_sizes=()), 0)
     ready = feed.hold(recipe.image_size)
 
     def pipeline(times: int) -> int:
-        steps = min(times * len(source) // recipe.batch_size, feed.steps_through(_MOST_EPOCHS))
+        steps = min(times * len(source) // recipe.batch_size, feed.steps_through(_MAX_EPOCHS))
         return sum(len(batch.mask) for batch in feed.batches(0, steps))
 
     sides: dict[str, Callable[[], float]] = {"pipeline": partial(_rate, pipeline)}
@@ -69,7 +71,7 @@ def benchmark_data(
         sides["decoder"] = partial(_rate, partial(_decode_whole, source))
     if peer is not None:
         sides["peer"] = _torchvision_loader(dataset.train, recipe, stride)
-    sides["pipeline"]()  # Files come into the system's cache, and records are checked.
+    sides["pipeline"]()  # Fills the file cache and verifies the checksums of records.
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(ROUNDS):
         for side, measure in sides.items():
@@ -97,20 +99,20 @@ def benchmark_data(
     for side in sides.keys() - {"pipeline"}:
         result[f"{side}_images_per_second"] = statistics.median(rates[side])
         result[f"{side}_images_per_second_spread"] = [min(rates[side]), max(rates[side])]
-        # Of each round by itself, as both sides ran under the same conditions only there.
-        ratios = [own / other for own, other in zip(rates["pipeline"], rates[side], strict=True)]
+        # Conditions are the same within a round only, so the ratio is the median of the rounds' ratios.
+        ratios = [ours / theirs for ours, theirs in zip(rates["pipeline"], rates[side], strict=True)]
         result[f"ratio_to_{side}"] = statistics.median(ratios)
     return result | {"peak_memory_bytes": host_memory_bytes()}
 
 
 def _rate(images: Callable[[int], int]) -> float:
-    """Images a second of what is done once, or as often as it takes to be measured."""
+    """Images per second of `images(times)`, which returns a count; repeats it until it takes long enough."""
     times = 1
     while True:
         started = time.perf_counter()
         count = images(times)
         seconds = time.perf_counter() - started
-        if seconds >= _LEAST_SECONDS:
+        if seconds >= _MIN_SECONDS:
             return count / seconds
         times *= 2
 
@@ -129,7 +131,7 @@ def _decode_whole(source: Source, times: int) -> int:
 
 
 def _device_rates(arch: str, recipe: Recipe, dataset: Dataset) -> tuple[float, float, float]:
-    """Images a second that reach the device, and that the compiled training step takes; seconds to compile it."""
+    """Returns the images per second of the transfer and of the compiled training step, and the compile seconds."""
     images = np.zeros((recipe.batch_size, recipe.image_size, recipe.image_size, 3), np.uint8)
     labels = np.arange(recipe.batch_size, dtype=np.int32) % len(dataset.class_names)
 
@@ -144,12 +146,12 @@ def _device_rates(arch: str, recipe: Recipe, dataset: Dataset) -> tuple[float, f
     step = partial(train_step, model=model, optimizer=optimizer, preprocessing=preprocessing, recipe=recipe)
     state = create_state(model, optimizer, 0, recipe.image_size, average=recipe.ema_decay > 0)
     compiled = Parallel.choose("jit").wrap(step, donate=True)
-    on_device = jax.device_put(Batch(images, labels, np.ones(recipe.batch_size, bool)))
+    batch = jax.device_put(Batch(images, labels, np.ones(recipe.batch_size, bool)))
 
     def compute(times: int) -> int:
         nonlocal state
         for _ in range(times):
-            state, sums = compiled(state, on_device)
+            state, sums = compiled(state, batch)
         jax.block_until_ready(sums)
         return times * recipe.batch_size
 
@@ -159,11 +161,11 @@ def _device_rates(arch: str, recipe: Recipe, dataset: Dataset) -> tuple[float, f
 
 def _torchvision_loader(source: Source, recipe: Recipe, stride: int) -> Callable[[], float]:
     if not isinstance(source, FolderSource):
-        raise InputError("torchvision's loader reads folders of images only; give a folder as --data")
+        raise InputError("torchvision's loader reads only image folders; give a folder as --data")
     if not recipe.min_crop_area:
-        raise InputError("torchvision's loader is compared with random crops; give an --arch that trains with them")
+        raise InputError("torchvision's loader uses random crops; give an --arch whose recipe has them")
     root = source.root / "train" if (source.root / "train").is_dir() else source.root
-    # By its path, in a process of its own: its workers are forks, and JAX's threads do not survive a fork.
+    # In a separate process that does not import JAX, as the loader forks and JAX's threads do not survive a fork.
     script = Path(__file__).with_name("torchvision_loader.py")
     numbers = (recipe.image_size, recipe.batch_size, recipe.min_crop_area, stride, available_cores())
     return partial(_run, [sys.executable, str(script), str(root), *map(str, numbers)])
@@ -173,5 +175,5 @@ def _run(command: list[str]) -> float:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         last = (finished.stderr.strip() or "no message").splitlines()[-1]
-        raise InputError(f"torchvision's loader failed ({last}); is it installed? pip install 'jaxnets[peer]'")
+        raise InputError(f"torchvision's loader failed ({last}); install it with pip install 'jaxnets[peer]'")
     return float(finished.stdout)

@@ -1,4 +1,4 @@
-"""The arithmetic that a network needs, counted rather than measured."""
+"""Counts the arithmetic operations of a network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +13,13 @@ from jaxnets.models.registry import create_model
 
 
 def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
-    """Multiply-adds of the convolutions and dense layers for one image; with `train`, of auxiliary heads as well.
+    """Counts the multiply-adds of convolutions and dense layers for one image; `train` includes auxiliary heads.
 
-    Nothing is computed. Raises InputError for an unknown network, or an image that is too small for it.
+    Only traces the network. Raises InputError for an unknown network and for images that are too small.
     """
     model: Any = create_model(arch)
     if getattr(model, "repeated_blocks", False):
-        model = model.clone(repeated_blocks=False)  # of which each is met once
+        model = model.clone(repeated_blocks=False)  # a scan would be traced once, whatever its length
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = declaration(model, image_size).shapes
@@ -43,9 +43,9 @@ def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
 
 
 def flops_per_image(arch: str, image_size: int, mode: str) -> int:
-    """Floating-point operations for one image: two a multiply-add; "train" takes three times those of a forward pass.
+    """Floating-point operations for one image: two per multiply-add; "train" counts three times the forward pass.
 
-    The three are the forward pass, the gradients of the inputs and those of the weights, each as large.
+    The forward pass and the gradients of the inputs and of the weights take as many operations each.
     """
     train = mode == "train"
     return 2 * multiply_adds(arch, image_size, train=train) * (3 if train else 1)

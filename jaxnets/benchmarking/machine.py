@@ -1,4 +1,4 @@
-"""What the machine allows, measured."""
+"""Measures the limits of the machine."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-_LEAST_STEPS = 3
+_MIN_STEPS = 3
 _WINDOWS = 3
 _WINDOW_SECONDS = 0.3
 _CPU_SIDE, _GPU_SIDE = 2048, 8192
@@ -20,22 +20,22 @@ _CPU_BYTES, _GPU_BYTES = 256 << 20, 1 << 30
 def steps_per_second(
     dispatch: Callable[[], Any], seconds: float, wait: Callable[[Any], Any] = jax.block_until_ready
 ) -> float:
-    """The rate of steps that are dispatched one after the other and waited for once, in a window of about `seconds`.
+    """Measures steps per second in a window of about `seconds`, with at least 3 steps.
 
-    The window has at least 3 steps. `wait` is given what each `dispatch` returned.
+    The steps are dispatched one after the other and awaited once: `wait` gets the list of their results.
     """
     steps = 1
     while True:
         started = time.perf_counter()
         wait([dispatch() for _ in range(steps)])
         elapsed = time.perf_counter() - started
-        if steps >= _LEAST_STEPS and elapsed >= 0.8 * seconds:
+        if steps >= _MIN_STEPS and elapsed >= 0.8 * seconds:
             return steps / elapsed
-        steps = max(_LEAST_STEPS, math.ceil(seconds * steps / elapsed))
+        steps = max(_MIN_STEPS, math.ceil(seconds * steps / elapsed))
 
 
 def arithmetic_ceiling(dtype: DTypeLike) -> float:
-    """Floating-point operations a second of a large matrix product of `dtype` on one device, the best of 3 windows."""
+    """FLOP/s of a large matrix product of `dtype` on one device, the best of 3 windows."""
     side = _CPU_SIDE if jax.default_backend() == "cpu" else _GPU_SIDE
     left = jax.random.normal(jax.random.key(0), (side, side), dtype)
     multiply = jax.jit(jnp.matmul)
@@ -45,7 +45,7 @@ def arithmetic_ceiling(dtype: DTypeLike) -> float:
 
 
 def bandwidth_ceiling() -> float:
-    """Bytes a second that one device reads and writes when it adds to a large array in place, the best of 3 windows."""
+    """Bytes per second that one device reads and writes in an in-place addition, the best of 3 windows."""
     size = _CPU_BYTES if jax.default_backend() == "cpu" else _GPU_BYTES
     add = jax.jit(lambda values: values + 1, donate_argnums=0)
     values = add(jnp.zeros(size // 4, jnp.float32))
@@ -59,14 +59,14 @@ def bandwidth_ceiling() -> float:
 
 
 def peak_memory_bytes() -> int:
-    """The largest memory so far: of the first device where JAX knows it (a GPU's), otherwise of this process."""
+    """The peak memory of the first device if JAX reports it (GPUs), otherwise of this process."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("peak_bytes_in_use") or host_memory_bytes()
 
 
 def host_memory_bytes() -> int:
-    """The largest memory so far of this process."""
-    import resource  # not on Windows
+    """The peak memory of this process."""
+    import resource  # missing on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,6 +1,6 @@
-"""Images a second of a training step or of inference, beside those of torchvision's network on the same machine.
+"""Throughput of a training step or of inference, compared with torchvision's network on the same machine.
 
-All is measured in processes of their own, in turns: neither side finds memory, threads or caches of the other's.
+Both sides take turns, each measurement in a new process, so that they share no memory, threads or caches.
 """
 
 import json
@@ -27,32 +27,32 @@ ROUNDS = 5
 PEERS = ("torch", "onnxruntime")
 TORCH_SETTINGS = ("eager", "channels_last", "compile")
 _PACKAGES = {"torch": ("torch", "torchvision"), "onnxruntime": ("torch", "torchvision", "onnxruntime", "onnxscript")}
-# Losses are of training, where norms over few values make rounding larger.
+# The loss is computed in training mode, where BatchNorm over few values amplifies rounding errors.
 _TOLERANCES = {"logits": 1e-4, "loss": 1e-3}
 
 
 def default_image_size(arch: str) -> int:
-    """Pixels a side of the images that the network was made for; InputError for an unknown one."""
+    """The image size in pixels that the network was designed for. Raises InputError for an unknown network."""
     return 32 if family_of(arch) == "cifar" else 224
 
 
 def measurements(rounds: int, peer: str | None, settings: Sequence[str]) -> int:
-    """How many `benchmark_step` takes: what its `done` counts up to."""
+    """The number of measurements of `benchmark_step`, the last value that its `done` gets."""
     return 1 + bool(peer) + rounds * (1 + len(settings_of(peer, settings)))
 
 
-def settings_of(peer: str | None, chosen: Sequence[str]) -> tuple[str, ...]:
-    """How the peer is measured: torch in the `chosen` ways, or in all if none is, onnxruntime in its only one.
+def settings_of(peer: str | None, requested: Sequence[str]) -> tuple[str, ...]:
+    """The settings to measure: the `requested` ones of torch, or all if there are none; onnxruntime has only one.
 
-    Raises InputError for other ways than there are.
+    Raises InputError for unknown settings.
     """
-    if peer != "torch" and chosen:
-        raise InputError(f"peer_settings={' '.join(chosen)} are torch's; give --peer torch, or leave them out")
-    unknown = [setting for setting in chosen if setting not in TORCH_SETTINGS]
+    if peer != "torch" and requested:
+        raise InputError(f"peer_settings={' '.join(requested)} need --peer torch; give it, or leave them out")
+    unknown = [setting for setting in requested if setting not in TORCH_SETTINGS]
     if unknown:
         raise InputError(f"unknown peer_settings {' '.join(unknown)}; expected some of {', '.join(TORCH_SETTINGS)}")
     if peer == "torch":
-        return tuple(dict.fromkeys(chosen)) or TORCH_SETTINGS
+        return tuple(dict.fromkeys(requested)) or TORCH_SETTINGS
     return () if peer is None else (peer,)
 
 
@@ -65,10 +65,11 @@ def benchmark_step(
     profile: Path | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """Images a second of a job, beside what the machine's arithmetic allows and, in each of the rounds, beside a peer.
+    """Measures the images per second of a job, compared with the machine's FLOP/s and, in each round, with a peer.
 
-    A peer must first compute the same of the same weights. With `profile` a trace of a few steps is written to that
-    folder. `done` is told how many measurements are. Raises InputError for what can't be measured.
+    The peer must first compute the same outputs from the same weights. If `profile` is given, a trace of a few steps is
+    written to this folder. `done` is called with the number of measurements so far. Raises InputError for a job or a
+    peer that can't be measured.
     """
     if rounds < 1:
         raise InputError(f"rounds={rounds}; expected at least 1")
@@ -79,7 +80,9 @@ def benchmark_step(
         profile.mkdir(parents=True, exist_ok=True)
     machine = _ours("machine", job)
     if peer == "onnxruntime" and machine["platform"] != "cpu":
-        raise InputError("onnxruntime is measured on the CPU, but JAX runs elsewhere; set JAX_PLATFORMS=cpu")
+        raise InputError(
+            f"onnxruntime is measured on the CPU, but JAX runs on {machine['platform']}; set JAX_PLATFORMS=cpu"
+        )
     done(1)
     rates: list[dict[str, Any]] = []
     peers: dict[str, list[dict[str, Any]]] = {setting: [] for setting in settings}
@@ -108,32 +111,32 @@ def benchmark_step(
 
 
 def check_same(job: Job, machine: dict[str, Any], setting: str, folder: Path, expected: dict[str, Any]) -> None:
-    """Raises InputError unless the peer computes what we did (`expected`) of the weights and images in the folder.
+    """Raises InputError unless the peer computes `expected`, our outputs, from the weights and images in the folder.
 
-    Logits may differ by 1e-4 of the largest, the training loss (of networks without dropout) by 1e-3 of it.
+    Logits may differ by 1e-4 of the largest one, the training loss (of networks without dropout) by 1e-3 of its value.
     """
-    found = _theirs("check", job, machine, setting, folder, with_loss=expected["loss"] is not None)
+    actual = _theirs("check", job, machine, setting, folder, with_loss=expected["loss"] is not None)
     for name, tolerance in _TOLERANCES.items():
         if expected[name] is None:
             continue
-        ours, theirs = np.asarray(expected[name]), np.asarray(found[name])
+        ours, theirs = np.asarray(expected[name]), np.asarray(actual[name])
         difference = np.abs(ours - theirs).max() / np.abs(theirs).max() if ours.shape == theirs.shape else np.inf
         if not difference <= tolerance:
             raise InputError(
-                f"{job.arch} and torchvision's compute different {name} of the same weights: by {difference:.1e} of "
-                f"the largest, expected at most {tolerance:.0e}; their speeds can't be compared, please report it"
+                f"jaxnets and torchvision compute different {name} of {job.arch} from the same weights: the relative "
+                f"difference is {difference:.1e}, expected at most {tolerance:.0e}; please report this"
             )
 
 
 def _check_measurable(job: Job, peer: str) -> None:
     if not list_weights(job.arch):
-        theirs = ", ".join(filter(list_weights, list_models()))
-        raise InputError(f"torchvision has no {job.arch}; leave --peer out, or give one of {theirs}")
+        archs = ", ".join(filter(list_weights, list_models()))
+        raise InputError(f"torchvision has no {job.arch}; leave --peer out, or give one of {archs}")
     if peer not in PEERS:
         raise InputError(f"unknown peer {peer!r}; expected one of {', '.join(PEERS)}")
     if peer == "onnxruntime" and (job.mode, job.dtype) != ("inference", "float32"):
         raise InputError(
-            f"onnxruntime is measured at inference in float32, not mode={job.mode} dtype={job.dtype}; give "
+            f"onnxruntime runs only inference in float32, not mode={job.mode} dtype={job.dtype}; give "
             "--mode inference --dtype float32, or --peer torch"
         )
     missing = [package for package in _PACKAGES[peer] if find_spec(package) is None]
@@ -142,9 +145,9 @@ def _check_measurable(job: Job, peer: str) -> None:
 
 
 def _result(job: Job, machine: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
-    rates = [one["images_per_second"] for one in measured]
-    middle = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
-    rate = middle["images_per_second"]
+    rates = [result["images_per_second"] for result in measured]
+    medians = {name: statistics.median(result[name] for result in measured) for name in measured[0]}
+    rate = medians["images_per_second"]
     return {
         "arch": job.arch,
         "mode": job.mode,
@@ -156,11 +159,11 @@ def _result(job: Job, machine: dict[str, Any], measured: list[dict[str, Any]]) -
         "rounds": len(measured),
         "images_per_second": rate,
         "images_per_second_spread": [min(rates), max(rates)],
-        "step_seconds": middle["step_seconds"],
-        "initial_seconds": middle["initial_seconds"],
-        "compile_seconds": middle["compile_seconds"],
-        "first_step_seconds": middle["first_step_seconds"],
-        "peak_memory_bytes": int(middle["peak_memory_bytes"]),
+        "step_seconds": medians["step_seconds"],
+        "initial_seconds": medians["initial_seconds"],
+        "compile_seconds": medians["compile_seconds"],
+        "first_step_seconds": medians["first_step_seconds"],
+        "peak_memory_bytes": int(medians["peak_memory_bytes"]),
         "flops_per_image": machine["flops_per_image"],
         "arithmetic_ceiling_flops": machine["arithmetic_ceiling_flops"],
         "bandwidth_ceiling_bytes": machine["bandwidth_ceiling_bytes"],
@@ -174,15 +177,15 @@ def _result(job: Job, machine: dict[str, Any], measured: list[dict[str, Any]]) -
 def _compared(peer: str, ours: list[dict[str, Any]], theirs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for setting, measured in theirs.items():
-        rates = [one["images_per_second"] for one in measured]
+        rates = [result["images_per_second"] for result in measured]
         summary[setting] = {
             "images_per_second": statistics.median(rates),
-            # Of the first round: the later ones find what it compiled.
+            # The first round's value, as later rounds use its compilation cache.
             "compile_seconds": measured[0]["compile_seconds"],
             "spread": [min(rates), max(rates)],
         }
     best = max(summary, key=lambda setting: summary[setting]["images_per_second"])
-    # Of each round by itself, as both sides ran under the same conditions only there.
+    # Conditions are the same within a round only, so the ratio is the median of the rounds' ratios.
     ratios = [a["images_per_second"] / b["images_per_second"] for a, b in zip(ours, theirs[best], strict=True)]
     return {
         "peer": peer,
@@ -196,16 +199,16 @@ def _compared(peer: str, ours: list[dict[str, Any]], theirs: dict[str, list[dict
 
 
 def _ours(task: str, job: Job, *more: str) -> dict[str, Any]:
-    # Seconds to compile are those of a first run.
+    # Measures compilation without JAX's cache.
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     command = [sys.executable, "-m", "jaxnets.benchmarking.worker", task, json.dumps(asdict(job)), *more]
     return _run(command, environment, "")
 
 
 def _theirs(task: str, job: Job, machine: dict[str, Any], setting: str, folder: Path, **more: Any) -> dict[str, Any]:
-    """What torch's script says; what torch compiles is kept in the folder."""
+    """The output of torch's script. torch's compilation cache is in the folder."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-    given = {
+    settings = {
         **asdict(job),
         "platform": machine["platform"],
         "cores": machine["cores"],
@@ -214,14 +217,14 @@ def _theirs(task: str, job: Job, machine: dict[str, Any], setting: str, folder: 
         **more,
     }
     script = Path(__file__).with_name("torch_step.py")
-    return _run([sys.executable, str(script), task, json.dumps(given)], environment, f"torch ({setting}) failed: ")
+    return _run([sys.executable, str(script), task, json.dumps(settings)], environment, f"torch ({setting}) failed: ")
 
 
 def _run(command: list[str], environment: dict[str, str], failed: str) -> dict[str, Any]:
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if finished.returncode < 0:
         raise InputError(
-            f"{failed}the process that measures was ended by signal {-finished.returncode}; out of memory? try a "
+            f"{failed}signal {-finished.returncode} ended the measuring process, perhaps for lack of memory; try a "
             "smaller --batch-size or --image-size"
         )
     if finished.returncode:

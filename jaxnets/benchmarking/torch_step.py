@@ -1,6 +1,6 @@
-"""The peer: torchvision's network of the same name, one measurement a process, printed as one JSON object.
+"""The peer: measures torchvision's network of the same name and prints one JSON object.
 
-Run by its path, as it needs nothing of jaxnets: measure|check JSON, with the keys that `main` reads.
+Run it by its path, without jaxnets: python torch_step.py measure|check JSON, with the keys that `main` reads.
 """
 
 import json
@@ -22,23 +22,25 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LEAST_STEPS = 3
+_MIN_STEPS = 3
 Step = Callable[[], Any]
 
 
 def main(task: str, job: dict[str, Any]) -> dict[str, Any]:
-    """What the task gives of a job: arch, mode, image_size, batch_size, dtype, seconds, platform, cores, setting, ...
+    """Returns the results of a task for a job: arch, mode, image_size, batch_size, dtype, seconds, platform, cores, ...
 
-    "measure": images_per_second, compile_seconds and torch's version. "check": the logits, and in training the loss,
-    of the weights and inputs in the files of `folder`.
+    "measure" returns images_per_second, compile_seconds and torch's version. "check" returns the logits, and in
+    training the loss, from the weights and inputs in `folder`.
     """
     torch.set_num_threads(job["cores"])
     if job["platform"] != "cpu" and not torch.cuda.is_available():
-        raise RuntimeError(f"JAX runs on {job['platform']}, but torch finds no GPU; set JAX_PLATFORMS=cpu, or mend it")
+        raise RuntimeError(
+            f"JAX runs on {job['platform']}, but torch finds no GPU; set JAX_PLATFORMS=cpu, or fix torch"
+        )
     device = torch.device("cpu" if job["platform"] == "cpu" else "cuda")
     if task == "check":
         return _check(job, device)
-    # What JAX does by default: float32 products in TF32 where there is such.
+    # As JAX by default: float32 products in TF32 on GPUs that have it.
     torch.set_float32_matmul_precision("high")
     step = _training(job, device) if job["mode"] == "train" else _inference(job, device)
     started = time.perf_counter()
@@ -70,17 +72,17 @@ def _check(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
         )
         labels = torch.from_numpy(file["labels"]).to(device)
     model = _network(job["arch"])
-    missing, left_over = model.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or left_over:
-        raise RuntimeError(f"torchvision's {job['arch']} has other tensors: {[*missing, *left_over][:4]}")
+    if missing or unexpected:
+        raise RuntimeError(f"torchvision's {job['arch']} has other tensors: {[*missing, *unexpected][:4]}")
     model.to(device).eval()
     if job["mode"] == "inference":
         fold(model)
     with torch.inference_mode():
         if job["setting"] == "onnxruntime":
-            with TemporaryDirectory() as place:
-                logits = _session(model, images, job["cores"], Path(place))()
+            with TemporaryDirectory() as temporary:
+                logits = _session(model, images, job["cores"], Path(temporary))()
         else:
             logits = model(images).cpu().numpy()
         model.train()
@@ -89,13 +91,13 @@ def _check(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _network(arch: str) -> nn.Module:
-    # Its own initialisation takes a minute.
+    # GoogLeNet's initialisation in torchvision is slow.
     options = {"init_weights": False} if arch == "googlenet" else {}
     return torchvision.models.get_model(arch, weights=None, **options)
 
 
 def fold(model: nn.Module) -> None:
-    """Folds each BatchNorm into the convolution before it, in place; auxiliary heads go."""
+    """Folds each BatchNorm into the convolution before it, in place, and removes auxiliary heads."""
     for name in ("aux1", "aux2"):
         if hasattr(model, name):
             setattr(model, name, None)
@@ -108,7 +110,7 @@ def fold(model: nn.Module) -> None:
 
 
 def _loss(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy, with 0.3 of that of each auxiliary head."""
+    """Cross entropy, plus 0.3 times that of each auxiliary head."""
     logits, *heads = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     loss = cross_entropy(logits.float(), labels)
     for head in heads:
@@ -127,7 +129,7 @@ def _training(job: dict[str, Any], device: torch.device) -> Step:
     shape = (job["batch_size"], 3, job["image_size"], job["image_size"])
     pixels = torch.from_numpy(random.integers(0, 256, shape, np.uint8)).to(device).contiguous(memory_format=layout)
     mean, std = (255 * torch.tensor(channels, device=device)[:, None, None] for channels in (_MEAN, _STD))
-    # On the CPU what goes before the network is left out.
+    # On the CPU, preprocessing is not measured.
     images = pixels if device.type == "cuda" else ((pixels - mean) / std).contiguous(memory_format=layout)
     labels = torch.arange(job["batch_size"], device=device) % 1000
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -173,16 +175,16 @@ def _onnxruntime(network: Step, job: dict[str, Any], folder: Path) -> Step:
 
 
 def _session(model: nn.Module, images: torch.Tensor, cores: int, folder: Path) -> Step:
-    """onnxruntime on the CPU, of the model as it is exported for images of this shape."""
+    """Exports the model for images of this shape and returns a step of onnxruntime on the CPU."""
     onnxruntime: Any = import_module("onnxruntime")
     path = folder / "model.onnx"
     torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (named,) = session.get_inputs()
-    values = {named.name: images.numpy()}
-    return lambda: session.run(None, values)[0]
+    (model_input,) = session.get_inputs()
+    feed = {model_input.name: images.numpy()}
+    return lambda: session.run(None, feed)[0]
 
 
 def _wait(device: torch.device) -> None:
@@ -191,7 +193,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _steps_per_second(step: Step, seconds: float, device: torch.device) -> float:
-    """As ours: steps one after the other, waited for once, for about so many seconds."""
+    """Measures steps per second as `jaxnets.benchmarking.machine.steps_per_second` does."""
     steps = 1
     while True:
         started = time.perf_counter()
@@ -199,16 +201,16 @@ def _steps_per_second(step: Step, seconds: float, device: torch.device) -> float
             step()
         _wait(device)
         elapsed = time.perf_counter() - started
-        if steps >= _LEAST_STEPS and elapsed >= 0.8 * seconds:
+        if steps >= _MIN_STEPS and elapsed >= 0.8 * seconds:
             return steps / elapsed
-        steps = max(_LEAST_STEPS, math.ceil(seconds * steps / elapsed))
+        steps = max(_MIN_STEPS, math.ceil(seconds * steps / elapsed))
 
 
 if __name__ == "__main__":
     try:
         print("\n" + json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))))
     except Exception as error:
-        # The last line of what compilers say is rarely the one that tells; the first is.
+        # The first line of a compiler's message is usually the most informative.
         first = (str(error).strip() or "no message").splitlines()[0]
         print(f"{type(error).__name__}: {first}", file=sys.stderr)
         sys.exit(1)

@@ -1,7 +1,7 @@
-"""The peer: images a second of torchvision's ImageFolder, RandomResizedCrop and DataLoader, printed.
+"""The peer: prints the images per second of torchvision's ImageFolder, RandomResizedCrop and DataLoader.
 
-Run by its path, as it needs nothing of jaxnets: ROOT IMAGE_SIZE BATCH_SIZE MIN_AREA STRIDE CORES. Every STRIDE-th image
-is read.
+Run it by its path, without jaxnets: python torchvision_loader.py ROOT IMAGE_SIZE BATCH_SIZE MIN_AREA STRIDE CORES. It
+reads every STRIDE-th image.
 """
 
 import sys
@@ -13,7 +13,7 @@ from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop
 
 
 def images_per_second(root: str, image_size: int, batch_size: int, min_area: float, stride: int, cores: int) -> float:
-    """The better of as many workers as cores, and one more; without the time that starting them takes."""
+    """The best rate with one worker per core, or one more, without the time to start them."""
     images = ImageFolder(root, Compose([RandomResizedCrop(image_size, scale=(min_area, 1.0)), PILToTensor()]))
     subset = Subset(images, range(0, len(images), stride))
     best = 0.0

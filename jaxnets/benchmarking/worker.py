@@ -1,6 +1,6 @@
-"""Our side of a comparison, one measurement a process: python -m jaxnets.benchmarking.worker TASK JSON.
+"""Measures jaxnets in a separate process: python -m jaxnets.benchmarking.worker TASK JSON.
 
-Prints one JSON object; what a user can mend becomes one line on standard error and exit code 2.
+Prints one JSON object. An InputError becomes one line on standard error and exit code 2.
 """
 
 import json
@@ -38,20 +38,19 @@ MODES = ("train", "inference")
 DTYPES = ("float32", "bfloat16")
 PARALLELS = ("jit", "pmap")
 CLASSES = 1000
-# Any will do for the speed, but one that does not diverge, as numbers that are not finite may take another time.
+# Small enough to avoid divergence, as steps with non-finite numbers may take a different time.
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, AUX_WEIGHT = 1e-3, 0.9, 1e-4, 0.3
 _CHECKED_IMAGES = 2
-# More, as a norm over few values is too sensitive to rounding for losses to be compared.
+# More than for logits: BatchNorm over few values amplifies rounding errors.
 _CHECKED_TRAINING_IMAGES = 8
 _PROFILED_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: a network's training step or inference on images of `image_size` px, `batch_size` at once.
+    """A measurement of a network's training step or inference on batches of `batch_size` images of `image_size` px.
 
-    A measurement takes about `seconds`, without compiling and `warm_up_steps`, in which memory and caches find their
-    sizes. Raises InputError for values that can't be.
+    It takes about `seconds` after compilation and `warm_up_steps`. Raises InputError for invalid values.
     """
 
     arch: str
@@ -76,7 +75,7 @@ class Job:
 
 
 def main(arguments: list[str]) -> None:
-    """Does a task: "machine", "weights FOLDER", "measure STARTED" or "profile FOLDER", each with a job as JSON."""
+    """Runs a task with a job: machine JSON, weights JSON FOLDER, measure JSON STARTED or profile JSON FOLDER."""
     task, job, *more = arguments
     tasks: dict[str, Callable[..., dict[str, Any]]] = {
         "machine": _machine,
@@ -93,11 +92,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _machine(job: Job) -> dict[str, Any]:
-    """What the machine allows, on as many devices as the job uses, and what the job needs."""
+    """Measures the limits of the job's devices, and counts the job's operations."""
     flops = flops_per_image(job.arch, job.image_size, job.mode)
     parallel = Parallel.choose(job.parallel)
     parallel.check_batch_size(job.batch_size)
-    # The devices of a CPU share its cores.
+    # CPU devices share the same cores.
     devices = 1 if parallel.devices[0].platform == "cpu" else len(parallel.devices)
     return {
         "device": parallel.devices[0].device_kind,
@@ -112,7 +111,7 @@ def _machine(job: Job) -> dict[str, Any]:
 
 
 def _weights(job: Job, folder: str) -> dict[str, Any]:
-    """Writes weights by torchvision's names and images to the folder; what we compute of them, in float32."""
+    """Writes weights with torchvision's names and images to the folder. Returns our float32 logits and loss."""
     from jaxnets.weights.torchvision import to_torchvision
 
     model: Any = create_model(job.arch, num_classes=CLASSES)
@@ -142,7 +141,7 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
 
 
 def _measure(job: Job, started: str) -> dict[str, Any]:
-    """Images a second; `started` is when this process was, as time.time()."""
+    """Measures images per second. `started` is the time.time() at which this process was started."""
     with memory_explained(job.batch_size):
         step, initial_seconds, compile_seconds = make_step(job)
         jax.block_until_ready(step())
@@ -169,8 +168,8 @@ def _profile(job: Job, folder: str) -> dict[str, Any]:
     return {"steps": _PROFILED_STEPS}
 
 
-# What dispatches a step and returns arrays of it to be waited for; the seconds that the initial state took, and those
-# that compiling took so far.
+# A function that dispatches a step and returns its arrays, the seconds to make the initial state, and a function that
+# returns the compile seconds so far.
 _Step = tuple[Callable[[], Any], float, Callable[[], float]]
 
 
@@ -250,9 +249,9 @@ def _inference(job: Job, parallel: Parallel, model: Any) -> _Step:
 
 
 def _spread(variables: Any, random: np.random.Generator) -> Any:
-    """The variables with random values that let each layer's be seen in the logits, as many initialisations do not.
+    """Random variables for which every layer affects the logits, unlike many initialisations.
 
-    Kernels as He et al. 2015 draw them, norms and biases away from 1 and 0.
+    Kernels are drawn as in He et al. 2015; norms and biases differ from 1 and 0.
     """
 
     def value(name: str, leaf: Any) -> np.ndarray:

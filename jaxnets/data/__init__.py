@@ -1,1 +1,1 @@
-"""Sources -> index plan -> uint8 batches; preprocessing; augmentation on the device."""
+"""Data sets, batches of uint8 images, preprocessing and augmentation."""

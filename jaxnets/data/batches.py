@@ -1,4 +1,4 @@
-"""Which images make up a batch. The order depends on the seed and the epoch alone, not on how it is cut."""
+"""The images of each batch. Their order depends on the seed and the epoch only, not on the batch size."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -10,7 +10,7 @@ from jaxnets.errors import InputError
 
 
 class Slots(NamedTuple):
-    """The images of a batch, or of one process's share of it; arrays [N]. Where `mask` is False a slot stays empty."""
+    """The images of a batch, or of one process's share of it; arrays [N]. A slot whose `mask` is False is empty."""
 
     indices: np.ndarray
     epochs: np.ndarray
@@ -19,7 +19,7 @@ class Slots(NamedTuple):
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order [count] in which an epoch (from 0) visits the images: a permutation of range(count); read-only."""
+    """The order of the images in an epoch (from 0): a read-only permutation of range(count)."""
     order = np.random.default_rng((seed, epoch)).permutation(count)
     order.flags.writeable = False
     return order
@@ -35,19 +35,18 @@ def training_slots(
     *,
     repeats: int = 1,
 ) -> Slots:
-    """The images of a training step (from 0): a process's share of `batch_size`, one after the other.
+    """Returns the images of a training step (from 0): one process's contiguous share of the batch.
 
-    The epochs' orders are laid end to end and cut into full batches, so that every image is seen exactly once in each
-    epoch though the batch size need not divide their number; a batch may hold the end of one epoch and the start of
-    the next.
+    The orders of all epochs are concatenated and cut into full batches. Each epoch uses every image exactly once, even
+    if the batch size does not divide the number of images; a batch may span two epochs.
 
-    With `repeats` (repeated augmentation, Hoffer et al. 2020, arXiv 1901.09335) the epochs' orders are taken two images
-    at a time, a b a b ..., as often as that: mixup's pairs are then different images, but for the pair of an odd number
-    of images that holds the end of one epoch and the start of the next. Each repeat counts in `epochs` as an epoch of
-    its own, so that it draws its own crop.
+    `repeats` is the number of times each image is used in an epoch (repeated augmentation, Hoffer et al. 2020,
+    arXiv 1901.09335). Pairs of images are repeated, a b a b ..., so that mixup combines different images. The only
+    exception is a pair that spans two epochs of an odd number of images. Each repeat has its own number in `epochs`,
+    and therefore its own crop.
     """
     if repeats < 1:
-        raise InputError(f"repeats={repeats}; an image is seen at least once")
+        raise InputError(f"repeats={repeats}; expected a whole number of at least 1")
     positions = step * batch_size + _share(batch_size, process_index, process_count)
     visits = positions // (2 * repeats) * 2 + positions % 2
     passes = visits // count
@@ -60,12 +59,12 @@ def training_slots(
 
 
 def steps_through(epochs: int, batch_size: int, count: int) -> int:
-    """Training steps after which every image has been seen `epochs` times; the last step may look ahead."""
+    """Training steps until every image has been used `epochs` times; the last step may include the next epoch."""
     return -(-epochs * count // batch_size)
 
 
 def evaluation_slots(batch_size: int, count: int, process_index: int = 0, process_count: int = 1) -> Iterator[Slots]:
-    """Every image once, in order; the last batch is filled up with empty slots. A process's share of each batch."""
+    """Yields a process's share of each batch. Every image occurs once, in order; empty slots pad the last batch."""
     share = _share(batch_size, process_index, process_count)
     for start in range(0, count, batch_size):
         mask = start + share < count
@@ -75,7 +74,8 @@ def evaluation_slots(batch_size: int, count: int, process_index: int = 0, proces
 def _share(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
     if batch_size % process_count:
         raise InputError(
-            f"batch_size={batch_size} can't be shared by {process_count} processes; choose a multiple of them"
+            f"batch_size={batch_size} is not divisible by the {process_count} processes; "
+            f"choose a multiple of {process_count}"
         )
     size = batch_size // process_count
     return np.arange(process_index * size, (process_index + 1) * size)

@@ -1,4 +1,4 @@
-"""Where each training image is cropped: decided by (seed, epoch, index) alone."""
+"""Random crops of training images. A crop depends on (seed, epoch, index) only."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxnets.data.decoding import Box, open_image, pixels_of, size_of
 from jaxnets.data.hashing import GOLDEN, mix64
 
-# The threads of the pipeline are all the threads there should be.
+# The pipeline already uses one thread per core.
 cv2.setNumThreads(0)
 
 _TRIES = 10
@@ -16,7 +16,7 @@ _MOST_ASPECT = 4 / 3
 
 
 def crop_draws(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Random numbers in [0, 1), float64 [N, 22], for the images `indices` [N] in `epochs` [N]."""
+    """Returns random numbers in [0, 1), float64 [N, 22], for the images `indices` [N] in `epochs` [N]."""
     key = mix64(np.full(len(indices), seed, np.uint64))
     for part in (epochs, indices):
         key = mix64(key ^ part.astype(np.uint64))
@@ -25,10 +25,10 @@ def crop_draws(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray
 
 
 def random_resized_crop(height: int, width: int, min_area: float, draws: np.ndarray) -> Box:
-    """A box of `min_area` to 1 of the image's area and 3:4 to 4:3 in shape, from an image's `draws` [22].
+    """Returns a random box with `min_area` to 1 of the image's area and an aspect ratio of 3:4 to 4:3.
 
-    Ten tries, then the largest centred box of such a shape (Szegedy et al. 2014, section 6; torchvision's
-    RandomResizedCrop).
+    `draws` [22] are the image's random numbers. After ten failed attempts, the box is the largest centred one with an
+    allowed aspect ratio (Szegedy et al. 2014, section 6; torchvision's RandomResizedCrop).
     """
     numbers = draws.tolist()
     for area_draw, aspect_draw in zip(numbers[2::2], numbers[3::2], strict=True):
@@ -47,13 +47,14 @@ def random_resized_crop(height: int, width: int, min_area: float, draws: np.ndar
 def crop_into(pixels: np.ndarray, image: bytes | np.ndarray, min_area: float, draws: np.ndarray) -> None:
     """Fills `pixels`, uint8 [S, S, 3], with a random crop of an image file or of uint8 pixels.
 
-    Bilinear. Where that would leave out pixels, at half the size and less, all of them are averaged; a JPEG has by
-    then been reduced while it was decoded. Raises InputError, giving the reason, for an image that can't be read.
+    Interpolation is bilinear. A crop that shrinks to half its size or less is averaged over its area instead, so that
+    no pixel is ignored. Large JPEGs are reduced during decoding. Raises InputError with the reason for an unreadable
+    image.
     """
     opened = open_image(image)
     box = random_resized_crop(*size_of(opened), min_area, draws)
     region = pixels_of(opened, box, smallest=len(pixels))
-    if region.strides[1:] != (3, 1) or region.strides[0] < 0:  # turned as EXIF says
+    if region.strides[1:] != (3, 1) or region.strides[0] < 0:  # rotated or flipped by the EXIF orientation
         region = np.ascontiguousarray(region)
-    halved = max(region.shape[:2]) >= 2 * len(pixels)
-    cv2.resize(region, pixels.shape[:2], dst=pixels, interpolation=cv2.INTER_AREA if halved else cv2.INTER_LINEAR)
+    shrinks = max(region.shape[:2]) >= 2 * len(pixels)
+    cv2.resize(region, pixels.shape[:2], dst=pixels, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

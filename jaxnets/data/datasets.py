@@ -1,4 +1,4 @@
-"""Data sets by name or place."""
+"""Loads data sets by name or path."""
 
 import os
 from pathlib import Path
@@ -15,43 +15,44 @@ _DIGITS = Path(__file__).parent / "digits.npz"
 
 
 def load_dataset(name: str, *, data_dir: str | None = None, test_share: float = 0.2) -> Dataset:
-    """The data set called `name`: digits, a folder of images or of prepared records, or one of TFDS in `data_dir`.
+    """Loads the data set `name`: digits, a folder of images or prepared records, or a TFDS data set in `data_dir`.
 
-    Where it has no test images of its own, `test_share` of it is held out. Raises InputError where there is none.
+    If the data set has no test images, `test_share` of its training images is held out. Raises InputError if the data
+    set does not exist.
     """
     if not 0 < test_share < 1:
-        raise InputError(f"test_share={test_share}; expected a share between 0 and 1, such as 0.2")
+        raise InputError(f"test_share={test_share}; expected a fraction between 0 and 1, such as 0.2")
     if name == "digits":
         return digits()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return load_records(folder) if holds_records(folder) else load_folder(folder, test_share)
     if folder.exists():
-        raise InputError(f"{name} is a file; expected a folder of images, or a data set's name")
+        raise InputError(f"{name} is a file; expected a folder of images or the name of a data set")
     if is_path(name):
         raise InputError(f"{name}: no such folder; give a folder of images, digits, or the name of a TFDS data set")
     return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), test_share)
 
 
 def is_path(name: str) -> bool:
-    """Whether a data set is named by a place on this machine rather than by a name known everywhere."""
+    """Whether `name` is a path rather than the name of a data set."""
     return name != "digits" and (
         Path(name).expanduser().is_dir() or name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
     )
 
 
 def absolute(name: str) -> str:
-    """The name, or the place wherever one is then."""
+    """Returns paths as absolute paths, and names of data sets unchanged."""
     return str(Path(name).expanduser().absolute()) if is_path(name) else name
 
 
 def digits() -> Dataset:
-    """The 1,797 scanned digits that scikit-learn ships (8x8 px, 17 grey levels): 1,437 to train on, 360 held out.
+    """The 1,797 scanned digits of scikit-learn (8x8 px, 17 grey levels): 1,437 for training, 360 for testing.
 
-    The split is fixed and stratified, so that every class is as frequent in the test as in the whole.
+    The split is fixed and stratified by class.
     Source: the test set of Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, CC BY 4.0.
     """
-    # scikit-learn itself takes two seconds to import; tests/references/make_digits.py makes the file.
+    # tests/references/make_digits.py writes the file; importing scikit-learn here would be slow.
     with np.load(_DIGITS) as file:
         train, test = (
             ArraySource(file[f"{part}_images"], file[f"{part}_labels"].astype(np.int32), f"digits {part} image")

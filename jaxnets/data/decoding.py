@@ -1,4 +1,4 @@
-"""Image files -> uint8 RGB pixels, upright; of a JPEG no more than is asked for."""
+"""Decodes image files to upright uint8 RGB pixels. Of a JPEG, only the requested region is decoded."""
 
 import io
 import re
@@ -12,26 +12,26 @@ from PIL import ExifTags, Image, ImageOps
 
 from jaxnets.errors import InputError
 
-# Twice what Pillow warns of, and what it refuses.
-_MOST_PIXELS = 2 * 89_478_485
-# Reducing while decoding is quick by these factors: the inverse DCT yields 4x4, 2x2 or 1x1 pixels a block (of 8x8).
+# Pillow's limits: it warns above half of this number, and raises above it.
+_MAX_PIXELS = 2 * 89_478_485
+# The inverse DCT can decode an 8x8 block to 1x1, 2x2 or 4x4 pixels, which is faster than decoding all of it.
 _REDUCTIONS = (8, 4, 2)
-# Rows below a region that chroma upsampling may look at, and that complete its last row of blocks.
+# Rows below a region that its last row of blocks and chroma upsampling may need.
 _MARGIN = 16
-# Segments without a part in decoding: tables, application data, comments.
+# Segments that the header parser skips: tables, application data, comments.
 _SKIPPED = frozenset((0xC4, 0xDB, *range(0xE0, 0xF0), 0xFE))
-_FILLING = re.compile(rb"\xff+")
-# libjpeg's word for data that it was told not to read; anything else that it complains of is damage.
+_FILL_BYTES = re.compile(rb"\xff+")
+# libjpeg's warning about rows that were skipped on purpose; every other warning means damage.
 _UNREAD = re.compile(r"extraneous bytes before marker 0xd9$")
-# How colours lie to each other in what libjpeg-turbo's quick interface decodes: a component's blocks across and down.
+# The sampling factors of Y, Cb and Cr that the TurboJPEG API of libjpeg-turbo supports.
 _SAMPLINGS = frozenset(bytes((luma, 0x11, 0x11)) for luma in (0x11, 0x12, 0x14, 0x21, 0x22, 0x41))
 _SCRATCH_BYTES = 16 << 20
 _scratch = threading.local()
-# All of Pillow's plugins now: threads that load them at the same time may miss one. EPS is a program, for Ghostscript.
+# Loads all plugins now, as loading them from several threads can miss one. EPS is left out: Ghostscript would run it.
 Image.init()
 _FORMATS = tuple(name for name in Image.ID if name != "EPS")
-# Pillow refuses what is twice the size that it warns of, and odd metadata says nothing of the pixels. Filters can't be
-# set for a single call, as they belong to all threads.
+# `_check_pixels` limits the size, and unusual metadata does not affect the pixels. The filters are global because
+# warnings can't be filtered for one thread.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -41,7 +41,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Jpeg:
-    """A JPEG file of 8 bits, grey or colour. One that `can_stop` is read from the top and may be left at any row."""
+    """A grey or colour JPEG file with 8 bits per channel. If `can_stop`, decoding may end at any row."""
 
     data: bytes
     stored_height: int
@@ -58,9 +58,9 @@ class Jpeg:
 
 
 def open_image(image: bytes | np.ndarray) -> Jpeg | np.ndarray:
-    """What `size_of` and `pixels_of` read: a JPEG with its header parsed, or all the pixels of any other image.
+    """Returns the input of `size_of` and `pixels_of`: a JPEG with a parsed header, or the pixels of any other image.
 
-    Raises InputError, giving the reason, for bytes that hold no image.
+    Raises InputError with the reason if the bytes are not an image.
     """
     if isinstance(image, np.ndarray):
         return _as_rgb(image)
@@ -74,9 +74,10 @@ def size_of(image: Jpeg | np.ndarray) -> tuple[int, int]:
 
 
 def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | None = None) -> np.ndarray:
-    """RGB pixels of a region (all: None), uint8 [height, width, 3]; valid until the thread's next call.
+    """Returns the RGB pixels of a region, uint8 [height, width, 3]; valid until the thread's next call.
 
-    With `smallest`, a JPEG's pixels come reduced 2, 4 or 8 times where both sides keep at least so many.
+    Without `box`, the region is the whole image. With `smallest`, a JPEG is reduced by a factor of 2, 4 or 8 if both
+    sides of the region keep at least `smallest` pixels.
     """
     if box is None:
         box = (0, 0, *size_of(image))
@@ -94,7 +95,7 @@ def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | 
 
 
 def check_image(image: bytes | np.ndarray) -> None:
-    """Raises InputError, giving the reason, unless the whole image can be decoded; quicker than decoding it."""
+    """Raises InputError with the reason if the image can't be decoded; faster than decoding it at full size."""
     opened = open_image(image)
     if isinstance(opened, Jpeg):
         _decode_jpeg(opened, opened.stored_height, _REDUCTIONS[0])
@@ -103,7 +104,7 @@ def check_image(image: bytes | np.ndarray) -> None:
 def _decode_jpeg(jpeg: Jpeg, rows: int, reduction: int) -> np.ndarray:
     data: bytes | bytearray = jpeg.data
     height = jpeg.stored_height
-    # Say that the image ends below the region, and the rest is never looked at.
+    # A smaller height in the header makes libjpeg stop below the region.
     if jpeg.can_stop and rows + _MARGIN < height:
         height = rows + _MARGIN
         data = bytearray(data)
@@ -117,12 +118,12 @@ def _decode_jpeg(jpeg: Jpeg, rows: int, reduction: int) -> np.ndarray:
             if _UNREAD.search(str(error)):
                 return pixels
             return _decode_jpeg(replace(jpeg, can_stop=False), rows, reduction)
-        raise InputError(f"a damaged JPEG ({error})") from None
+        raise InputError(f"damaged JPEG ({error})") from None
     return pixels
 
 
 def _buffer(shape: tuple[int, int, int]) -> np.ndarray:
-    # A fresh half megabyte from the system costs a tenth of the decoding of a photo.
+    # Allocating new memory for each image slows decoding down.
     size = shape[0] * shape[1] * shape[2]
     if size > _SCRATCH_BYTES:
         return np.empty(shape, np.uint8)
@@ -132,7 +133,7 @@ def _buffer(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _parse_jpeg(data: bytes) -> Jpeg | None:
-    """The header of a JPEG that simplejpeg decodes, else None (ITU-T T.81, annex B)."""
+    """Parses a JPEG's header (ITU-T T.81, annex B). Returns None if simplejpeg can't decode the file."""
     if data[:2] != b"\xff\xd8":
         return None
     position, orientation, restarts, frame = 2, 1, False, 0
@@ -148,8 +149,8 @@ def _parse_jpeg(data: bytes) -> Jpeg | None:
         elif marker == 0xDD:
             restarts = True
         elif marker == 0xFF:
-            # Any number of these may stand before a marker.
-            position = next(_FILLING.finditer(data, position)).end() - 1
+            # Any number of fill bytes may precede a marker.
+            position = next(_FILL_BYTES.finditer(data, position)).end() - 1
             continue
         elif marker not in _SKIPPED:
             return None
@@ -175,13 +176,13 @@ def _orientation(segment: bytes) -> int:
     try:
         exif.load(segment)
         orientation = exif.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Damaged metadata, which Pillow meets with many exceptions, says nothing of the pixels.
+    except Exception:  # Pillow raises many types for damaged metadata, which does not affect the pixels.
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """What EXIF 2.32, section 4.6.4, tag Orientation, calls 1, from pixels stored as `orientation` says."""
+    """Rotates and flips pixels stored with an EXIF `orientation` (EXIF 2.32, section 4.6.4) to orientation 1."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -192,12 +193,12 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
-    """RGB pixels of any image that Pillow knows: upright, transparency on white, 16 bits scaled to 8, the first frame.
+    """Decodes the first frame of any image that Pillow can read, as `upright_rgb` does.
 
-    Raises InputError, giving the reason, for anything else.
+    Raises InputError with the reason for anything else.
     """
     if not data:
-        raise InputError("an empty file")
+        raise InputError("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_pixels(image.height, image.width)
@@ -206,29 +207,29 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     except InputError:
         raise
     except MemoryError:
-        raise InputError("an image too large for this machine's memory") from None
+        raise InputError("not enough memory for the image") from None
     except Exception as error:  # Pillow's plugins raise many types: OSError, SyntaxError, ValueError, struct.error, ...
         text = "".join(letter if letter.isprintable() else " " for letter in str(error))
         reason = " ".join(text.split()) or type(error).__name__
         if "cannot identify" in reason:
             reason = "unknown format"
-        raise InputError(f"not an image that can be read ({reason})") from None
+        raise InputError(f"unreadable image ({reason})") from None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode in RGB: turned as its EXIF tag says, transparency on white, 16 bits scaled to 8.
+    """Converts a PIL image of any mode to upright RGB. Transparency becomes white; 16 bits are scaled to 8.
 
-    Raises InputError for pixels of 32 bits, whole or floating-point.
+    Raises InputError for 32-bit integer and floating-point pixels, which have no defined range.
     """
-    stored_as = image.format
+    file_format = image.format
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:  # As for a JPEG: damaged metadata turns nothing.
+    except Exception:  # As in `_orientation`, damaged metadata is ignored.
         image = image.copy()
-    # Of whole numbers, PNG and PGM have 16 bits at most.
-    if image.mode == "F" or (image.mode == "I" and stored_as not in ("PNG", "PPM")):
-        kind = "floating-point" if image.mode == "F" else "32-bit"
-        raise InputError(f"not an image that can be read ({kind} pixels have no agreed range)")
+    # Integers in PNG and PGM files have at most 16 bits.
+    if image.mode == "F" or (image.mode == "I" and file_format not in ("PNG", "PPM")):
+        pixel_type = "floating-point" if image.mode == "F" else "32-bit"
+        raise InputError(f"unreadable image ({pixel_type} pixels have no defined range)")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -248,5 +249,5 @@ def _as_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def _check_pixels(height: int, width: int) -> None:
-    if height * width > _MOST_PIXELS:
-        raise InputError(f"{width}x{height} pixels; at most {_MOST_PIXELS / 1e6:.0f} million are decoded")
+    if height * width > _MAX_PIXELS:
+        raise InputError(f"{width}x{height} pixels; expected at most {_MAX_PIXELS / 1e6:.0f} million")

@@ -1,4 +1,4 @@
-"""A folder of images: train/CLASS/*.jpg with val/ or test/ beside it, or CLASS/*.jpg alone."""
+"""Image folders: train/CLASS/IMAGE with an optional val/ or test/ folder, or just CLASS/IMAGE."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxnets.data.sources import Dataset, Record
 from jaxnets.errors import InputError
 
-# Files of these names are meant as images; what can't be read of them is a fault. Other files are left alone.
+# Files with these suffixes must be readable images. Other files are ignored.
 _IMAGE_SUFFIXES = tuple(
     f".{name}"
     for names in (
@@ -22,12 +22,12 @@ _IMAGE_SUFFIXES = tuple(
     for name in names
 )
 _TEST_FOLDERS = ("val", "validation", "valid", "test")
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Image files below `root`, as (path relative to it, label)."""
+    """Image files, as pairs of a path relative to `root` and a label."""
 
     root: Path
     files: Sequence[tuple[str, int]]
@@ -58,7 +58,7 @@ class FolderSource:
 
 
 def named_images(paths: Sequence[Path]) -> FolderSource:
-    """The image files named, and those at any depth below the folders named, in order; all with label 0.
+    """Returns the given image files, and all image files below the given folders, in order; all have label 0.
 
     Raises InputError for a folder without image files.
     """
@@ -69,16 +69,16 @@ def named_images(paths: Sequence[Path]) -> FolderSource:
             continue
         below = sorted(_images(path), key=_order)
         if not below:
-            raise InputError(f"{_shown(path)} holds no image files (.jpg, .png, ...); give files or a folder of them")
+            raise InputError(f"{_shown(path)} has no image files (.jpg, .png, ...); give image files or their folder")
         files += below
     return FolderSource(Path(), [(file, 0) for file in files])
 
 
 def load_folder(root: Path, test_share: float) -> Dataset:
-    """The images below `root`; without a val/ or test/ folder, `test_share` of each class is held out, always the same.
+    """Loads the images below `root`. Without a val/ or test/ folder, a fixed `test_share` of each class is held out.
 
-    Class names are the folders' names, in the order of `class_order`. Raises InputError for a folder of another
-    layout, and for classes that are empty, alone, or not the same in both parts.
+    Class names are the names of the folders, in the order of `class_order`. Raises InputError if the layout is
+    different, if a class is empty, if there is only one class, or if the training and test classes differ.
     """
     parts: dict[str, Path] = {}
     folders = _folders(root)
@@ -86,18 +86,20 @@ def load_folder(root: Path, test_share: float) -> Dataset:
         name = path.name.lower()
         if name == "train" or name in _TEST_FOLDERS:
             if name in parts:
-                raise InputError(f"{root} holds both {parts[name].name}/ and {path.name}/; rename or remove one")
-            # A class may be called so as well; then it holds images, and no classes.
+                raise InputError(f"{root} has both {parts[name].name}/ and {path.name}/; rename or remove one")
+            # A class can have this name too; its folder then contains images and no folders.
             if _folders(path) or not any(_images(path)) or len(folders) == 1:
                 parts[name] = path
     if "train" not in parts:
         tests = [parts[name] for name in _TEST_FOLDERS if name in parts]
         if tests:
-            raise InputError(f"{root} holds {tests[0].name}/ but no train/; expected train/CLASS/IMAGE")
+            raise InputError(f"{root} has {tests[0].name}/ but no train/; expected train/CLASS/IMAGE")
         return _divided(root, root, test_share)
     for path in folders:
         if path not in parts.values() and path.name.lower() not in _TEST_FOLDERS and any(_images(path)):
-            raise InputError(f"{_shown(path)} holds images but is no part; expected {root}/train and val or test alone")
+            raise InputError(
+                f"{_shown(path)} has images but is not a split; expected only train, val or test in {root}"
+            )
     train = parts["train"]
     test = next((parts[name] for name in _TEST_FOLDERS if name in parts), None)
     if test is None:
@@ -105,16 +107,16 @@ def load_folder(root: Path, test_share: float) -> Dataset:
     class_names, test_names = _classes(train), _classes(test)
     if class_names.keys() != test_names.keys():
         only_one = sorted(class_names.keys() ^ test_names.keys())[0]
-        place, other = (train, test) if only_one in class_names else (test, train)
+        present, absent = (train, test) if only_one in class_names else (test, train)
         raise InputError(
-            f"class {only_one!r} is in {place} but not in {other} ({len(class_names)} and {len(test_names)} classes); "
-            "both need a folder for each class"
+            f"class {only_one!r} is in {present} but not in {absent} ({len(class_names)} training and "
+            f"{len(test_names)} test classes); expected the same class folders in both"
         )
     return Dataset(root.name, tuple(class_names), _source(root, train, class_names), _source(root, test, test_names))
 
 
 def class_order(names: Sequence[str]) -> list[str]:
-    """Names in the order of their indices: numbers within them by value, the rest by code point."""
+    """Returns the names in natural order: digits compare by value, other characters by code point."""
 
     def key(name: str) -> tuple[list[tuple[int, int | str]], str]:
         parts = re.split(r"([0-9]+)", name)
@@ -134,25 +136,25 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _classes(part: Path) -> dict[str, Path]:
-    """Class name (Unicode form C, as file systems differ in it) -> folder, in the order of the classes' indices."""
-    found: dict[str, Path] = {}
+    """Returns the class folders by name, in class order. Names are in Unicode form C, as file systems differ here."""
+    classes: dict[str, Path] = {}
     loose = [name for name in _listed(part) if _named_like_image(name) and not os.path.isdir(part / name)]
     folders = _folders(part)
     if folders and loose:
-        raise InputError(f"{_shown(part / loose[0])} lies beside the class folders; move it into one of them, or away")
+        raise InputError(f"{_shown(part / loose[0])} is not in a class folder; move it into one, or elsewhere")
     for path in folders:
         try:
             name = unicodedata.normalize("NFC", os.fsencode(path.name).decode())
         except UnicodeDecodeError:
             raise InputError(f"the name of the folder {path.name!r} in {part} is not UTF-8; rename it") from None
-        if name in found:
-            raise InputError(f"{part} has two folders that read {name!r}, composed differently; rename one")
-        found[name] = path
-    if not found:
+        if name in classes:
+            raise InputError(f"{part} has two folders named {name!r} in different Unicode forms; rename one")
+        classes[name] = path
+    if not classes:
         raise InputError(f"{part} has no class folders; expected {part}/CLASS/IMAGE")
-    if len(found) == 1:
-        raise InputError(f"{part} has one class only, {next(iter(found))!r}; a classifier needs at least two folders")
-    return {name: found[name] for name in class_order(list(found))}
+    if len(classes) == 1:
+        raise InputError(f"{part} has only one class, {next(iter(classes))!r}; expected at least two class folders")
+    return {name: classes[name] for name in class_order(list(classes))}
 
 
 def _source(root: Path, part: Path, classes: dict[str, Path]) -> FolderSource:
@@ -176,9 +178,9 @@ def _divided(root: Path, part: Path, test_share: float) -> Dataset:
     held_out: set[tuple[str, int]] = set()
     for name, files in zip(classes, members.values(), strict=True):
         if len(files) < 2:
-            raise InputError(f"class {name!r} has one image only; holding some out for the test needs at least two")
+            raise InputError(f"class {name!r} has only one image; expected at least two, one of them for testing")
         count = min(max(round(test_share * len(files)), 1), len(files) - 1)
-        # Decided by the files' own names, so that a new image moves hardly any other to the other side.
+        # Hashing the file names keeps nearly all images in their split when images are added.
         held_out.update(
             sorted(files, key=lambda file: _digest(os.path.relpath(file[0], part.relative_to(root))))[:count]
         )
@@ -191,32 +193,33 @@ def _digest(name: str) -> bytes:
 
 
 def _order(name: str) -> tuple[str, str]:
-    """A file's name as it reads on every machine, then as it is, should two of them read the same."""
-    read = os.fsencode(name).decode("utf-8", "surrogateescape").replace(os.sep, "/")
-    return unicodedata.normalize("NFC", read), name
+    """Sorts file names in the same order on every machine; the name itself breaks ties."""
+    portable = os.fsencode(name).decode("utf-8", "surrogateescape").replace(os.sep, "/")
+    return unicodedata.normalize("NFC", portable), name
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Paths of all that is named like an image, at any depth; a link back to a folder above ends there."""
+    """Yields the paths with an image suffix at any depth. Does not follow links to a parent folder."""
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"{_shown(error.filename)} can't be read ({error.strerror}); mend or remove it")
+        raise InputError(f"{_shown(error.filename)} can't be read ({error.strerror}); fix or remove it")
 
     parent = Path(os.path.realpath(folder.parent))
-    seen = {os.fspath(place) for place in (parent, *parent.parents, *Path(os.path.realpath(folder)).parents)}
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        if os.path.realpath(place) in seen:
+    visited = {os.fspath(path) for path in (parent, *parent.parents, *Path(os.path.realpath(folder)).parents)}
+    for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        # A folder that several links point to is visited once.
+        if os.path.realpath(current) in visited:
             folders.clear()
             continue
-        seen.add(os.path.realpath(place))
-        named = [name for name in folders if name.lower().endswith(_IMAGE_SUFFIXES)]
-        # A folder that links lead to twice is read where it comes first.
-        folders[:] = sorted((name for name in folders if name not in named and not name.startswith(".")), key=_order)
-        for name in files + named:
+        visited.add(os.path.realpath(current))
+        image_like = [name for name in folders if name.lower().endswith(_IMAGE_SUFFIXES)]
+        subfolders = (name for name in folders if name not in image_like and not name.startswith("."))
+        folders[:] = sorted(subfolders, key=_order)
+        for name in files + image_like:
             if _named_like_image(name):
-                yield os.path.join(place, name)
+                yield os.path.join(current, name)
             elif not name.startswith("."):
-                _refuse_broken_link(Path(place) / name)
+                _refuse_broken_link(Path(current) / name)
 
 
 def _listed(folder: Path) -> list[str]:
@@ -231,26 +234,26 @@ def _named_like_image(name: str) -> bool:
 
 
 def _refuse_broken_link(path: Path) -> None:
-    # It may have led to a folder of images, on a drive that is not there now.
+    # Its target may be a folder of images on a drive that is not mounted.
     if os.path.islink(path) and not os.path.exists(path) and not _named_like_image(path.name):
-        raise InputError(f"{_shown(path)} is a link that leads nowhere; mend or remove it")
+        raise InputError(f"{_shown(path)} is a broken link; fix or remove it")
 
 
 def _shown(path: str | Path) -> str:
-    """A path as messages show it: printable where it is not UTF-8, on one line where it has line breaks."""
+    """Formats a path for a message: escapes bytes that are not UTF-8, and control characters."""
     name = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], name)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: ascii(match[0])[1:-1], name)
 
 
 def _read(path: str) -> bytes:
-    # Not to wait for ever where a pipe bears an image's name.
+    # O_NONBLOCK: opening a named pipe would otherwise wait forever.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(None, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        if status.st_size > _MOST_BYTES:
-            raise OSError(None, f"{status.st_size / 1e9:.1f} GB, too large for an image")
+        if status.st_size > _MAX_BYTES:
+            raise OSError(None, f"{status.st_size / 1e9:.1f} GB, expected at most {_MAX_BYTES / 1e9:.1f} GB")
         data = os.read(file, status.st_size)
         while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
             data += more

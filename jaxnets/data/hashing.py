@@ -1,4 +1,4 @@
-"""Chance without a state: the same on every machine, in any order and on any thread, and with any version of NumPy."""
+"""Stateless random numbers: the same on every machine, on every thread and with every version of NumPy."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """Well mixed numbers from others, both uint64, of any shape; a bijection, so that no two become the same."""
+    """Hashes uint64 values of any shape. The hash is a bijection: different values have different hashes."""
     values = values + GOLDEN
     values = (values ^ (values >> np.uint64(30))) * _MIX1
     values = (values ^ (values >> np.uint64(27))) * _MIX2

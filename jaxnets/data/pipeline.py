@@ -1,8 +1,6 @@
-"""Records -> uint8 batches, decoded on host threads ahead of time and in order, then sent ahead to the device.
+"""Reads uint8 batches on host threads and copies them to the device, both ahead of their use and in order.
 
-Threads, as simplejpeg, OpenCV and Pillow work without the GIL. grain 0.2.18 was measured with the same decoding (two
-Zen 4 cores, 224 px, batches of 32, images/s, median of four rounds): JPEGs of 500x375: 2,070 here, 1,680 with grain's
-threads, 920 with two of its processes; prepared records: 10,800 here, 3,760 and 1,130.
+Threads suffice because simplejpeg, OpenCV and Pillow release the GIL.
 """
 
 import os
@@ -21,13 +19,13 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import ArraySource, Source
 from jaxnets.errors import InputError
 
-# Images a task: enough that handing it over costs little, few enough that the threads end a batch together.
-IMAGES_A_TASK = 8
+# Images per task: enough to make the cost of scheduling small, few enough to balance the threads.
+IMAGES_PER_TASK = 8
 _BATCHES_AHEAD = 3
-# Up to it, one thread makes pixels of arrays sooner than two: 0.24 instead of 0.31 s for 1,437 of 64 px (Zen 3).
+# One thread preprocesses arrays of images up to this size faster than several threads, which contend for the GIL.
 _SMALL_SIDE = 96
-_BATCHES_ON_THEIR_WAY = 2
-# Up to here, a source whose images do not change from epoch to epoch is decoded once and held.
+_BATCHES_IN_TRANSFER = 2
+# Largest size of a source that is decoded once and kept in memory.
 MOST_BYTES_HELD = 2 << 30
 
 
@@ -36,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class Batch(NamedTuple):
-    """Images [N, S, S, 3], uint8, labels [N], int32, and a mask [N] that is False where there is no image."""
+    """uint8 images [N, S, S, 3], int32 labels [N] and a mask [N] that is False for empty slots."""
 
     images: np.ndarray | jax.Array
     labels: np.ndarray | jax.Array
@@ -45,7 +43,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """Each epoch sees another crop of each image, of at least `min_area` of it; decided by (seed, epoch, index)."""
+    """Random crops with at least `min_area` of each image's area; a function of (seed, epoch, index)."""
 
     seed: int
     min_area: float
@@ -53,7 +51,7 @@ class RandomCrops:
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """Images [N, S, S, 3], or features [N, C], and labels [N] in memory, as the network reads them."""
+    """Preprocessed images [N, S, S, 3], or features [N, C], and labels [N] in memory."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -63,28 +61,30 @@ class Preprocessed:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on; as many threads decode."""
+    """The number of cores this process may use, and of decoding threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hold_if_small(
     source: Source, preprocessing: Preprocessing, done: Callable[[int], None] = lambda count: None
 ) -> Source | Preprocessed:
-    """The source, or, where it fits, all its images preprocessed once and for all; `done` is told how many are."""
+    """Preprocesses all images of the source into memory if they fit; otherwise returns the source.
+
+    `done` is called with the number of images preprocessed so far.
+    """
     count, side = len(source), preprocessing.crop_size
     if count * side**2 * 3 > MOST_BYTES_HELD:
         return source
     images, labels = np.empty((count, side, side, 3), np.uint8), np.empty(count, np.int32)
-    ready = 0
-    # Small arrays take less time than handing Python's lock to and fro.
+    start = 0
     threads = 1 if isinstance(source, ArraySource) and side <= _SMALL_SIDE else available_cores()
-    plan = evaluation_slots(IMAGES_A_TASK * threads, count)
+    plan = evaluation_slots(IMAGES_PER_TASK * threads, count)
     for batch in read_batches(source, preprocessing, plan, threads=threads):
-        many = int(batch.mask.sum())
-        images[ready : ready + many] = batch.images[:many]
-        labels[ready : ready + many] = batch.labels[:many]
-        ready += many
-        done(ready)
+        size = int(batch.mask.sum())
+        images[start : start + size] = batch.images[:size]
+        labels[start : start + size] = batch.labels[:size]
+        start += size
+        done(start)
     return Preprocessed(images, labels)
 
 
@@ -95,9 +95,10 @@ def read_batches(
     crops: RandomCrops | None = None,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """The batches of `plan`, a few of them decoded ahead; at random crops for training, else by `preprocessing`.
+    """Yields the batches of `plan`, decoding a few of them ahead.
 
-    Raises InputError, naming the record, where one can't be read.
+    Images are cropped randomly if `crops` is given, and otherwise preprocessed with `preprocessing`. Raises InputError
+    with the name of the record if one can't be read.
     """
     if isinstance(source, Preprocessed):
         for slots in plan:
@@ -117,7 +118,7 @@ def read_batches(
         for slots in plan:
             pending.append(_start(pool, source, preprocessing, crops, slots))
             images_ahead = sum(len(batch.mask) for batch, _ in pending) - len(slots.mask)
-            if len(pending) > _BATCHES_AHEAD and images_ahead >= 2 * threads * IMAGES_A_TASK:
+            if len(pending) > _BATCHES_AHEAD and images_ahead >= 2 * threads * IMAGES_PER_TASK:
                 yield first()
         while pending:
             yield first()
@@ -134,7 +135,7 @@ def _start(
     draws = None if crops is None else crop_draws(crops.seed, slots.epochs, slots.indices)
 
     def fill(start: int) -> None:
-        for slot in range(start, min(start + IMAGES_A_TASK, count)):
+        for slot in range(start, min(start + IMAGES_PER_TASK, count)):
             if not slots.mask[slot]:
                 images[slot] = 0
                 continue
@@ -148,29 +149,29 @@ def _start(
             except InputError as error:
                 raise InputError(f"{source.where(index)}: {error}") from None
 
-    tasks = [pool.submit(fill, start) for start in range(0, count, IMAGES_A_TASK)]
+    tasks = [pool.submit(fill, start) for start in range(0, count, IMAGES_PER_TASK)]
     return Batch(images, labels, slots.mask), tasks
 
 
 def stacked(batches: Iterator[Batch], counts: Iterable[int]) -> Iterator[Batch]:
-    """So many host batches at a time, as one, [count, N, ...]."""
+    """Stacks the next `count` host batches into one, [count, N, ...], for each of the `counts`."""
     for count in counts:
         parts = [next(batches) for _ in range(count)]
         yield jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
 
 
 def on_device(batches: Iterable[Batch], put: Callable[[Batch], Batch] = jax.device_put) -> Generator[Batch]:
-    """The same batches on the device, or wherever `put` puts them; the next ones are on their way while one is used."""
+    """Yields the batches on the device, or wherever `put` copies them. The next ones are copied ahead of their use."""
     sent: deque[Batch] = deque()
     for batch in batches:
         sent.append(put(batch))
-        if len(sent) > _BATCHES_ON_THEIR_WAY:
+        if len(sent) > _BATCHES_IN_TRANSFER:
             yield sent.popleft()
     yield from sent
 
 
 def in_order(task: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
-    """Runs `task` for each item on host threads, a few ahead; yields the results in the items' order."""
+    """Runs `task` for each item on host threads, a few items ahead, and yields the results in order."""
     threads = threads or available_cores()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pending: deque[Future[Result]] = deque()

@@ -1,4 +1,4 @@
-"""From an image of any size to what a network reads: uint8 squares on the host, normalised floats on the device."""
+"""Preprocessing: resizes and crops images to uint8 squares on the host, and normalises them on the device."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +15,17 @@ from jaxnets.errors import InputError
 
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Picture = Image.Image | np.ndarray | bytes
-# Rows either side that a row of the result may depend on, at a scale of 1: of bicubic interpolation, and one to spare.
+# Input rows on either side that an output row depends on at a scale of 1: two for bicubic interpolation, plus one.
 _REACH = 3
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The short side resized to `resize_size` (antialiased), the square of `crop_size` at the centre, normalised.
+    """Resizes the short side to `resize_size`, crops the central square of `crop_size` and normalises.
 
-    `mean` and `std` are in units of the full range (0 to 1); interpolation is bilinear or bicubic. The pixels are those
-    of torchvision's ImageClassification preset on PIL images, within 1 grey level. The same value serves evaluation and
-    prediction, and is stored with the weights that were trained for it. Raises InputError for sizes that can't be.
+    Resizing is antialiased, with bilinear or bicubic interpolation. `mean` and `std` are per channel, for values from
+    0 to 1. The pixels match torchvision's ImageClassification preset on PIL images within 1 grey level. Evaluation and
+    prediction use the same preprocessing, which is stored with the weights. Raises InputError for invalid values.
     """
 
     crop_size: int
@@ -45,18 +45,19 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """The value of which `dataclasses.asdict`, or JSON of that, is given."""
+        """Builds a preprocessing from the result of `dataclasses.asdict`, which may have been stored as JSON."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def __call__(self, image: Picture, dtype: DTypeLike = np.float32) -> np.ndarray:
-        """What a network reads of an image: normalised floats [crop_size, crop_size, 3]; InputError as of `pixels`."""
+        """Returns normalised floats [crop_size, crop_size, 3]. Raises InputError as `pixels` does."""
         mean, std = (np.asarray(channels, dtype) for channels in (self.mean, self.std))
         return (self.pixels(image) / np.asarray(255, dtype) - mean) / std
 
     def pixels(self, image: Picture) -> np.ndarray:
-        """uint8 [crop_size, crop_size, 3] of a PIL image, uint8 pixels [H, W(, 1 or 3)], or the bytes of an image file.
+        """Resizes and crops an image to uint8 pixels [crop_size, crop_size, 3].
 
-        Raises InputError, giving the reason, for an image that can't be read.
+        The image is a PIL image, uint8 pixels [H, W], [H, W, 1] or [H, W, 3], or the bytes of an image file. Raises
+        InputError with the reason for an unreadable image.
         """
         if not isinstance(image, Image.Image):
             image = Image.fromarray(pixels_of(open_image(image)))
@@ -64,8 +65,8 @@ class Preprocessing:
             image = upright_rgb(image)
         width, height = image.size
         new_width, new_height = resized(width, height, self.resize_size)
-        # Only what the crop keeps is computed, with the coefficients that resizing the whole would use. Width before
-        # height: left to itself, Pillow 13 takes the sides of tall images in the other order, and rounds in between.
+        # Computes only the cropped pixels, with the same coefficients as resizing the whole image. Two calls fix the
+        # order, width first: Pillow 13 resizes the height of tall images first, which rounds differently.
         size, filter_ = self.crop_size, _INTERPOLATIONS[self.interpolation]
         left, top = (round((side - size) / 2.0) for side in (new_width, new_height))
         across, down = width / new_width, height / new_height
@@ -78,9 +79,9 @@ class Preprocessing:
         )
 
     def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """Normalised floats from uint8 images, or floats from 0 to 255; shapes [..., 3], on the device.
+        """Normalises images [..., 3] on the device: uint8, or floats from 0 to 255.
 
-        Computed in float32 at least.
+        Computes in float32 or higher precision and returns `dtype`.
         """
         precise = jnp.promote_types(dtype, jnp.float32)
         mean, std = (255 * jnp.asarray(channels, precise) for channels in (self.mean, self.std))
@@ -89,7 +90,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class AsTheyAre(Preprocessing):
-    """Stands where a `Preprocessing` does if there is nothing left to do, as with features."""
+    """A preprocessing that changes nothing, for inputs such as features."""
 
     crop_size: int = 1
     resize_size: int = 1
@@ -99,7 +100,7 @@ class AsTheyAre(Preprocessing):
 
 
 def resized(width: int, height: int, short: int) -> tuple[int, int]:
-    """Width and height when the short side becomes `short` pixels, the long one rounded down as torchvision does."""
+    """Scales width and height to a short side of `short` pixels. The long side is rounded down, as in torchvision."""
     if width <= height:
         return short, int(short * height / width)
     return int(short * width / height), short

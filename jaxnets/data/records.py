@@ -1,8 +1,8 @@
-"""Prepared records: a data set's images at their final size as raw pixels, in a few files read by memory mapping.
+"""Prepared records: a data set's resized images as raw pixels, in a few memory-mapped files.
 
-A folder holds records.json, and for each split SPLIT.pixels (RGB, one image after the other) and SPLIT.index (an
-`_ENTRY` each: place, size, label, CRC-32). While it is being written the index grows behind the pixels, so that what
-was finished before a kill is found again; records.json is written last.
+A folder has records.json and, for each split, SPLIT.pixels (the RGB images, concatenated) and SPLIT.index (an `_ENTRY`
+per image: offset, size, label, CRC-32). Writing can resume after a kill, because index entries are written after their
+pixels, and records.json last.
 """
 
 import hashlib
@@ -27,26 +27,28 @@ from jaxnets.errors import InputError
 _FORMAT = 1
 _DONE, _STARTED, _PARTIAL = "records.json", "started.json", ".partial"
 _ENTRY = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("label", "<i4"), ("crc32", "<u4")])
-_RECORDS_A_FLUSH = 64
-_RECORDS_LOOKED_AT = 32
+_RECORDS_PER_FLUSH = 64
+_SAMPLE_SIZE = 32
 _SPLITS = ("train", "test")
 
 
 class RecordSource:
-    """One split of prepared records. A record's checksum is compared when it is first read."""
+    """One split of prepared records. The first read of a record verifies its checksum."""
 
     def __init__(self, folder: Path, split: str, index_sha256: str) -> None:
         self._path = folder / f"{split}.pixels"
         index = (folder / f"{split}.index").read_bytes()
         if hashlib.sha256(index).hexdigest() != index_sha256:
             raise InputError(
-                f"{folder / f'{split}.index'} does not match its checksum; remove the records and prepare again"
+                f"{folder / f'{split}.index'} does not match its checksum; remove the records and prepare them again"
             )
         self._index = np.frombuffer(index, _ENTRY)
         sizes = self._index["height"].astype(np.int64) * self._index["width"] * 3
         if self._path.stat().st_size != sizes.sum():
-            raise InputError(f"{self._path} is not as long as its index says; remove the records and prepare again")
-        # As a plain array, of which slices are cheap.
+            raise InputError(
+                f"{self._path} has a different length than its index says; remove the records and prepare them again"
+            )
+        # Slicing a plain array is cheaper than slicing a memmap.
         self._pixels = np.asarray(np.memmap(self._path, np.uint8, "r")) if len(self._index) else np.empty(0, np.uint8)
         self._sha256 = index_sha256
         self._checked = np.zeros(len(self._index), bool)
@@ -60,7 +62,7 @@ class RecordSource:
         if not self._checked[index]:
             if zlib.crc32(pixels.data) != crc32:
                 raise InputError(
-                    f"{self.where(index)}: does not match its checksum; remove the records and prepare again"
+                    f"{self.where(index)}: does not match its checksum; remove the records and prepare them again"
                 )
             self._checked[index] = True
         return Record(pixels.reshape(height, width, 3), label)
@@ -73,37 +75,42 @@ class RecordSource:
 
 
 def holds_records(folder: Path) -> bool:
-    """Whether the folder was made by `write_records`, finished or not."""
+    """Whether `write_records` created the folder, even if it did not finish."""
     return (folder / _DONE).exists() or (folder / _STARTED).exists()
 
 
 def load_records(folder: Path) -> Dataset:
-    """The data set in a folder of prepared records. Raises InputError for one that is unfinished or damaged."""
+    """Loads a data set from a folder of prepared records. Raises InputError if they are unfinished or damaged."""
     if not (folder / _DONE).exists():
-        raise InputError(f"{folder} holds unfinished records; run the same experiments.prepare command again")
+        raise InputError(f"{folder} has unfinished records; run the same prepare command again")
     try:
         info = json.loads((folder / _DONE).read_text(encoding="utf-8"))
         if info["format"] != _FORMAT:
             raise InputError(
-                f"{folder} holds records of format {info['format']}, not {_FORMAT}; remove it and prepare again"
+                f"{folder} has records of format {info['format']}; expected {_FORMAT}; remove the folder and prepare "
+                "the records again"
             )
         train, test = (RecordSource(folder, split, info["index_sha256"][split]) for split in _SPLITS)
         if info.pop("sha256") != _sha256(info):
-            raise InputError(f"{folder / _DONE} does not match its checksum; remove the folder, prepare again")
+            raise InputError(
+                f"{folder / _DONE} does not match its checksum; remove the folder and prepare the records again"
+            )
         mean, std = tuple(info["mean"]), tuple(info["std"])
         return Dataset(info["name"], tuple(info["class_names"]), train, test, mean, std)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder} holds damaged records ({error}); remove it and prepare again") from None
+        raise InputError(
+            f"{folder} has damaged records ({error}); remove the folder and prepare the records again"
+        ) from None
 
 
 def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callable[[int], None]) -> bool:
-    """Writes every image with its short side reduced to `short_side`; smaller images stay as they are.
+    """Writes every image with its short side reduced to `short_side`. Smaller images keep their size.
 
-    Goes on where an earlier call was cut off; where nothing is left to do, compares the checksums and returns False.
-    `done` is told how many images are finished. Raises InputError for a folder that holds anything else, a disk too
-    small, or a bad image.
+    Resumes an interrupted call. If the records are complete, only verifies their checksums and returns False. `done` is
+    called with the number of images finished so far. Raises InputError if the folder has other content, if the disk is
+    too small, or if an image is unreadable.
     """
     if short_side < 1:
         raise InputError(f"size={short_side}; expected a short side of at least 1 pixel")
@@ -126,7 +133,7 @@ def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callabl
     before, checksums = 0, {}
     for split in _SPLITS:
         source: Source = getattr(dataset, split)
-        _write_split(source, folder / split, short_side, partial(_tell, done, before))
+        _write_split(source, folder / split, short_side, partial(_report, done, before))
         before += len(source)
         checksums[split] = hashlib.sha256((folder / f"{split}.index").read_bytes()).hexdigest()
     info = {**plan, "index_sha256": checksums}
@@ -139,7 +146,7 @@ def _sha256(info: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
-def _tell(done: Callable[[int], None], before: int, count: int) -> None:
+def _report(done: Callable[[int], None], before: int, count: int) -> None:
     done(before + count)
 
 
@@ -150,30 +157,32 @@ def _start(folder: Path, plan: dict[str, Any]) -> bool:
             try:
                 earlier = json.loads((folder / name).read_text(encoding="utf-8"))
             except ValueError as error:
-                raise InputError(f"{folder / name} is damaged ({error}); remove {folder} and start again") from None
+                raise InputError(
+                    f"{folder / name} is damaged ({error}); remove {folder} and prepare the records again"
+                ) from None
             if {key: earlier.get(key) for key in plan} != plan:
                 raise InputError(
-                    f"{folder} holds records of other images, or of another size; give another --output, or remove it"
+                    f"{folder} has records of other images or of another size; give another --output, or remove it"
                 )
             return name == _STARTED
-    # What is left of a start that was cut off does not count.
+    # An interrupted start may leave a partial file.
     if any(path.suffix != _PARTIAL for path in folder.iterdir()):
-        raise InputError(f"{folder} is not empty; give an --output that is, or that does not exist yet")
+        raise InputError(f"{folder} is not empty; give --output an empty or a new folder")
     _write_json(folder / _STARTED, plan)
     return True
 
 
 def _check_space(dataset: Dataset, folder: Path, short_side: int) -> None:
     count = len(dataset.train) + len(dataset.test)
-    looked_at = range(0, len(dataset.train), max(1, len(dataset.train) // _RECORDS_LOOKED_AT))
-    sizes = [_shrunk(dataset.train, index, short_side)[0].size for index in looked_at]
+    sample = range(0, len(dataset.train), max(1, len(dataset.train) // _SAMPLE_SIZE))
+    sizes = [_shrunk(dataset.train, index, short_side)[0].size for index in sample]
     needed = int(np.mean(sizes) * count)
     written = sum(path.stat().st_size for path in folder.glob("*.pixels"))
     free = shutil.disk_usage(folder).free
     if needed - written > free:
         raise InputError(
-            f"{folder} needs about {(needed - written) / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; give an "
-            "--output with more room, or a smaller --size"
+            f"{folder} needs about {(needed - written) / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; give an "
+            "--output with more space, or a smaller --size"
         )
 
 
@@ -187,8 +196,8 @@ def _write_split(source: Source, path: Path, short_side: int, done: Callable[[in
             entries.append((end, *image.shape[:2], label, crc32))
             end += image.size
             written += 1
-            if len(entries) == _RECORDS_A_FLUSH or written == len(source):
-                # An entry counts only once its pixels are on the disk.
+            if len(entries) == _RECORDS_PER_FLUSH or written == len(source):
+                # The pixels must be on the disk before their entries.
                 _to_disk(pixels)
                 index.write(np.array(entries, _ENTRY).tobytes())
                 _to_disk(index)
@@ -202,7 +211,7 @@ def _to_disk(file: IO[Any]) -> None:
 
 
 def _resume(pixels: BinaryIO, index: BinaryIO) -> tuple[int, int]:
-    """Cuts both files back to the last record that is whole in both; returns the count of records and of bytes."""
+    """Truncates both files after the last complete record. Returns the number of records and of bytes."""
     index.seek(0)
     entries = np.frombuffer(index.read(), np.uint8)
     entries = entries[: len(entries) // _ENTRY.itemsize * _ENTRY.itemsize].view(_ENTRY)
@@ -213,7 +222,7 @@ def _resume(pixels: BinaryIO, index: BinaryIO) -> tuple[int, int]:
         size = int(entry["height"]) * int(entry["width"]) * 3
         end = int(entry["offset"]) + size
         pixels.seek(int(entry["offset"]))
-        # A power cut may leave zeros where the end of the file was not written: no record is that small.
+        # After a power failure a file may end in zeros, which would be an entry of size 0.
         if size > 0 and end <= length and zlib.crc32(pixels.read(size)) == entry["crc32"]:
             break
         count, end = count - 1, 0

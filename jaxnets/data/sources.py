@@ -1,4 +1,4 @@
-"""Labelled images in a fixed order: the one interface behind which every data set stands."""
+"""The interface of all data sets: sources of labelled images in a fixed order."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -10,7 +10,7 @@ from jaxnets.errors import InputError
 
 Channels = tuple[float, float, float]
 
-# Of ImageNet's training images (He et al. 2015 and torchvision's presets); photos of any kind are close to it.
+# The statistics of ImageNet's training images (He et al. 2015, torchvision's presets), which suit other photos too.
 PHOTO_MEAN: Channels = (0.485, 0.456, 0.406)
 PHOTO_STD: Channels = (0.229, 0.224, 0.225)
 
@@ -23,26 +23,29 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """A fixed sequence of records. Reading one is safe from many threads, and raises InputError, naming it."""
+    """A fixed sequence of records.
+
+    Threads may read records concurrently. Reading an invalid record raises InputError with the record's name.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
 
     def where(self, index: int) -> str:
-        """What a message calls the record, such as the path of its file."""
+        """The record's name in messages, such as the path of its file."""
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal digits, of what tells these records from others, or from what they were before."""
+        """A hexadecimal SHA-256 that changes when the records change."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a classifier is trained on and tested on. A class's index is its place in `class_names`.
+    """Training and test images with their classes. A label is an index into `class_names`.
 
-    `mean` and `std` are a channel each, in units of the full range (0 to 1).
+    `mean` and `std` are per channel, for pixel values from 0 to 1.
     """
 
     name: str
@@ -69,7 +72,7 @@ class ArraySource:
             )
         if self.labels.shape != shape[:1] or not np.issubdtype(self.labels.dtype, np.integer):
             raise InputError(
-                f"labels are {self.labels.dtype} {list(self.labels.shape)}; expected whole numbers [{shape[0]}]"
+                f"labels are {self.labels.dtype} {list(self.labels.shape)}; expected integers [{shape[0]}]"
             )
 
     def __len__(self) -> int:
@@ -89,19 +92,19 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class Subset:
-    """The records of another source at `indices` [N], in their order."""
+    """The records of another source at `indices` [N], in this order."""
 
-    whole: Source
+    source: Source
     indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Record:
-        return self.whole[int(self.indices[index])]
+        return self.source[int(self.indices[index])]
 
     def where(self, index: int) -> str:
-        return self.whole.where(int(self.indices[index]))
+        return self.source.where(int(self.indices[index]))
 
     def fingerprint(self) -> str:
-        return sha256(self.whole.fingerprint().encode() + self.indices.astype("<i8").tobytes()).hexdigest()
+        return sha256(self.source.fingerprint().encode() + self.indices.astype("<i8").tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""TFDS data sets by name, read as ArrayRecord files, which takes no TensorFlow."""
+"""Reads TFDS data sets from ArrayRecord files, without TensorFlow."""
 
 import contextlib
 import difflib
@@ -20,17 +20,17 @@ from jaxnets.data.hashing import mix64
 from jaxnets.data.sources import Dataset, Record, Source, Subset
 from jaxnets.errors import InputError
 
-# tensorflow_datasets takes half a second or more to import, so it is only where it is used.
+# tensorflow_datasets is slow to import, so functions import it when they need it.
 
 Outcome = Literal["already prepared", "converted from TFRecord", "prepared"]
 
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """One split of a prepared data set: the image as the file that TFDS stored, and its label."""
+    """One split of a prepared data set: the encoded images that TFDS stored, and their labels."""
 
     name: str
-    # Serialized tf.train.Example protocol buffers. TFDS's own parsing also decodes what is not needed: 4 times slower.
+    # Serialized tf.train.Example protocol buffers. TFDS's own parser is slower, as it also decodes unused features.
     examples: Sequence[bytes]
     parse: Callable[[bytes], Any]
     image_key: str
@@ -48,7 +48,7 @@ class TfdsSource:
         return record
 
     def unchecked(self, index: int) -> Record:
-        """The record, whatever its label: TFDS gives -1 to images whose label was never published."""
+        """The record, without a check of its label. TFDS stores unpublished labels as -1."""
         if not 0 <= index < len(self.examples):
             raise IndexError(index)
         try:
@@ -56,8 +56,8 @@ class TfdsSource:
             return Record(features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0])
         except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(
-                f"{self.where(index)}: can't be read ({_line(error)}); put back a good copy of the file, or move its "
-                "folder away and prepare the data set again"
+                f"{self.where(index)}: can't be read ({_line(error)}); restore the file, or move its folder away and "
+                "prepare the data set again"
             ) from None
 
     def where(self, index: int) -> str:
@@ -74,37 +74,37 @@ class TfdsSource:
 
 
 def load_tfds(name: str, data_dir: Path | None, test_share: float) -> Dataset:
-    """The TFDS data set NAME[/CONFIG][:VERSION] that was prepared in `data_dir`, by default TFDS's own folder.
+    """Loads the TFDS data set NAME[/CONFIG][:VERSION] from `data_dir`, by default TFDS's own folder.
 
-    The test images are its split test, or validation where test has no labels, or else `test_share` of train, always
-    the same ones. Raises InputError where it is not prepared, is damaged, or is not made for classification.
+    The test images are the first labelled split of test and validation, or else a fixed `test_share` of train. Raises
+    InputError if the data set is not prepared, is damaged, or is not for image classification.
     """
     builder = _find(name, data_dir)
     if builder is None:
         raise InputError(f"{name} is not prepared in {_root(data_dir)}; run {_command(name, data_dir)}")
     if "array_record" not in _formats(builder):
         raise InputError(
-            f"{name} in {builder.data_dir} is stored as {', '.join(_formats(builder))}, which can't be read at random; "
+            f"{name} in {builder.data_dir} is stored as {', '.join(_formats(builder))}, which has no random access; "
             f"convert it to array_record once: {_command(name, data_dir)}"
         )
     present = [split for split, info in builder.info.splits.items() if info.num_examples]
     if "train" not in present:
-        raise InputError(f"{name} has no split train, only {', '.join(present)}; choose a data set that can be trained")
-    whole = _source(name, builder, "train")
-    class_names = tuple(builder.info.features[whole.label_key].names)
+        raise InputError(f"{name} has no split train, only {', '.join(present)}; choose a data set with a split train")
+    train = _source(name, builder, "train")
+    class_names = tuple(builder.info.features[train.label_key].names)
     for split in ("test", "validation"):
         if split in present:
             test = _source(name, builder, split)
             if test.unchecked(0).label >= 0:
-                return Dataset(name, class_names, whole, test)
-    return Dataset(name, class_names, *_divided(whole, test_share))
+                return Dataset(name, class_names, train, test)
+    return Dataset(name, class_names, *_divided(train, test_share))
 
 
 def prepare_tfds(name: str, data_dir: Path | None) -> Outcome:
-    """Downloads the TFDS data set and stores it as ArrayRecord files; converts it where it is there as TFRecord.
+    """Downloads a TFDS data set as ArrayRecord files, or converts an existing one from TFRecord.
 
-    Nothing there is removed. What was cut off can be run again: downloads and converted files are kept. Raises
-    InputError with what is missing: the name, TensorFlow (converting does without), the network, files, disk space.
+    Removes no existing files. After an interruption, the next call reuses downloads and converted files. Converting
+    does not need TensorFlow. Raises InputError with the reason if the data set can't be prepared.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
@@ -118,15 +118,15 @@ def prepare_tfds(name: str, data_dir: Path | None) -> Outcome:
             return "converted from TFRecord"
         raise InputError(
             f"{name} in {builder.data_dir} is stored as {', '.join(_formats(builder))}; expected array_record or "
-            "tfrecord; move that folder away and prepare the data set again"
+            "tfrecord; move this folder away and prepare the data set again"
         )
     again = "then run the same command again"
     try:
-        # Without TensorFlow, TFDS prints a banner of several lines.
+        # TFDS prints a banner of several lines if TensorFlow is missing.
         with contextlib.redirect_stdout(io.StringIO()):
             new = tfds.builder(name, data_dir=_root(data_dir))
             if new.data_path.exists():
-                raise InputError(f"{new.data_path} holds something else than {name}; move it away, {again}")
+                raise InputError(f"{new.data_path} is not {name}; move it away, {again}")
             new.download_and_prepare(
                 file_format="array_record", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
@@ -136,12 +136,12 @@ def prepare_tfds(name: str, data_dir: Path | None) -> Outcome:
         raise _unknown(name) from None
     except ImportError as error:
         if (error.name or "").split(".")[0] in ("tensorflow", "importlib_resources"):
-            message = f"preparing {name} needs TensorFlow, this once: pip install 'jaxnets[tfds]', {again}"
+            message = f"preparing {name} needs TensorFlow once: pip install 'jaxnets[tfds]', {again}"
         else:
             message = f"preparing {name} needs another package ({_line(error)}); install it, {again}"
         raise InputError(message) from error
-    except Exception as error:  # TFDS, requests and each data set's code have exceptions of their own.
-        raise InputError(f"{name} can't be prepared ({_line(error)}); mend this, {again}") from error
+    except Exception as error:  # TFDS, requests and each data set's code raise exceptions of their own.
+        raise InputError(f"{name} can't be prepared ({_line(error)}); fix this, {again}") from error
     return "prepared"
 
 
@@ -152,17 +152,17 @@ def _root(data_dir: Path | None) -> Path:
 
 
 def _command(name: str, data_dir: Path | None) -> str:
-    place = "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
-    return f"python -m experiments.prepare {name}{place}"
+    option = "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
+    return f"python -m experiments.prepare {name}{option}"
 
 
 def _line(error: Exception) -> str:
-    """An exception in one line."""
+    """Formats an exception as one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _find(name: str, data_dir: Path | None) -> Any:
-    """The builder of what is prepared, read from its files alone; None where nothing is, though the name is known."""
+    """Returns the builder of a prepared data set from its files, or None if a known data set is not prepared."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import naming, read_only_builder, registered
 
@@ -170,7 +170,7 @@ def _find(name: str, data_dir: Path | None) -> Any:
         parsed, options = naming.parse_builder_name_kwargs(name)
     except ValueError:
         raise _unknown(name) from None
-    # The pattern of TFDS lets a newline at the end pass.
+    # TFDS accepts a newline at the end.
     if name != name.strip() or parsed.namespace or not options.keys() <= {"config", "version"}:
         raise _unknown(name)
     root = _root(data_dir)
@@ -180,19 +180,20 @@ def _find(name: str, data_dir: Path | None) -> Any:
         if parsed.name not in tfds.list_builders(with_community_datasets=False) and not (root / parsed.name).is_dir():
             raise _unknown(name) from None
         return None
-    except Exception as error:  # Of the JSON, protocol buffer and TFDS libraries.
+    except Exception as error:  # The JSON, protocol buffer and TFDS libraries raise many types.
         raise InputError(
-            f"{name} in {root / parsed.name} can't be read ({_line(error)}); move that folder away and prepare it again"
+            f"{name} in {root / parsed.name} can't be read ({_line(error)}); move this folder away and prepare the "
+            "data set again"
         ) from error
 
 
 def _unknown(name: str) -> InputError:
     import tensorflow_datasets as tfds
 
-    near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
-    meant = f"did you mean {' or '.join(near)}?" if near else "see https://www.tensorflow.org/datasets/catalog"
+    matches = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+    hint = f"did you mean {' or '.join(matches)}?" if matches else "see https://www.tensorflow.org/datasets/catalog"
     return InputError(
-        f"unknown data set {name!r}; expected digits, a folder, or NAME[/CONFIG][:VERSION] of TFDS; {meant}"
+        f"unknown data set {name!r}; expected digits, a folder, or NAME[/CONFIG][:VERSION] of TFDS; {hint}"
     )
 
 
@@ -213,13 +214,13 @@ def _source(name: str, builder: Any, split: str) -> TfdsSource:
     shards = [(str(shard.filename), shard.examples_in_shard) for shard in builder.info.splits[split].file_instructions]
     for path, _ in shards:
         if not os.path.exists(path):
-            raise InputError(f"{path} is missing; put it back, or move its folder away and prepare the data set again")
+            raise InputError(f"{path} is missing; restore it, or move its folder away and prepare the data set again")
     classes = builder.info.features[label_key].num_classes
     return TfdsSource(f"{name} {split}", examples, _parser(), image_key, label_key, classes, shards)
 
 
 def _parser() -> Callable[[bytes], Any]:
-    """Reads a tf.train.Example; raises ValueError for bytes that are none."""
+    """Returns a parser of tf.train.Example that raises ValueError for invalid bytes."""
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -232,32 +233,34 @@ def _parser() -> Callable[[bytes], Any]:
     return parse
 
 
-def _key(name: str, builder: Any, kind: type) -> str:
-    """The feature of this kind that its authors name for supervised learning, or else the only one."""
+def _key(name: str, builder: Any, feature_type: type) -> str:
+    """The key of the supervised feature of this type, or else of the only feature of this type."""
     features = builder.info.features
     # Not isinstance: a segmentation mask is an Image too.
     items = features.items() if hasattr(features, "items") else ()
-    keys = sorted(key for key, feature in items if type(feature) is kind)
-    chosen = [key for key in keys if key in (builder.info.supervised_keys or ())] or keys
-    if len(chosen) != 1:
+    all_keys = sorted(key for key, feature in items if type(feature) is feature_type)
+    keys = [key for key in all_keys if key in (builder.info.supervised_keys or ())] or all_keys
+    if len(keys) != 1:
         raise InputError(
-            f"{name} is not made for classifying images: it has {len(chosen)} {kind.__name__} features"
-            f"{''.join(f' {key}' for key in chosen)}; expected one; choose another data set"
+            f"{name} is not for image classification: it has {len(keys)} {feature_type.__name__} features"
+            f"{''.join(f' {key}' for key in keys)}; expected one; choose another data set"
         )
-    return chosen[0]
+    return keys[0]
 
 
 def _divided(whole: Source, test_share: float) -> tuple[Source, Source]:
-    """A fixed division by the records' places alone, mixed, as some data sets are stored class by class."""
+    """Splits the records in a fixed random way, as some data sets are sorted by class."""
     count = round(test_share * len(whole))
     if not 0 < count < len(whole):
-        raise InputError(f"test_share={test_share} of {len(whole)} images leaves none on one side; give another share")
+        raise InputError(
+            f"test_share={test_share} of {len(whole)} images leaves no training or no test images; give another share"
+        )
     order = np.argsort(mix64(np.arange(len(whole), dtype=np.uint64)))
     return Subset(whole, np.sort(order[count:])), Subset(whole, np.sort(order[:count]))
 
 
 def _convert(builder: Any) -> None:
-    """Stores the records of a data set in TFRecord files as ArrayRecord too, beside them and as TFDS would do it."""
+    """Copies the TFRecord files of a data set to ArrayRecord files in the same folder, as TFDS would name them."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     parse = _parser()
@@ -272,7 +275,7 @@ def _convert(builder: Any) -> None:
         for source, target, records in tqdm(shards, desc=f"converting {builder.info.name}", unit="file", disable=None):
             if target.exists():
                 continue
-            # Groups of one record, or else reading one would read many.
+            # With groups of one record, a read decodes no other records.
             writer, written = ArrayRecordWriter(str(part), "group_size:1"), 0
             for record in _tfrecords(source):
                 parse(record)
@@ -280,23 +283,24 @@ def _convert(builder: Any) -> None:
                 written += 1
             writer.close()
             if written != records:
-                raise InputError(f"{source} holds {written} records, not {records}; put back a good copy of the file")
+                raise InputError(f"{source} has {written} records; expected {records}; restore the file")
             os.replace(part, target)
-        # Last, so that the data set is known as ArrayRecord only when all of it is.
+        # Written last, so that only a complete data set counts as ArrayRecord.
         info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
         info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), "array_record"]
         part.write_text(json.dumps(info, indent=2), encoding="utf-8")
         os.replace(part, folder / "dataset_info.json")
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder} can't be converted ({_line(error)}); mend this and run it again") from error
+        raise InputError(f"{folder} can't be converted ({_line(error)}); fix this and run it again") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
-    """The records of a TFRecord file: each is its length in 8 bytes, 4 of checksum, the record, 4 of checksum.
+    """Yields the records of a TFRecord file.
 
-    The checksums are not compared, as Python would take seconds a megabyte: damage inside an image is not seen here.
+    A record is its length (8 bytes), a checksum (4), the data and a checksum (4). The checksums are not verified, as
+    this is slow in Python, so damage inside an image goes unnoticed here.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -304,5 +308,5 @@ def _tfrecords(path: Path) -> Iterator[bytes]:
             header = file.read(12)
             length = struct.unpack_from("<Q", header)[0] + 4 if len(header) == 12 else size
             if length > size - file.tell():
-                raise InputError(f"{path} is damaged or cut off; put back a good copy of the file")
+                raise InputError(f"{path} is damaged or truncated; restore the file")
             yield file.read(length)[:-4]

@@ -1,4 +1,4 @@
-"""Before the first step: can every image be read, and does every class have some?"""
+"""Checks before training that every image is readable and every class has images."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from jaxnets.data.decoding import check_image
-from jaxnets.data.pipeline import IMAGES_A_TASK, in_order
+from jaxnets.data.pipeline import IMAGES_PER_TASK, in_order
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 
 ON_BAD_IMAGE = ("error", "skip")
-_MOST_BAD = 0.01
-_MOST_NAMED = 20
+_MAX_BAD_FRACTION = 0.01
+_MAX_NAMED = 20
 
 Gather = Callable[[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that can't be read, and why."""
+    """The name of an unreadable image, and the reason."""
 
     where: str
     reason: str
@@ -36,50 +36,51 @@ def verify(
     say: Callable[[str], None],
     process_index: int = 0,
     process_count: int = 1,
-    gather: Gather = lambda findings: [findings],
+    gather: Gather = lambda results: [results],
 ) -> tuple[Dataset, list[BadImage]]:
-    """The data set without its bad images, and those. Every image is looked at; `done` is told how many have been.
+    """Checks every image. Returns the data set without the bad images, and the bad images.
 
-    Where there are several processes each looks at its share, and `gather` gives all of them what all have found.
-    Raises InputError for bad images as `judge` does, and for a class without training images or a test without any.
+    `done` is called with the number of images checked so far. With several processes each checks its share, and
+    `gather` collects the results of all. Raises InputError for bad images as `judge` does, for a class without training
+    images, and if no test images are left.
     """
-    look = partial(
+    check = partial(
         usable,
         num_classes=len(dataset.class_names),
         process_index=process_index,
         process_count=process_count,
         gather=gather,
     )
-    train, train_bad, train_labels = look(dataset.train, done=done)
-    test, test_bad, _ = look(dataset.test, done=lambda count: done(len(dataset.train) + count))
+    train, train_bad, train_labels = check(dataset.train, done=done)
+    test, test_bad, _ = check(dataset.test, done=lambda count: done(len(dataset.train) + count))
     bad = train_bad + test_bad
     judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
     check_labels(dataset.class_names, train_labels)
     if not len(test):
-        raise InputError("no test images are left; mend them, or add some")
+        raise InputError("all test images are bad; fix them, or add others")
     return replace(dataset, train=train, test=test), bad
 
 
 def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[[str], None]) -> None:
-    """Names what is bad among `count` images.
+    """Reports the bad ones of `count` images.
 
-    Raises InputError for any if `on_bad_image` is "error", for more than 1 % of them if it is "skip".
+    Raises InputError for any bad image if `on_bad_image` is "error", and for more than 1 % of them if it is "skip".
     """
     if not bad:
         return
-    for image in bad[:_MOST_NAMED]:
+    for image in bad[:_MAX_NAMED]:
         say(f"bad image: {image.where}: {image.reason}")
-    if len(bad) > _MOST_NAMED:
-        say(f"... and {len(bad) - _MOST_NAMED} more")
-    found = f"{len(bad)} of {count} images can't be used, the first is {bad[0].where} ({bad[0].reason})"
+    if len(bad) > _MAX_NAMED:
+        say(f"... and {len(bad) - _MAX_NAMED} more")
+    summary = f"{len(bad)} of {count} images can't be used, the first is {bad[0].where} ({bad[0].reason})"
     if on_bad_image == "error":
-        raise InputError(f"{found}; mend or remove them, or leave them out with --on-bad-image skip")
-    if len(bad) > _MOST_BAD * count:
-        raise InputError(f"{found}; that is more than {_MOST_BAD:.0%}: mend or remove them")
+        raise InputError(f"{summary}; fix or remove them, or skip them with --on-bad-image skip")
+    if len(bad) > _MAX_BAD_FRACTION * count:
+        raise InputError(f"{summary}; --on-bad-image skip allows at most {_MAX_BAD_FRACTION:.0%}; fix or remove them")
 
 
 def write_bad_images(folder: Path, bad: Sequence[BadImage]) -> None:
-    """Writes bad-images.csv: which images were left out, and why."""
+    """Writes the skipped images and the reasons to bad-images.csv."""
     with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("image", "reason"))
@@ -87,9 +88,9 @@ def write_bad_images(folder: Path, bad: Sequence[BadImage]) -> None:
 
 
 def check_labels(class_names: Sequence[str], labels: np.ndarray) -> None:
-    """Raises InputError unless there are two classes or more, all of them with training images."""
+    """Raises InputError unless there are at least two classes, all with training images."""
     if len(class_names) < 2:
-        raise InputError(f"one class only, {', '.join(class_names)!r}; a classifier needs at least two")
+        raise InputError(f"only one class, {', '.join(class_names)!r}; expected at least two")
     present = np.bincount(labels, minlength=len(class_names))
     if not present.all():
         name = class_names[int(np.argmin(present))]
@@ -102,11 +103,11 @@ def usable(
     done: Callable[[int], None],
     process_index: int = 0,
     process_count: int = 1,
-    gather: Gather = lambda findings: [findings],
+    gather: Gather = lambda results: [results],
 ) -> tuple[Source, list[BadImage], np.ndarray]:
-    """The records of a source that can be used, the others, and the labels of the former."""
+    """Returns the source without its bad images, the bad images, and the labels of the good ones."""
 
-    def look(index: int) -> tuple[int, str]:
+    def check(index: int) -> tuple[int, str]:
         try:
             image, label = source[index]
             check_image(image)
@@ -116,22 +117,22 @@ def usable(
         except InputError as error:
             return -1, str(error).removeprefix(f"{source.where(index)}: ")
 
-    def look_at(indices: range) -> list[tuple[int, str]]:
-        return [look(index) for index in indices]
+    def check_all(indices: range) -> list[tuple[int, str]]:
+        return [check(index) for index in indices]
 
-    share, mine, reasons = range(process_index, len(source), process_count), [], {}
-    tasks = [share[start : start + IMAGES_A_TASK] for start in range(0, len(share), IMAGES_A_TASK)]
-    for indices, found_in_task in zip(tasks, in_order(look_at, tasks), strict=True):
-        for index, (label, reason) in zip(indices, found_in_task, strict=True):
-            mine.append(label)
+    share, local_labels, local_reasons = range(process_index, len(source), process_count), [], {}
+    tasks = [share[start : start + IMAGES_PER_TASK] for start in range(0, len(share), IMAGES_PER_TASK)]
+    for indices, results in zip(tasks, in_order(check_all, tasks), strict=True):
+        for index, (label, reason) in zip(indices, results, strict=True):
+            local_labels.append(label)
             if reason:
-                reasons[index] = reason
+                local_reasons[index] = reason
             done(index + 1)
-    labels, found = np.empty(len(source), np.int32), {}
-    for process, (theirs, named) in enumerate(gather((mine, list(reasons.items())))):
-        labels[process::process_count] = theirs
-        found.update(named)
-    bad = [BadImage(source.where(index), found[index]) for index in sorted(found)]
+    labels, reasons = np.empty(len(source), np.int32), {}
+    for process, (process_labels, process_reasons) in enumerate(gather((local_labels, list(local_reasons.items())))):
+        labels[process::process_count] = process_labels
+        reasons.update(process_reasons)
+    bad = [BadImage(source.where(index), reasons[index]) for index in sorted(reasons)]
     if bad:
         source = Subset(source, np.flatnonzero(labels >= 0))
     return source, bad, labels[labels >= 0]

@@ -1,4 +1,4 @@
-"""The weights that torchvision publishes for twelve of the networks, and all that goes with them."""
+"""The catalogue of the weights that torchvision publishes for twelve of the networks."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,11 +12,11 @@ LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow no
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A file that is published, and what its numbers rest on.
+    """A published file of weights and its metadata.
 
-    `sha256_prefix` are the first hexadecimal digits of its SHA-256. `megabytes` are of 1024 * 1024 bytes, as in
-    torchvision's metadata. `top1` and `top5` are percent of ImageNet's validation images, with this `preprocessing`.
-    `recipe` is where it is told how it was trained. `transform_input` is GoogLeNet's option.
+    `sha256_prefix` is the start of the file's hexadecimal SHA-256. `megabytes` counts 1024 * 1024 bytes, as torchvision
+    does. `top1` and `top5` are the percentages on ImageNet's validation images with this `preprocessing`. `recipe` is a
+    link to the training recipe. `transform_input` is GoogLeNet's option.
     """
 
     arch: str
@@ -46,8 +46,8 @@ _RESNET50_V2 = "https://github.com/pytorch/vision/issues/3995#issuecomment-10139
 _NEW = "https://github.com/pytorch/vision/issues/3995#new-recipe"
 _FIXRES = "https://github.com/pytorch/vision/issues/3995#new-recipe-with-fixres"
 
-# torchvision 0.29.1: file, megabytes, pixels of the resized short side, top-1, top-5, recipe. The wide networks' V1 are
-# stored as float16. torchvision's DEFAULT is the last of a network.
+# torchvision 0.29.1: file, megabytes, resized short side in pixels, top-1, top-5, recipe. The wide networks' V1 weights
+# are float16. The last entry of a network is torchvision's DEFAULT.
 _TABLE = {
     ("alexnet", _V1): ("alexnet-owt-7be5be79.pth", 233.087, 256, 56.522, 79.066, _ALEXNET),
     ("googlenet", _V1): ("googlenet-1378be20.pth", 49.731, 256, 69.778, 89.530, _GOOGLENET),
@@ -78,7 +78,7 @@ def _weights(
         arch,
         name,
         f"https://download.pytorch.org/models/{file}",
-        # torch puts it into the name of the file.
+        # torch's file names end in the prefix of the checksum.
         file.removesuffix(".pth").rsplit("-", 1)[1],
         megabytes,
         Preprocessing(crop_size=224, resize_size=resize_size),
@@ -93,16 +93,16 @@ _PUBLISHED = tuple(_weights(arch, name, *row) for (arch, name), row in _TABLE.it
 
 
 def list_weights(arch: str) -> list[str]:
-    """The names of the weights that are published for a network, DEFAULT aside; [] for most."""
+    """The names of a network's published weights, without DEFAULT; [] if there are none."""
     return [weights.name for weights in _PUBLISHED if weights.arch == arch]
 
 
 def published(arch: str, name: str = "DEFAULT") -> PublishedWeights:
-    """The published weights `name` of a network; DEFAULT are its best. Raises InputError where there are none."""
+    """The published weights `name` of a network; DEFAULT is the best. Raises InputError if there are none."""
     of_arch = [weights for weights in _PUBLISHED if weights.arch == arch]
     if not of_arch:
         archs = ", ".join(dict.fromkeys(weights.arch for weights in _PUBLISHED))
-        raise InputError(f"no weights are published for {arch}; there are some for {archs}")
+        raise InputError(f"no weights are published for {arch}; expected one of {archs}")
     if name == "DEFAULT":
         return of_arch[-1]
     for weights in of_arch:
@@ -112,14 +112,14 @@ def published(arch: str, name: str = "DEFAULT") -> PublishedWeights:
 
 
 def by_checksum(sha256: str) -> PublishedWeights | None:
-    """The published weights whose file has this SHA-256, in hexadecimal digits; None if it is another file."""
+    """The published weights whose file has this hexadecimal SHA-256, or None."""
     return next((weights for weights in _PUBLISHED if sha256.lower().startswith(weights.sha256_prefix)), None)
 
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1000 classes of ImageNet (ILSVRC 2012) in the order of the published weights' outputs.
+    """The names of ImageNet's 1000 classes (ILSVRC 2012) in the order of the published weights' outputs.
 
-    Their names are `_IMAGENET_CATEGORIES` of torchvision 0.29.1 (BSD-3-Clause).
+    Source: `_IMAGENET_CATEGORIES` of torchvision 0.29.1 (BSD-3-Clause).
     """
     return tuple(files(__package__).joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())

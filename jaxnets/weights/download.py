@@ -1,4 +1,4 @@
-"""Published files, downloaded once, going on where it broke off, and verified each time that they are used."""
+"""Downloads published weights once, resuming interrupted downloads, and verifies them at each use."""
 
 import hashlib
 import http.client
@@ -18,45 +18,44 @@ from tqdm import tqdm
 from jaxnets.errors import InputError
 from jaxnets.weights.catalogue import PublishedWeights
 
-# Attempts in a row that bring nothing new, and the seconds that the wait between them grows by.
+# Attempts in a row without progress, and the seconds by which the pause between them grows.
 _ATTEMPTS = 5
 _PAUSE = 1.0
-_SECONDS_OF_SILENCE = 30.0
+_TIMEOUT = 30.0
 _CHUNK = 1 << 16
 
 
 class _Failed(Exception):
-    """The file can't be had from the server, for this reason."""
+    """The server does not provide the file, for this reason."""
 
     def __init__(self, reason: object) -> None:
-        # What servers and http.client say may be of several lines.
+        # Messages of servers and http.client may have several lines.
         super().__init__(" ".join(str(reason).split()) or type(reason).__name__)
 
 
 class _Broken(_Failed):
-    """A connection broke; the next may do better."""
+    """A connection broke; another attempt may succeed."""
 
 
 class _Unreachable(_Broken):
-    """There was no connection at all."""
+    """No connection could be made."""
 
 
 def fetch(weights: PublishedWeights) -> Path:
-    """The file of published weights in the cache, downloaded if it is missing there or is not as it was published.
+    """Returns the cached file of published weights. Downloads it if it is missing or its checksum is wrong.
 
-    The cache is $JAXNETS_CACHE, else jaxnets in $XDG_CACHE_HOME, else ~/.cache/jaxnets. Raises InputError, with the
-    address and the place for the file, where it can't be had.
+    The cache is `cache_folder()`. Raises InputError, with the file's URL and path, if the download fails.
     """
     path = cache_folder() / weights.file_name
     try:
         if path.exists() and _is_published(path, weights):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path) as part:
+        with _exclusive(path) as part:
             if path.exists():
                 if _is_published(path, weights):  # another process was first
                     return path
-                _say(f"{path} is not as it was published; it is downloaded again")
+                _say(f"{path} does not match its published checksum; downloading it again")
             if not (_size(part) and _is_published(part, weights)):
                 _say(f"downloading {weights.url} ({weights.megabytes:.0f} MB) to {path}")
                 _download(weights.url, part)
@@ -65,25 +64,25 @@ def fetch(weights: PublishedWeights) -> Path:
     except (_Failed, OSError) as error:
         reason = f"{error.filename or path}: {error.strerror}" if isinstance(error, OSError) else error
         raise InputError(
-            f"can't download {weights.url} ({reason}); get it by other means and put it at {path}, or give the path of "
-            "a copy as the weights (--weights PATH); JAXNETS_CACHE sets another folder"
+            f"can't download {weights.url} ({reason}); download it elsewhere and copy it to {path}, or give the path "
+            "of a copy as the weights (--weights PATH); JAXNETS_CACHE sets another folder"
         ) from None
     return path
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """The hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:
-    """For what can be made or got again: $JAXNETS_CACHE, else jaxnets in $XDG_CACHE_HOME, else ~/.cache/jaxnets."""
+    """The cache folder: $JAXNETS_CACHE, else jaxnets in $XDG_CACHE_HOME, else ~/.cache/jaxnets."""
     folder = os.environ.get("JAXNETS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxnets")
     try:
         return Path(folder).expanduser().absolute()
     except RuntimeError:
-        raise InputError(f"{folder} is in no known home folder; set JAXNETS_CACHE to a folder to download to") from None
+        raise InputError(f"{folder}: the home folder is unknown; set JAXNETS_CACHE to a folder for downloads") from None
 
 
 def _is_published(path: Path, weights: PublishedWeights) -> bool:
@@ -91,20 +90,20 @@ def _is_published(path: Path, weights: PublishedWeights) -> bool:
 
 
 def _check(part: Path, weights: PublishedWeights) -> None:
-    if (found := sha256_of(part)).startswith(weights.sha256_prefix):
+    if (sha256 := sha256_of(part)).startswith(weights.sha256_prefix):
         return
     part.unlink()
-    raise _Failed(f"what came has SHA-256 {found[:8]}..., not {weights.sha256_prefix}..., and is deleted")
+    raise _Failed(f"the download has SHA-256 {sha256[:8]}..., expected {weights.sha256_prefix}..., and was deleted")
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """Waits while another process downloads the same file; gives where to download to."""
+def _exclusive(path: Path) -> Iterator[Path]:
+    """Waits while another process downloads the same file. Yields the path to download to."""
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         if _locked(lock.fileno(), path.name):
             yield path.with_name(f"{path.name}.part")
             return
-    # Without locks each process has a file of its own, which no other goes on with.
+    # Without locks each process downloads to a separate file.
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
@@ -113,7 +112,7 @@ def _alone(path: Path) -> Iterator[Path]:
 
 
 def _locked(descriptor: int, name: str) -> bool:
-    """Locks an open file until it is closed; False where there are no locks, on Windows and some network drives."""
+    """Locks an open file until it is closed. Returns False on systems without locks (Windows, some network drives)."""
     try:
         import fcntl
     except ImportError:
@@ -122,7 +121,7 @@ def _locked(descriptor: int, name: str) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for another process, which downloads {name}")
+            _say(f"waiting for another process that downloads {name}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         return False
@@ -130,14 +129,14 @@ def _locked(descriptor: int, name: str) -> bool:
 
 
 def _download(url: str, part: Path) -> None:
-    """Downloads what is missing of a file, in several attempts if need be."""
+    """Downloads the rest of a file, in several attempts if necessary."""
     before = most = _size(part)
     attempts = 0
     while True:
         try:
-            return _go_on(url, part)
+            return _resume(url, part)
         except _Broken as error:
-            # An attempt counts if it brought nothing new: from a server that always begins anew, too, this ends.
+            # Counts attempts without progress, which also ends if the server restarts the file each time.
             attempts = 1 if _size(part) > most else attempts + 1
             most = max(most, _size(part))
             if attempts == _ATTEMPTS or (isinstance(error, _Unreachable) and most == before):
@@ -145,16 +144,17 @@ def _download(url: str, part: Path) -> None:
         time.sleep(_PAUSE * attempts)
 
 
-def _go_on(url: str, part: Path) -> None:
-    """Downloads what is missing of a file, over one connection. Raises _Broken unless all of it came."""
+def _resume(url: str, part: Path) -> None:
+    """Downloads the rest of a file over one connection. Raises _Broken if the connection ends early."""
     have = _size(part)
     with _connected(url, part, have) as response:
         if response.status == 206:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-            if found is None or int(found[1]) != have:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            if match is None or int(match[1]) != have:
                 part.unlink(missing_ok=True)
-                raise _Broken(f"the server answered with {response.headers.get('Content-Range')}, not from byte {have}")
-            total = int(found[2])
+                content_range = response.headers.get("Content-Range")
+                raise _Broken(f"the server's Content-Range is {content_range}; expected it to start at byte {have}")
+            total = int(match[2])
         else:
             have, total = 0, response.length or 0
         with (
@@ -180,17 +180,17 @@ def _go_on(url: str, part: Path) -> None:
 
 
 def _connected(url: str, part: Path, have: int) -> http.client.HTTPResponse:
-    """The server's answer to a request of what comes after the first `have` bytes."""
+    """Requests the file from byte `have` on."""
     headers = {"User-Agent": "jaxnets"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_SECONDS_OF_SILENCE)
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if have and error.code == 416:  # nothing comes after them: they are too many, or all
+        if have and error.code == 416:  # range not satisfiable: the server has no more than `have` bytes
             part.unlink()
-            raise _Broken(f"the server has no {have} bytes") from None
-        kind = _Broken if error.code >= 500 or error.code in (408, 429) else _Failed
-        raise kind(f"HTTP {error.code} {error.reason}") from None
+            raise _Broken(f"the server's file has no bytes after {have}") from None
+        error_type = _Broken if error.code >= 500 or error.code in (408, 429) else _Failed
+        raise error_type(f"HTTP {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         raise _Unreachable(error.reason) from None
     except (OSError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""Pickles as torch writes them, read without running anything: names are compared, none is imported."""
+"""Reads the pickles in torch's files without running or importing anything."""
 
 import pickletools
 import re
@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from jaxnets.errors import InputError
 
-# Far beyond any checkpoint's; what an opcode can take in memory is bounded, and so the two bound the whole.
+# Far larger than in any checkpoint. Each opcode takes bounded memory, so these limits bound the total.
 MAX_BYTES = 16 << 20
 MAX_OPCODES = 1_000_000
 MAX_NESTING = 100
@@ -18,7 +18,7 @@ _MAX_ARGUMENTS = 7
 _MAX_INTEGER_BYTES = 64
 _MAX_LINE = 1000
 
-# torch's classes of storages: the type of the elements, and the bytes of each.
+# torch's storage classes: the dtype of the elements, and the bytes per element.
 STORAGES = {
     "DoubleStorage": ("float64", 8),
     "FloatStorage": ("float32", 4),
@@ -50,7 +50,7 @@ _DTYPES = re.compile(r"torch\.(b?float|u?int|complex|q?u?int)\d+(x\d)?|torch\.(b
 
 @dataclass(frozen=True)
 class Storage:
-    """The elements [start, start + length) of the storage `key`, which has `numel` of them."""
+    """The elements [start, start + length) of the storage `key`, which has `numel` elements."""
 
     key: str
     dtype: str
@@ -61,7 +61,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as a pickle describes it. Nothing but the types of the fields has been checked."""
+    """A tensor as described by a pickle. Only the types of the fields are checked."""
 
     storage: Storage
     offset: int
@@ -71,27 +71,27 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Name:
-    """A name that the pickle may ask for, as it stands among its values."""
+    """A reference to an allowed global name, such as torch.Size."""
 
     full: str
 
 
 @dataclass(frozen=True)
 class Pickle:
-    """The value, of plain containers, scalars, `Tensor`s and `Name`s; and each storage's dtype and numel."""
+    """The value, made of plain containers, scalars, `Tensor`s and `Name`s, and the dtype and numel of each storage."""
 
     value: Any
     storages: dict[str, tuple[str, int]]
 
 
 class _Ordered(dict):
-    """Tells an OrderedDict, which may be given attributes, from a dict."""
+    """An OrderedDict. Unlike a dict it may have attributes, which are ignored."""
 
 
 def read_pickle(file: BinaryIO, available: int) -> Pickle:
-    """Reads one pickle from where the file stands, which has `available` bytes from there.
+    """Reads one pickle from the file's position, which is followed by `available` bytes.
 
-    Raises InputError, without the file's name, for all but tensors and plain containers.
+    Raises InputError, without the file's name, for anything but tensors and plain containers.
     """
     machine = _Machine(file, min(available, MAX_BYTES))
     value = machine.run()
@@ -100,18 +100,18 @@ def read_pickle(file: BinaryIO, available: int) -> Pickle:
 
 
 def shown(text: str) -> str:
-    """The text as it may stand in a message of one line."""
+    """Formats text for a message of one line: shortens it and escapes unprintable characters."""
     text = text if len(text) <= 120 else f"{text[:117]}..."
     return text if text.isprintable() else ascii(text)
 
 
 def kind_of(value: Any) -> str:
-    """The type of a value that a pickle holds, as messages have it."""
+    """The type of a value from a pickle, for messages."""
     return "dict" if isinstance(value, dict) else type(value).__name__
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise InputError(reason)
+    raise InputError(f"has an invalid pickle: it {reason}")
 
 
 class _Machine:
@@ -129,27 +129,27 @@ class _Machine:
             if code == b".":
                 value = self._pop()
                 if self._stack or self._marks:
-                    _refuse("has a pickle that ends before it is complete")
+                    _refuse("ends before it is complete")
                 return value
             action = _ACTIONS.get(code)
             if action is None:
                 self._refuse_opcode(code)
             action(self)
-        _refuse(f"has a pickle that takes more than {MAX_OPCODES} steps")
+        _refuse(f"takes more than {MAX_OPCODES} steps")
 
     def _take(self, count: int) -> bytes:
         if count > self._left:
-            _refuse("has a pickle that is cut off, or longer than any checkpoint's")
+            _refuse(f"is truncated, or longer than {MAX_BYTES} bytes")
         data = self._file.read(count)
         if len(data) != count:
-            _refuse("has a pickle that is cut off")
+            _refuse("is truncated")
         self._left -= count
         return data
 
     def _line(self) -> str:
         line = self._file.readline(min(self._left, _MAX_LINE))
         if not line.endswith(b"\n"):
-            _refuse("has a pickle that has a line that does not end")
+            _refuse("has a line without an end")
         self._left -= len(line)
         return _text(line[:-1])
 
@@ -159,11 +159,11 @@ class _Machine:
     def _refuse_opcode(self, code: bytes) -> NoReturn:
         names = {opcode.code: opcode.name for opcode in pickletools.opcodes}
         name = names.get(code.decode("latin-1"), f"{code[0]:#04x}")
-        _refuse(f"has a pickle that has the opcode {name}, which tensors and plain containers do not need")
+        _refuse(f"has the opcode {name}; expected only tensors and plain containers")
 
     def _pop(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            _refuse("has a pickle that takes more from its stack than it put there")
+            _refuse("pops from an empty stack")
         return self._stack.pop()
 
     def _top(self) -> Any:
@@ -173,22 +173,22 @@ class _Machine:
 
     def _since_mark(self) -> list[Any]:
         if not self._marks:
-            _refuse("has a pickle that takes more marks than it put there")
+            _refuse("pops a missing mark")
         mark = self._marks.pop()
         items = self._stack[mark:]
         del self._stack[mark:]
         return items
 
-    # What the opcodes do, in the order of `_ACTIONS`.
+    # The opcodes, in the order of `_ACTIONS`.
 
     def proto(self) -> None:
         version = self._number(1)
         if not 2 <= version <= 5:
-            _refuse(f"has a pickle that is of protocol {version}; expected 2 to 5")
+            _refuse(f"has protocol {version}; expected 2 to 5")
 
     def frame(self) -> None:
         if self._number(8) > self._left:
-            _refuse("has a pickle that is cut off: a frame ends beyond it")
+            _refuse("is truncated within a frame")
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
@@ -205,7 +205,7 @@ class _Machine:
     def integer(self, width: int) -> None:
         length = self._number(width)
         if length > _MAX_INTEGER_BYTES:
-            _refuse(f"has a pickle that has an integer of {length} bytes")
+            _refuse(f"has an integer of {length} bytes")
         self.push(int.from_bytes(self._take(length), "little", signed=True))
 
     def real(self) -> None:
@@ -232,7 +232,7 @@ class _Machine:
     def _extend(self, items: list[Any]) -> None:
         target = self._top()
         if type(target) is not list:
-            _refuse(f"has a pickle that appends to a {kind_of(target)}")
+            _refuse(f"appends to a {kind_of(target)}")
         target.extend(items)
 
     def setitem(self) -> None:
@@ -245,9 +245,9 @@ class _Machine:
     def _update(self, items: list[Any]) -> None:
         target = self._top()
         if type(target) not in (dict, _Ordered):
-            _refuse(f"has a pickle that sets an item of a {kind_of(target)}")
+            _refuse(f"sets an item of a {kind_of(target)}")
         if len(items) % 2:
-            _refuse("has a pickle that sets a key without a value")
+            _refuse("sets a key without a value")
         _fill(target, zip(items[::2], items[1::2], strict=True))
 
     def put(self, width: int) -> None:
@@ -268,59 +268,59 @@ class _Machine:
     def _index(self) -> int:
         line = self._line()
         if not re.fullmatch(r"[0-9]{1,9}", line):
-            _refuse(f"has a pickle that has {shown(line)} for a number")
+            _refuse(f"has {shown(line)} in place of a number")
         return int(line)
 
     def _recall(self, index: int) -> None:
         if index not in self._memo:
-            _refuse(f"has a pickle that recalls value {index}, which it has not kept")
+            _refuse(f"reads value {index} of its memo, which is missing")
         self.push(self._memo[index])
 
-    def ask(self) -> None:
+    def global_line(self) -> None:
         module = self._line()
-        self._ask(module, self._line())
+        self._global(module, self._line())
 
-    def ask_stack(self) -> None:
+    def global_stack(self) -> None:
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
-            _refuse("has a pickle that asks for a name that is not text")
-        self._ask(module, name)
+            _refuse("refers to a name that is not text")
+        self._global(module, name)
 
     def instantiate(self) -> None:
-        self.ask()
+        self.global_line()
         self._refuse_opcode(b"i")
 
-    def _ask(self, module: str, name: str) -> None:
+    def _global(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
         allowed = full in _CALLABLE or (module == "torch" and name in STORAGES) or _DTYPES.fullmatch(full)
         if not allowed:
-            _refuse(f"has a pickle that asks for {shown(full)}, which is not a tensor or a plain container")
+            _refuse(f"refers to {shown(full)}, which is not a tensor or a plain container")
         self.push(Name(full))
 
     def reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
         if type(function) is not Name or function.full not in _CALLABLE or type(arguments) is not tuple:
             what = shown(function.full) if type(function) is Name else f"a {kind_of(function)}"
-            _refuse(f"has a pickle that calls {what}, which is not a function")
+            _refuse(f"calls {what}, which is not an allowed function")
         if len(arguments) > _MAX_ARGUMENTS:
-            _refuse(f"has a pickle that calls {function.full} with {len(arguments)} values")
-        # An opcode or two can copy a long list again, however often.
+            _refuse(f"calls {function.full} with {len(arguments)} arguments")
+        # Two opcodes can copy a long list, so copies are counted.
         self._copied += sum(len(argument) for argument in arguments if isinstance(argument, list))
         if self._copied > MAX_OPCODES:
-            _refuse(f"has a pickle that copies more than {MAX_OPCODES} values")
-        self.push(_called(function.full, arguments))
+            _refuse(f"copies more than {MAX_OPCODES} values")
+        self.push(_call(function.full, arguments))
 
     def build(self) -> None:
         self._pop()
         target = self._top()
         if type(target) is not _Ordered:
             what = target.full if type(target) is Name else f"a {kind_of(target)}"
-            _refuse(f"has a pickle that sets the state of {what}; expected an OrderedDict")
+            _refuse(f"sets the state of {what}; expected an OrderedDict")
 
     def persistent(self) -> None:
         storage = _storage(self._pop())
         if self.storages.setdefault(storage.key, (storage.dtype, storage.numel)) != (storage.dtype, storage.numel):
-            _refuse(f"has a pickle that describes storage {shown(storage.key)} in two ways")
+            _refuse(f"describes storage {shown(storage.key)} twice, with different types or sizes")
         self.push(storage)
 
 
@@ -343,7 +343,7 @@ _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x8c": lambda machine: machine.text(1),
     b"X": lambda machine: machine.text(4),
     b"\x8d": lambda machine: machine.text(8),
-    # The strings of Python 2, in which the oldest checkpoints have their names.
+    # Python 2 strings: the names in the oldest checkpoints.
     b"U": lambda machine: machine.text(1),
     b"T": lambda machine: machine.text(4),
     b"C": lambda machine: machine.octets(1),
@@ -364,8 +364,8 @@ _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"h": lambda machine: machine.get(1),
     b"j": lambda machine: machine.get(4),
     b"g": _Machine.get_line,
-    b"c": _Machine.ask,
-    b"\x93": _Machine.ask_stack,
+    b"c": _Machine.global_line,
+    b"\x93": _Machine.global_stack,
     b"i": _Machine.instantiate,
     b"R": _Machine.reduce,
     b"b": _Machine.build,
@@ -377,66 +377,66 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse("has a pickle that has text that is not UTF-8")
+        _refuse("has text that is not UTF-8")
 
 
 def _fill(target: dict, pairs: Iterable[tuple[Any, Any]]) -> None:
     for key, value in pairs:
-        # No tuples: hashing one of tuples of tuples can take forever. No long numbers: many can share a hash.
+        # Hashing nested tuples can take forever, and many long integers can share a hash.
         if key is not None and type(key) not in (str, bool) and not (type(key) is int and abs(key) < 1 << 32):
-            _refuse(f"has a pickle that has a {kind_of(key)} for a key; expected text or a short number")
+            _refuse(f"has a key of type {kind_of(key)}; expected text or an integer of 32 bits")
         if key in target:
-            _refuse(f"has a pickle that has the key {shown(str(key))} twice")
+            _refuse(f"has the key {shown(str(key))} twice")
         target[key] = value
 
 
-def _called(function: str, arguments: tuple) -> Any:
+def _call(function: str, arguments: tuple) -> Any:
     if function == "collections.OrderedDict":
         ordered = _Ordered()
-        # Python 2 gives the items at once.
+        # Python 2 passes the items as an argument.
         pairs = arguments[0] if len(arguments) == 1 else []
         if len(arguments) > 1 or type(pairs) is not list or not all(_is_pair(pair) for pair in pairs):
-            _refuse("has a pickle that makes an OrderedDict from something else than pairs")
+            _refuse("makes an OrderedDict from items that are not pairs")
         _fill(ordered, pairs)
         return ordered
     if function == "torch.Size":
         if len(arguments) != 1 or type(arguments[0]) not in (list, tuple):
-            _refuse("has a pickle that has a torch.Size that is not of integers")
+            _refuse("has a torch.Size that is not of integers")
         if len(arguments[0]) > MAX_DIMENSIONS:
-            _refuse(f"has a pickle that has a torch.Size of {len(arguments[0])} dimensions")
+            _refuse(f"has a torch.Size of {len(arguments[0])} dimensions")
         if not _integers(size := tuple(arguments[0])):
-            _refuse("has a pickle that has a torch.Size that is not of integers")
+            _refuse("has a torch.Size that is not of integers")
         return size
     if function == "torch._utils._rebuild_parameter":
         if len(arguments) != 3 or type(arguments[0]) is not Tensor:
-            _refuse("has a pickle that has a parameter without a tensor")
+            _refuse("has a parameter without a tensor")
         return arguments[0]
     if len(arguments) not in ((4,) if function == "torch._utils._rebuild_tensor" else (6, 7)):
-        _refuse(f"has a pickle that has a tensor described by {len(arguments)} values")
+        _refuse(f"describes a tensor by {len(arguments)} values")
     storage, offset, size, stride = arguments[:4]
     if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
-        _refuse("has a pickle that has a tensor without a storage, a size or a stride")
+        _refuse("has a tensor without a storage, a size or a stride")
     if max(len(size), len(stride)) > MAX_DIMENSIONS:
-        _refuse(f"has a pickle that has a tensor of {max(len(size), len(stride))} dimensions")
+        _refuse(f"has a tensor of {max(len(size), len(stride))} dimensions")
     if not _integers((offset, *size, *stride)):
-        _refuse("has a pickle that has a tensor whose size, stride or offset is not of integers")
+        _refuse("has a tensor whose size, stride or offset is not of integers")
     if len(arguments) == 7 and arguments[6]:
-        _refuse("has a pickle that has a tensor that is to be negated or conjugated; save it with .resolve_neg()")
+        _refuse("has a negated or conjugated tensor; save it with .resolve_neg() or .resolve_conj()")
     return Tensor(storage, offset, size, stride)
 
 
 def _storage(identity: Any) -> Storage:
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-        _refuse("has a pickle that refers to something else than a storage")
-    _, kind, key, _, numel = identity[:5]
-    module, _, name = (kind.full if type(kind) is Name else "").rpartition(".")
+        _refuse("has a persistent ID that is not a storage")
+    _, storage_class, key, _, numel = identity[:5]
+    module, _, name = (storage_class.full if type(storage_class) is Name else "").rpartition(".")
     if module != "torch" or name not in STORAGES or type(key) is not str or type(numel) is not int:
-        _refuse("has a pickle that refers to a storage without its type, key or size")
+        _refuse("refers to a storage without its type, key or size")
     start, length = 0, numel
     view = identity[5] if len(identity) == 6 else None
     if view is not None:
         if type(view) is not tuple or len(view) != 3 or not _integers(view[1:]):
-            _refuse(f"has a pickle that has a view of storage {shown(key)} without its bounds")
+            _refuse(f"has a view of storage {shown(key)} without its bounds")
         _, start, length = view
     return Storage(key, STORAGES[name][0], numel, start, length)
 
@@ -450,8 +450,8 @@ def _integers(values: tuple) -> bool:
 
 
 def _check_nesting(value: Any) -> None:
-    """Goes once through each container, however often it is shared."""
-    heights: dict[int, int] = {}  # 0 while what is in it is looked at
+    """Refuses values that are nested too deeply. Visits shared containers once."""
+    heights: dict[int, int] = {}  # 0 while a container is being visited
     todo = [(value, False)]
     while todo:
         node, leave = todo.pop()
@@ -461,10 +461,10 @@ def _check_nesting(value: Any) -> None:
         if leave:
             heights[id(node)] = 1 + max((heights.get(id(child), 0) for child in children), default=0)
             if heights[id(node)] > MAX_NESTING:
-                _refuse(f"has a pickle that nests containers more than {MAX_NESTING} deep")
+                _refuse(f"nests containers more than {MAX_NESTING} deep")
         elif id(node) not in heights:
             heights[id(node)] = 0
             todo.append((node, True))
             todo.extend((child, False) for child in children)
         elif heights[id(node)] == 0:
-            _refuse("has a pickle that has a container that contains itself")
+            _refuse("has a container that contains itself")

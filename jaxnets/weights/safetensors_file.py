@@ -1,4 +1,4 @@
-"""The safetensors format: read by its library, written tensor by tensor, as the library holds copies of all."""
+"""Reads and writes safetensors files tensor by tensor. The library's writer would copy all tensors into memory."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from jaxnets.errors import InputError
 from jaxnets.weights.pickles import shown
 from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, octets, replacing, shown_path, truths
 
-# Far beyond any network's; as Python's objects a header takes many times its size.
+# Far larger than the header of any network. Parsing a header takes many times its size in memory.
 MAX_HEADER = 4 << 20
 _METADATA = "__metadata__"
 
@@ -32,10 +32,10 @@ _NAMES = {
 
 
 class SafetensorsFile:
-    """An open file, of which each tensor is read when it is asked for. Errors leave the file's name out.
+    """An open safetensors file, whose tensors are read on demand. Errors do not include the file's name.
 
-    The library judges the header. It would map the file into memory, all of which then counts as the process's, and
-    which ends the process if somebody shortens the file meanwhile; so the bytes are read here.
+    The library only validates the header. Its memory map would count as memory of the process, and would crash it if
+    the file were truncated meanwhile.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -60,11 +60,11 @@ class SafetensorsFile:
 def write_safetensors(
     path: Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray], metadata: dict[str, str]
 ) -> None:
-    """Writes the tensors that `read` gives by name, with one in memory at a time. The file is whole, or not there.
+    """Writes the tensors that `read` returns by name.
 
-    Raises InputError where it can't be written.
+    Keeps one tensor in memory at a time and replaces the file atomically. Raises InputError if it can't be written.
     """
-    # As the library orders them: each begins at a multiple of its type's size, or torch can't read it.
+    # The library's order. It aligns each tensor to the size of its dtype, as torch requires.
     names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
     end = 0
@@ -76,7 +76,8 @@ def write_safetensors(
     encoded += b" " * (-len(encoded) % 8)
     if _METADATA in specs or len(encoded) > MAX_HEADER:
         raise InputError(
-            f"{shown_path(path)}: these names can't stand in a safetensors file; expected shorter ones, or fewer"
+            f"{shown_path(path)}: a tensor is named {_METADATA}, or the header would exceed {MAX_HEADER} bytes; use "
+            "other or shorter names"
         )
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
@@ -85,23 +86,23 @@ def write_safetensors(
 
 
 def _spec(name: str, tensor: Any) -> Spec:
-    kinds, kind = {kind: ours for ours, kind in _NAMES.items()}, tensor.get_dtype()
-    if kind not in kinds:
-        raise InputError(f"has a tensor {shown(name)} that is of type {kind}; expected one of {', '.join(kinds)}")
+    numpy_names, dtype = {theirs: ours for ours, theirs in _NAMES.items()}, tensor.get_dtype()
+    if dtype not in numpy_names:
+        raise InputError(f"has a tensor {shown(name)} that has type {dtype}; expected one of {', '.join(numpy_names)}")
     try:
-        return checked(Spec(DTYPES[kinds[kind]], tuple(tensor.get_shape())))
+        return checked(Spec(DTYPES[numpy_names[dtype]], tuple(tensor.get_shape())))
     except InputError as error:
         raise InputError(f"has a tensor {shown(name)} that {error}") from None
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The header, and where the bytes begin. Of two names that are the same the library would take the last."""
+    """Returns the header and the offset of the data. Refuses duplicate names, which the library would accept."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
-        raise InputError(f"is no safetensors file: its header would take {length} bytes")
+        raise InputError(f"is not a safetensors file: its header has {length} bytes; expected at most {MAX_HEADER}")
     try:
-        header = json.loads(file.read(length).decode(), object_pairs_hook=_once_each)
+        header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
     except InputError:
         raise
     except (ValueError, RecursionError):
@@ -111,9 +112,9 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise InputError(f"is a damaged safetensors file (its header has {shown(twice)} twice)")
+        duplicate = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise InputError(f"is a damaged safetensors file (its header has {shown(duplicate)} twice)")
     return values

@@ -1,4 +1,4 @@
-"""Files of tensors by name, in torch's formats or safetensors, which is told by their content."""
+"""Opens files of named tensors in torch's formats and in safetensors. The content determines the format."""
 
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,17 +14,17 @@ from jaxnets.weights.safetensors_file import SafetensorsFile
 from jaxnets.weights.tensors import Spec, shown_path
 from jaxnets.weights.torch_file import TorchFile
 
-# Where checkpoints have the state dict, with other things beside it.
+# Keys of the state dict in checkpoints.
 _KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
-# What torch's wrappers of a network put before every name.
+# Prefixes that torch's wrappers (DataParallel, compile) add to every name.
 _PREFIXES = ("module.", "_orig_mod.")
 _IN_TAR = (b"storages\0", b"tensors\0", b"pickle\0")
 
 
 class TensorFile(Mapping[str, np.ndarray]):
-    """An open file, whose tensors are read when they are asked for, each time. Raises InputError where they can't be.
+    """An open file of tensors. Each access reads a tensor and may raise InputError.
 
-    `specs` has their types and shapes; `metadata` is empty but for safetensors.
+    `specs` has the dtypes and shapes. Only safetensors files have `metadata`.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class TensorFile(Mapping[str, np.ndarray]):
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Opens weights: a state dict that torch.save wrote, alone or within a checkpoint, or a safetensors file.
+    """Opens a safetensors file, or a file of torch.save with a state dict or a checkpoint that contains one.
 
-    A prefix that torch's wrappers gave every name is taken off. Nothing in the file is run. Raises InputError for a
-    file that can't be read, that is damaged, or that holds something else, before a tensor is read.
+    Removes prefixes that torch's wrappers add to every name. Runs no code from the file. Raises InputError, before any
+    tensor is read, if the file is unreadable or damaged, or has other content.
     """
     with _errors_of(path), ExitStack() as opened:
         file = opened.enter_context(_regular_file(path))
@@ -80,7 +80,7 @@ def open_tensors(path: Path) -> TensorFile:
                 return torch_file.read(tensors[name])
 
         if not specs:
-            raise InputError("holds no tensors")
+            raise InputError("has no tensors")
         names = dict(zip(_unwrapped(specs), specs, strict=True))
         return TensorFile(
             path,
@@ -93,15 +93,15 @@ def open_tensors(path: Path) -> TensorFile:
 
 @contextmanager
 def _errors_of(path: Path, tensor: str | None = None) -> Iterator[None]:
-    which = shown_path(path) if tensor is None else f"{shown_path(path)} has a tensor {shown(tensor)} that"
+    subject = shown_path(path) if tensor is None else f"{shown_path(path)} has a tensor {shown(tensor)} that"
     try:
         yield
     except InputError as error:
-        raise InputError(f"{which} {error}") from None
+        raise InputError(f"{subject} {error}") from None
     except OSError as error:
-        raise InputError(f"{which} can't be read ({error.strerror or error})") from None
+        raise InputError(f"{subject} can't be read ({error.strerror or error})") from None
     except MemoryError:
-        raise InputError(f"{which} does not fit into the memory that is left") from None
+        raise InputError(f"{subject} does not fit into the available memory") from None
 
 
 def _regular_file(path: Path) -> BinaryIO:
@@ -114,12 +114,12 @@ def _regular_file(path: Path) -> BinaryIO:
 
 
 def _is_safetensors(file: BinaryIO) -> bool:
-    """Whether it is, or else may be torch's. Raises InputError for what is neither."""
+    """Whether the file is in safetensors format rather than torch's. Raises InputError if it is in neither."""
     head = file.read(512)
     if not head:
         raise InputError("is empty; expected weights")
     if head.startswith(b"version https://git-lfs"):
-        raise InputError("is a pointer of git-lfs, not the file itself; fetch it with git lfs pull")
+        raise InputError("is a git-lfs pointer, not the file itself; fetch the file with git lfs pull")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"\0" not in head[:8]:
         raise InputError("is a web page, not weights; download the file again")
     if head[257:262] == b"ustar" or head.startswith(_IN_TAR):
@@ -128,28 +128,29 @@ def _is_safetensors(file: BinaryIO) -> bool:
         return True
     if head.startswith((b"PK\3\4", b"\x80")):
         return False
-    raise InputError("is no file of torch, nor of safetensors; expected weights in one of them")
+    raise InputError("is not a file of weights; expected torch's format or safetensors")
 
 
 def _state_dict(value: Any) -> dict[str, Tensor]:
     if not isinstance(value, dict):
-        raise InputError(f"holds a {kind_of(value)}; expected a dictionary of tensors")
+        raise InputError(f"contains a {kind_of(value)}; expected a dictionary of tensors")
     if not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         nested = next((key for key in _KEYS if isinstance(value.get(key), dict)), None)
         if nested is None and not any(isinstance(tensor, Tensor) for tensor in value.values()):
-            raise InputError(f"holds no tensors by name, neither as such nor as {', '.join(_KEYS)}")
+            raise InputError(f"has no tensors; expected a state dict, or one under the key {', '.join(_KEYS)}")
         value = value if nested is None else value[nested]
     for name, tensor in value.items():
         if type(name) is not str:
-            raise InputError(f"holds a tensor with the name {shown(repr(name))}; expected text")
+            raise InputError(f"has a tensor with the name {shown(repr(name))}; expected text")
         if not isinstance(tensor, Tensor):
-            raise InputError(f"holds {shown(name)}, which is a {kind_of(tensor)}; expected only tensors beside it")
+            raise InputError(f"has an entry {shown(name)} of type {kind_of(tensor)}; expected only tensors")
     return value
 
 
 def _unwrapped(names: Iterable[str]) -> list[str]:
     names = list(names)
-    # What the first and the last in order share, all share. A name may have millions of prefixes, so it is cut once.
+    # All names share the prefixes that the smallest and the largest name share. Each name is sliced once, as it may
+    # have millions of prefixes.
     first, last, end = min(names), max(names), 0
     while prefix := next((p for p in _PREFIXES if first.startswith(p, end) and last.startswith(p, end)), None):
         end += len(prefix)

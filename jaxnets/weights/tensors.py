@@ -1,4 +1,4 @@
-"""What files of tensors have in common, whatever their format: types and shapes, bytes, and that they are whole."""
+"""Types, shapes and bytes of tensors, and atomic writing, for all file formats."""
 
 import math
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from jaxnets.errors import InputError
 from jaxnets.weights.pickles import MAX_DIMENSIONS, shown
 
-# The types that both formats have, by NumPy's names (bfloat16 is of ml_dtypes).
+# The dtypes of both formats, by their NumPy names (bfloat16 is from ml_dtypes).
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(getattr(ml_dtypes, name, name))
     for name in (
@@ -24,7 +24,7 @@ DTYPES: dict[str, np.dtype] = {
 
 
 class Spec(NamedTuple):
-    """What an array is, without its values."""
+    """The dtype and shape of an array."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Spec(NamedTuple):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file NAME.new beside `path` that takes its place at the end, or is removed if anything fails."""
+    """Opens PATH.new for writing. It replaces `path` at the end, or is removed if an exception occurs."""
     new = path.with_name(f"{path.name}.new")
     try:
         file = new.open("wb")
@@ -57,44 +57,46 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_writable(path: Path, name: str, spec: Spec) -> Spec:
-    """The spec. Raises InputError for a type that the formats do not share, and for a name that is not Unicode."""
-    # Of the other byte order the name is the same.
+    """Returns the spec. Raises InputError for a dtype that some format lacks, and for a name that is not Unicode."""
+    # Dtypes of either byte order have the same name, so the dtypes are compared.
     if DTYPES.get(spec.dtype.name) != spec.dtype:
         raise InputError(
-            f"{shown_path(path)}: tensor {shown(name)} is of type {spec.dtype}; expected {', '.join(DTYPES)}"
+            f"{shown_path(path)}: tensor {shown(name)} has type {spec.dtype}; expected one of {', '.join(DTYPES)}"
         )
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{shown_path(path)}: tensor {shown(name)} has a name that no file can have") from None
+        raise InputError(f"{shown_path(path)}: the name of tensor {shown(name)} is not Unicode; rename it") from None
     return spec
 
 
 def octets(path: Path, name: str, spec: Spec, read: Callable[[str], np.ndarray]) -> memoryview:
-    """The bytes of the tensor that `read` gives. Raises InputError where it is not as its spec says."""
+    """The bytes of the tensor that `read` returns. Raises InputError if it differs from its spec."""
     array = read(name)
     if (array.dtype, array.shape) != spec:
-        what = f"tensor {shown(name)} is {array.dtype}{list(array.shape)}"
-        raise InputError(f"{shown_path(path)}: {what}, not as announced")
+        raise InputError(
+            f"{shown_path(path)}: tensor {shown(name)} is {array.dtype}{list(array.shape)}; "
+            f"expected {spec.dtype}{list(spec.shape)}"
+        )
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def shown_path(path: Path) -> str:
-    """The path as it may stand in a message of one line."""
+    """Formats a path for a message of one line."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
 def fill(file: BinaryIO, data: np.ndarray, start: int) -> None:
-    """Reads bytes into `data`. Raises InputError where there are fewer."""
+    """Reads bytes from `start` into `data`. Raises InputError if the file is too short."""
     file.seek(start)
     if file.readinto(data.data) != len(data):  # type: ignore[attr-defined]
-        raise InputError("is cut off; the file is damaged")
+        raise InputError("is truncated; the file is damaged")
 
 
 def checked(spec: Spec) -> Spec:
-    """The spec, which numpy can make an array of. Raises InputError otherwise."""
-    # The dimensions first: the product of very many large sides would take hours.
+    """Returns the spec. Raises InputError if no NumPy array can have it."""
+    # Checks the number of dimensions first, as the product of very many integers is slow.
     if (
         len(spec.shape) > MAX_DIMENSIONS
         or math.prod(max(1, side) for side in spec.shape) * spec.dtype.itemsize >= 1 << 62
@@ -104,5 +106,5 @@ def checked(spec: Spec) -> Spec:
 
 
 def truths(array: np.ndarray) -> np.ndarray:
-    """Booleans of which each byte is 0 or 1, whatever it was."""
+    """Converts bytes to booleans; any byte but 0 is True."""
     return np.asarray(array.view(np.uint8) != 0)

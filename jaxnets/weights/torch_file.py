@@ -1,4 +1,4 @@
-"""torch's files, zip and the stream before it: read without torch and without running anything, and written."""
+"""Reads and writes torch's file formats, zip and the older stream, without torch and without running any code."""
 
 import io
 import math
@@ -20,17 +20,17 @@ _MAGIC_NUMBER, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_VERSION = 10
 _ITEMSIZES = dict(STORAGES.values())
 _CHUNK = 1 << 20
-# How much larger than its file all tensors together may be: views repeat elements.
+# Limits the total size of the tensors to this multiple of the file plus this many bytes, as views can repeat elements.
 _MAX_GROWTH, _MAX_ADDED = 4, 64 << 20
 
-_LONG = 1 << 30  # above it sizes are written in 64 bits; zipfile insists near 2 GiB
+_ZIP64_SIZE = 1 << 30  # larger entries have 64-bit sizes, which zipfile requires near 2 GiB
 _ALIGNMENT = 64
 
 
 class TorchFile:
-    """What torch.save wrote, whose tensors are read when they are asked for. Errors leave the file's name out.
+    """A file of torch.save, whose tensors are read on demand. `value` is the content of its pickle.
 
-    `value` is what the pickle holds.
+    Errors do not include the file's name.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -46,7 +46,7 @@ class TorchFile:
             self.value = self._open_stream()
 
     def check(self, tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
-        """What the tensors are. Raises InputError unless each lies within its storage, and that within the file."""
+        """Returns the specs. Raises InputError unless the storages contain the tensors, and the file the storages."""
         specs, total = {}, 0
         for name, tensor in tensors.items():
             try:
@@ -55,18 +55,20 @@ class TorchFile:
                 raise InputError(f"has a tensor {shown(name)} that {error}") from None
             total += specs[name].nbytes
             if total > _MAX_GROWTH * self._length + _MAX_ADDED:
-                raise InputError(f"has a tensor {shown(name)} that repeats elements, many times what the file has")
+                raise InputError(
+                    f"has a tensor {shown(name)} that repeats elements; the tensors exceed the file's size"
+                )
         return specs
 
     def read(self, tensor: Tensor) -> np.ndarray:
-        """The tensor, which has passed `check`, as a contiguous array."""
+        """Reads a tensor that has passed `check` into a contiguous array."""
         dtype = DTYPES[tensor.storage.dtype]
         if 0 in tensor.size:
             return np.empty(tensor.size, dtype)
         start = (tensor.storage.start + tensor.offset) * dtype.itemsize
         data = np.empty(_span(tensor) * dtype.itemsize, np.uint8)
         self._read_into(data, tensor.storage.key, start)
-        # The stride of a side of 1 says nothing, and may be any number.
+        # The stride of a dimension of size 1 is arbitrary.
         pairs = zip(tensor.size, tensor.stride, strict=True)
         strides = [stride * dtype.itemsize if side > 1 else 0 for side, stride in pairs]
         view = np.ndarray(tensor.size, dtype, data.data, strides=strides)
@@ -77,30 +79,30 @@ class TorchFile:
     def _check(self, tensor: Tensor) -> Spec:
         storage = tensor.storage
         if storage.dtype not in DTYPES:
-            raise InputError(f"is of type {storage.dtype}; expected one of {', '.join(DTYPES)}")
+            raise InputError(f"has type {storage.dtype}; expected one of {', '.join(DTYPES)}")
         dtype = DTYPES[storage.dtype]
         stored = self._storages.get(storage.key)
         if stored is None:
-            raise InputError(f"lies in storage {shown(storage.key)}, which the file lacks")
+            raise InputError(f"uses storage {shown(storage.key)}, which is missing from the file")
         if storage.numel * dtype.itemsize != stored.length:
             raise InputError(
-                f"lies in storage {shown(storage.key)} of {stored.length} bytes; expected {storage.numel} elements of "
+                f"uses storage {shown(storage.key)} of {stored.length} bytes; expected {storage.numel} elements of "
                 f"{dtype.name}"
             )
         if not 0 <= storage.start <= storage.start + storage.length <= storage.numel:
-            raise InputError(f"lies in a view that reaches beyond its storage of {storage.numel} elements")
+            raise InputError(f"uses a view that reaches beyond its storage of {storage.numel} elements")
         if len(tensor.size) != len(tensor.stride):
-            raise InputError(f"has {len(tensor.size)} sides and {len(tensor.stride)} strides")
+            raise InputError(f"has {len(tensor.size)} dimensions but {len(tensor.stride)} strides")
         if any(value < 0 for value in (tensor.offset, *tensor.size, *tensor.stride)):
             raise InputError("has a negative size, stride or offset")
         spec = checked(Spec(dtype, tensor.size))
-        # torch slices nothing from beyond the end, too.
+        # torch allows an empty tensor at any offset.
         if 0 not in tensor.size and tensor.offset + _span(tensor) > storage.length:
             raise InputError(f"reaches beyond its storage of {storage.length} elements")
         return spec
 
     def _read_into(self, data: np.ndarray, key: str, start: int) -> None:
-        """Fills `data` with the bytes from `start` of a storage, all of which are compared with its checksum once."""
+        """Fills `data` with a storage's bytes from `start`. The first read of a storage verifies its checksum."""
         stored = self._storages[key]
         stop = start + len(data)
         if stored.crc32 is None or key in self._checked:
@@ -123,15 +125,15 @@ class TorchFile:
 
     def _open_stream(self) -> Any:
         if self._pickle().value != _MAGIC_NUMBER:
-            raise InputError("is a pickle, but not one that torch.save wrote")
+            raise InputError("is a pickle, but not a file of torch.save")
         if self._pickle().value != _PROTOCOL:
-            raise InputError(f"is of another version of torch's format than {_PROTOCOL}")
+            raise InputError(f"has an unknown version of torch's format; expected {_PROTOCOL}")
         system = self._pickle().value
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise InputError("was written on a big-endian machine; save it again on a little-endian one")
         pickled, keys = self._pickle(), self._pickle().value
         if not isinstance(keys, list) or not all(type(key) is str for key in keys) or len({*keys}) < len(keys):
-            raise InputError("is damaged: its storages' keys are not a list of different names")
+            raise InputError("is damaged: the keys of its storages are not a list of distinct names")
         at = self._file.tell()
         for key in keys:
             if key not in pickled.storages:
@@ -140,11 +142,11 @@ class TorchFile:
             self._file.seek(at)
             header = self._file.read(8)
             if len(header) < 8 or int.from_bytes(header, "little", signed=True) != numel or numel < 0:
-                raise InputError(f"is damaged: its storage {shown(key)} is not of {numel} elements")
+                raise InputError(f"is damaged: its storage {shown(key)} does not have {numel} elements")
             self._storages[key] = Stored(at + 8, numel * _ITEMSIZES[dtype], None)
             at += 8 + self._storages[key].length
             if at > self._length:
-                raise InputError(f"is cut off in its storage {shown(key)}; it is not complete")
+                raise InputError(f"is truncated in its storage {shown(key)}; copy or download the file again")
         if at != self._length:
             raise InputError(f"is damaged: {self._length - at} bytes follow its last storage")
         return pickled.value
@@ -160,7 +162,7 @@ class TorchFile:
             )
         pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise InputError(f"is a zip archive, but not torch.save's: it has {len(pickles)} times */data.pkl")
+            raise InputError(f"is a zip archive, but not of torch.save: it has {len(pickles)} entries */data.pkl")
         top = pickles[0].removesuffix("data.pkl")
         stored = locate(self._file, entries)
         order = self._entry(stored, f"{top}byteorder", 100, b"little")
@@ -168,7 +170,7 @@ class TorchFile:
             raise InputError(f"has the byte order {order!r}; save it again on a little-endian machine")
         version = self._entry(stored, f"{top}version", 100).strip()
         if not version.isdigit() or not 1 <= int(version) <= _MAX_VERSION:
-            raise InputError(f"is of version {version!r} of torch's format; expected 1 to {_MAX_VERSION}")
+            raise InputError(f"has version {version!r} of torch's format; expected 1 to {_MAX_VERSION}")
         pickled = self._entry(stored, f"{top}data.pkl", MAX_BYTES)
         storages = f"{top}data/"
         self._storages = {name.removeprefix(storages): at for name, at in stored.items() if name.startswith(storages)}
@@ -179,7 +181,7 @@ class TorchFile:
             return default
         start, length, crc32 = stored[name]
         if length > limit:
-            raise InputError(f"has {length} bytes of {shown(name)}, which is more than any checkpoint has")
+            raise InputError(f"has {length} bytes of {shown(name)}; expected at most {limit}")
         self._file.seek(start)
         data = self._file.read(length)
         if zlib.crc32(data) != crc32:
@@ -188,16 +190,16 @@ class TorchFile:
 
 
 def _span(tensor: Tensor) -> int:
-    """How many elements of the storage lie between the tensor's first and last one."""
+    """The number of storage elements from the tensor's first to its last element."""
     if 0 in tensor.size:
         return 0
     return 1 + sum((side - 1) * stride for side, stride in zip(tensor.size, tensor.stride, strict=True))
 
 
 def write_torch_file(path: Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarray]) -> None:
-    """Writes the tensors that `read` gives by name, with one in memory at a time, as torch.save does an OrderedDict.
+    """Writes the tensors that `read` returns by name, as torch.save writes an OrderedDict.
 
-    The file is whole, or not there. Raises InputError where it can't be written.
+    Keeps one tensor in memory at a time and replaces the file atomically. Raises InputError if it can't be written.
     """
     for name, spec in specs.items():
         check_writable(path, name, spec)
@@ -212,12 +214,12 @@ def write_torch_file(path: Path, specs: Mapping[str, Spec], read: Callable[[str]
 def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
     info = zipfile.ZipInfo(f"archive/{name}")
     info.file_size = data.nbytes
-    long = data.nbytes >= _LONG
-    # torch can map storages into memory, for which they are aligned. zipfile adds the long sizes to the extra field.
-    before = file.tell() + LOCAL.size + len(info.filename) + EXTRA.size + (EXTRA.size + 16 if long else 0)
+    zip64 = data.nbytes >= _ZIP64_SIZE
+    # Storages are aligned, as torch may map them into memory. zipfile adds 64-bit sizes to the extra field.
+    before = file.tell() + LOCAL.size + len(info.filename) + EXTRA.size + (EXTRA.size + 16 if zip64 else 0)
     padding = -before % _ALIGNMENT
     info.extra = EXTRA.pack(0x4246, padding) + b"Z" * padding
-    with archive.open(info, "w", force_zip64=long) as entry:
+    with archive.open(info, "w", force_zip64=zip64) as entry:
         entry.write(data)
 
 
@@ -232,7 +234,7 @@ def _pickled(specs: Mapping[str, Spec]) -> bytes:
         parts += [b"(", _text("storage"), f"ctorch\n{classes[dtype.name]}\n".encode(), _text(str(number)), _text("cpu")]
         parts += [_integer(numel), b"tQ", _integer(0)]
         parts += [b"(", *map(_integer, shape), b"t", b"(", *map(_integer, strides), b"t"]
-        # Neither a gradient is required, nor are there hooks.
+        # requires_grad=False, and no backward hooks.
         parts += [b"\x89", ordered, b"tR"]
     return b"".join([*parts, b"u."])
 

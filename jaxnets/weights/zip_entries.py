@@ -1,4 +1,4 @@
-"""Where the entries of a zip archive lie. Python's zipfile takes much that is damaged as it comes."""
+"""Locates the entries of a zip archive. Unlike Python's zipfile, it refuses damaged archives."""
 
 import os
 import struct
@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 from jaxnets.errors import InputError
 from jaxnets.weights.pickles import shown
 
-# Records of a zip archive: its end and that of a long one, an entry in the directory, and the header before the bytes.
+# Records of a zip archive: end of directory, its zip64 versions, directory entry, local header, extra field.
 _END, _END64, _LOCATOR64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _CENTRAL, LOCAL, EXTRA = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H"), struct.Struct("<2H")
 _MAX_COMMENT, _MAX_DIRECTORY = (1 << 16) - 1, 16 << 20
@@ -17,7 +17,7 @@ _ENCRYPTED = 0x2041
 
 
 class Stored(NamedTuple):
-    """Where bytes lie in the file, and their checksum if there is one."""
+    """The position of bytes in the file, and their checksum if known."""
 
     start: int
     length: int
@@ -25,7 +25,7 @@ class Stored(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An entry of a zip archive's directory. `header` is where the local one lies."""
+    """An entry of a zip archive's directory. `header` is the offset of its local header."""
 
     flags: int
     method: int
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def read_directory(file: BinaryIO, length: int) -> dict[str, Entry]:
-    """The entries by name; raises InputError for a directory that is damaged, or names one twice or outside of it."""
+    """Returns the entries by name. Raises InputError for a damaged directory and for duplicate or unsafe names."""
     count, size, start = _read_end(file, length)
     file.seek(start)
     directory = file.read(size)
@@ -56,36 +56,36 @@ def read_directory(file: BinaryIO, length: int) -> dict[str, Entry]:
         if name in entries:
             raise InputError(f"is a zip archive that has {shown(name)} twice")
         if name.startswith("/") or ".." in name.split("/"):
-            raise InputError(f"is a zip archive that has {shown(name)}, a path that leads out of it")
+            raise InputError(f"is a zip archive that has {shown(name)}, a path outside the archive")
         entries[name] = Entry(flags, method, crc32, *sizes)
     return entries
 
 
 def _read_end(file: BinaryIO, length: int) -> tuple[int, int, int]:
-    """How many entries the directory has, its size and where it is."""
+    """Returns the number of directory entries, and the directory's size and offset."""
     start_of_tail = max(0, length - _END.size - _MAX_COMMENT)
     file.seek(start_of_tail)
     tail = file.read(length - start_of_tail)
-    found = tail.rfind(b"PK\5\6")
-    if found < 0 or len(tail) - found < _END.size:
-        raise InputError("is a zip archive without its end; it is not complete")
-    end = start_of_tail + found
-    *_, count, size, start, _ = _END.unpack_from(tail, found)
+    position = tail.rfind(b"PK\5\6")
+    if position < 0 or len(tail) - position < _END.size:
+        raise InputError("is a truncated zip archive; copy or download the file again")
+    end = start_of_tail + position
+    *_, count, size, start, _ = _END.unpack_from(tail, position)
     if count == 0xFFFF or 0xFFFFFFFF in (size, start):
         file.seek(max(0, end - _LOCATOR64.size))
         magic, _, end, _ = _LOCATOR64.unpack(file.read(_LOCATOR64.size))
         file.seek(min(end, length))
         record = file.read(_END64.size)
         if magic != b"PK\6\7" or len(record) < _END64.size or not record.startswith(b"PK\6\6"):
-            raise InputError("is a zip archive whose end is damaged")
+            raise InputError("is a zip archive whose end record is damaged")
         *_, count, size, start = _END64.unpack(record)
     if size > _MAX_DIRECTORY or start + size > end:
-        raise InputError("is a zip archive whose directory is not before its end; it is damaged")
+        raise InputError("is a damaged zip archive: its directory is not before its end")
     return count, size, start
 
 
 def _long_sizes(extra: bytes, *sizes: int) -> list[int]:
-    """Sizes that do not fit 32 bits are in the extra field, in another order: length, compressed, header."""
+    """Replaces sizes that need 64 bits by those in the extra field, whose order is length, compressed, header."""
     compressed, length, header = sizes
     at = 0
     while at + EXTRA.size <= len(extra):
@@ -101,7 +101,7 @@ def _long_sizes(extra: bytes, *sizes: int) -> list[int]:
 
 
 def locate(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, Stored]:
-    """Where the entries' bytes are, none of which may be compressed, encrypted or shared."""
+    """Locates the bytes of the entries. Raises InputError for compressed, encrypted and overlapping entries."""
     stored: dict[str, Stored] = {}
     end = 0
     length = os.fstat(file.fileno()).st_size
@@ -109,19 +109,19 @@ def locate(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, Stored]:
         if entry.flags & _ENCRYPTED:
             raise InputError(f"is a zip archive whose {shown(name)} is encrypted")
         if entry.method != zipfile.ZIP_STORED or entry.compressed != entry.length:
-            raise InputError(f"is a zip archive whose {shown(name)} is compressed; torch.save compresses nothing")
+            raise InputError(f"is a zip archive whose {shown(name)} is compressed; expected uncompressed entries")
         if entry.header < end:
             raise InputError(f"is a zip archive whose {shown(name)} overlaps another entry")
         file.seek(min(entry.header, length))
         local = file.read(LOCAL.size)
         if len(local) < LOCAL.size or not local.startswith(b"PK\3\4"):
-            raise InputError(f"is a zip archive whose {shown(name)} is not where it should be; it is damaged")
+            raise InputError(f"is a damaged zip archive: {shown(name)} is not at the offset in its directory")
         *_, named, extra = LOCAL.unpack(local)
         if file.read(named).decode("utf-8", "backslashreplace") != name:
-            raise InputError(f"is a zip archive that has another name for {shown(name)} in its directory")
+            raise InputError(f"is a damaged zip archive: {shown(name)} has a different name in its local header")
         start = entry.header + LOCAL.size + named + extra
         end = start + entry.length
         if end > length:
-            raise InputError(f"is a zip archive whose {shown(name)} ends beyond it; it is not complete")
+            raise InputError(f"is a truncated zip archive: {shown(name)} ends beyond the end of the file")
         stored[name] = Stored(start, entry.length, entry.crc32)
     return stored

@@ -1,4 +1,4 @@
-"""The data benchmark measures what it says."""
+"""The data benchmark."""
 
 import json
 import sys
@@ -36,9 +36,9 @@ def test_rates_are_images_over_seconds() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small network, whose compiling is no part of what is tested, and short measurements."""
+    """A small network that compiles quickly, and short measurements."""
     monkeypatch.setattr(benchmarking, "create_model", lambda name, **options: Tiny(**options))
-    monkeypatch.setattr(benchmarking, "_LEAST_SECONDS", 0.1)
+    monkeypatch.setattr(benchmarking, "_MIN_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -61,17 +61,17 @@ def test_the_command_prints_one_object(
 
 
 @pytest.mark.usefixtures("quick")
-def test_arrays_have_no_decoder_and_are_as_fast_as_promised() -> None:
+def test_arrays_have_no_decoder_and_are_fast() -> None:
     recipe = recipe_for("resnet20_cifar")
     result = benchmarking.benchmark_data("digits", "resnet20_cifar", recipe, None, None)
     assert "decoder_images_per_second" not in result
-    # Far below what it reaches on a quiet machine, far above what decoding would.
+    # Far slower than on an idle machine, far faster than decoding.
     assert result["images_per_second"] > 50_000
 
 
 def test_peers_that_cannot_be_measured_are_refused(photos: Path) -> None:
     recipe = recipe_for("resnet18", "photos")
-    with pytest.raises(InputError, match="reads folders of images only"):
+    with pytest.raises(InputError, match="reads only image folders"):
         benchmarking.benchmark_data("digits", "resnet18", recipe, None, "torch")
     with pytest.raises(InputError, match="random crops"):
         benchmarking.benchmark_data(str(photos), "resnet20_cifar", recipe_for("resnet20_cifar", "x"), None, "torch")

@@ -1,4 +1,4 @@
-"""The benchmark of steps measures what it says, and refuses what it can't compare."""
+"""The benchmark of training steps and inference."""
 
 import json
 import os
@@ -21,16 +21,16 @@ _TINY = ("--arch", "resnet20_cifar", "--image-size", 8)
 _CPU = {"platform": "cpu", "cores": 2}
 
 
-# Of the papers and of torchvision's documentation (GFLOPS there are multiply-adds).
+# From the papers and torchvision's documentation, whose GFLOPS are multiply-adds.
 @pytest.mark.parametrize(
     ("arch", "billions"), [("resnet50", 4.089), ("alexnet", 0.714), ("googlenet", 1.498), ("resnext50_32x4d", 4.23)]
 )
-def test_arithmetic_is_that_of_the_literature(arch: str, billions: float) -> None:
+def test_multiply_adds_match_the_literature(arch: str, billions: float) -> None:
     assert multiply_adds(arch, 224) / 1e9 == pytest.approx(billions, abs=6e-3)
 
 
-def test_each_of_repeated_blocks_counts() -> None:
-    # A basic block of each stage has as many multiply-adds: two 3x3 convolutions, of 16 channels at 32 px.
+def test_every_repeated_block_counts() -> None:
+    # The basic blocks of all stages have equal multiply-adds: two 3x3 convolutions, of 16 channels at 32 px.
     block = 2 * 9 * 16 * 16 * 32 * 32
     difference = multiply_adds("resnet1202_cifar", 32) - multiply_adds("resnet110_cifar", 32)
     assert difference == 3 * (200 - 18) * block
@@ -38,12 +38,12 @@ def test_each_of_repeated_blocks_counts() -> None:
 
 def test_training_takes_three_passes_and_the_auxiliary_heads() -> None:
     assert flops_per_image("resnet18", 64, "train") == 6 * multiply_adds("resnet18", 64)
-    # Of each of the two: 1x1 to 128 on 4x4 pixels, 2048 to 1024, 1024 to 1000.
+    # Each of the two heads: 1x1 to 128 on 4x4 pixels, 2048 to 1024, 1024 to 1000.
     heads = sum(16 * channels * 128 + 2048 * 1024 + 1024 * 1000 for channels in (512, 528))
     assert multiply_adds("googlenet", 64, train=True) - multiply_adds("googlenet", 64) == heads
 
 
-def test_the_window_holds_as_many_steps_as_take_its_time() -> None:
+def test_the_window_has_as_many_steps_as_fit() -> None:
     waits: list[int] = []
 
     def slow() -> None:
@@ -51,7 +51,7 @@ def test_the_window_holds_as_many_steps_as_take_its_time() -> None:
 
     rate = steps_per_second(slow, 0.2, lambda steps: waits.append(len(steps)))
     assert 30 < rate < 101
-    # One to know how long a step takes; waiting within the window would not be what training does.
+    # One step to estimate the time, then a window that waits once at its end, as training does.
     assert waits[0] == 1
     assert waits[-1] >= 10
     assert len(waits) <= 4
@@ -118,7 +118,7 @@ def test_inference_on_several_devices_is_printed_as_a_table(tmp_path: Path, monk
         ((*_TINY, "--peer", "torch"), ("torchvision has no resnet20_cifar", "resnet18")),
         ((*_TINY, "--peer-settings", "eager"), ("peer_settings=eager", "--peer torch")),
         (("--arch", "resnet18", "--peer", "onnxruntime"), ("inference in float32", "mode=train")),
-        # What the process that measures refuses.
+        # Refused by the measuring process.
         (("--arch", "alexnet", "--image-size", 40), ("AlexNet got images of 40x40 px", "63x63")),
     ],
 )
@@ -137,13 +137,13 @@ def test_other_modes_are_refused(tmp_path: Path) -> None:
     refused(command("benchmark", *_TINY, "--mode", "data", folder=tmp_path), "invalid choice", "data", "inference")
 
 
-def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "find_spec", lambda package: None if package == "torchvision" else object())
     with pytest.raises(InputError, match=r"needs torchvision: pip install 'jaxnets\[peer\]'"):
         step.benchmark_step(Job("alexnet", 64), peer="torch")
 
 
-def test_the_best_median_is_the_peers() -> None:
+def test_the_peers_rate_is_its_best_median() -> None:
     ours = [{"images_per_second": rate} for rate in (10.0, 12.0, 90.0)]
     theirs = {
         "eager": [{"images_per_second": rate, "compile_seconds": 0.0, "torch": "2"} for rate in (1.0, 4.0, 99.0)],
@@ -160,7 +160,7 @@ def test_the_best_median_is_the_peers() -> None:
 
 
 @pytest.mark.torch
-def test_torch_is_measured_beside_us(tmp_path: Path) -> None:
+def test_torch_is_measured_in_turns(tmp_path: Path) -> None:
     arguments = ("--arch", "alexnet", "--image-size", 64, "--batch-size", 2, "--rounds", 1, "--json")
     done = command("benchmark", *arguments, "--peer", "torch", "--peer-settings", "eager", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -172,14 +172,14 @@ def test_torch_is_measured_beside_us(tmp_path: Path) -> None:
 
 @pytest.mark.torch
 @pytest.mark.parametrize(("mode", "differs"), [("train", "different loss"), ("inference", "different logits")])
-def test_a_network_that_computes_something_else_is_not_compared(tmp_path: Path, mode: str, differs: str) -> None:
+def test_different_outputs_are_not_compared(tmp_path: Path, mode: str, differs: str) -> None:
     job = Job("resnet18", 64, 2, mode)
     expected = step._ours("weights", job, str(tmp_path))
     step.check_same(job, _CPU, "eager", tmp_path, expected)
     with np.load(tmp_path / "weights.npz") as file:
         weights = dict(file)
     if mode == "train":
-        # The running statistics are no part of the logits that training computes.
+        # Training does not use the running statistics.
         expected["loss"] *= 1.01
     else:
         weights["layer1.0.bn1.running_var"] *= 1.01
@@ -189,7 +189,7 @@ def test_a_network_that_computes_something_else_is_not_compared(tmp_path: Path, 
 
 
 @pytest.mark.torch
-def test_onnxruntime_is_measured_at_inference(tmp_path: Path) -> None:
+def test_onnxruntime_inference_is_measured(tmp_path: Path) -> None:
     job = Job("resnet18", 33, 2, "inference", seconds=0.1)
     result = step.benchmark_step(job, rounds=1, peer="onnxruntime")
     assert (result["peer"], list(result["peer_settings"])) == ("onnxruntime", ["onnxruntime"])

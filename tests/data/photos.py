@@ -1,7 +1,7 @@
-"""Makes a folder of JPEGs for trials: python -m tests.data.photos FOLDER [COUNT].
+"""Writes a folder of JPEGs for experiments: python -m tests.data.photos FOLDER [COUNT].
 
-Pieces of the eight photos that scikit-learn and scikit-image ship, about 500x375 pixels and 57 kB each, a class a
-photo; nine tenths in train/, the rest in val/.
+The JPEGs are crops of eight photos from scikit-learn and scikit-image, of about 500x375 pixels and 57 kB each. Each
+photo is a class. Nine tenths are in train/, the rest in val/.
 """
 
 import sys
@@ -27,7 +27,7 @@ PHOTOS = {
 
 
 def make_photos(folder: Path, count: int) -> None:
-    """Writes `count` JPEGs: three quarters landscape, pieces of 30 % to all of what fits into the photo."""
+    """Writes `count` JPEGs, three quarters of them landscape. A crop covers 30 % to 100 % of the largest possible."""
     random = np.random.default_rng(0)
     photos = {name: Image.open(path).convert("RGB") for name, path in PHOTOS.items()}
     for number in range(count):
@@ -38,10 +38,9 @@ def make_photos(folder: Path, count: int) -> None:
         left = random.uniform(0, photo.width - width * scale)
         top = random.uniform(0, photo.height - height * scale)
         box = (left, top, left + width * scale, top + height * scale)
-        place = folder / ("val" if number // len(photos) % 10 == 9 else "train") / name
-        place.mkdir(parents=True, exist_ok=True)
-        piece = photo.resize((width, height), Image.Resampling.BICUBIC, box=box)
-        piece.save(place / f"{number:05}.jpg", quality=93)
+        path = folder / ("val" if number // len(photos) % 10 == 9 else "train") / name / f"{number:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.resize((width, height), Image.Resampling.BICUBIC, box=box).save(path, quality=93)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random changes of the training images: torchvision's numbers and spreads, whatever the number of devices."""
+"""Augmentation: torchvision's values and distributions, independent of the number of devices."""
 
 import importlib.resources
 import io
@@ -38,7 +38,7 @@ def keys_of(seed: int, count: int) -> jax.Array:
 
 
 def gap(values: np.ndarray, quantiles: np.ndarray) -> float:
-    """The largest distance between the distribution of values and one given by its evenly spaced quantiles."""
+    """The Kolmogorov-Smirnov distance between values and a distribution given by evenly spaced quantiles."""
     values = np.sort(values)
     shares = np.linspace(0, 1, len(quantiles))
     below, up_to = (np.searchsorted(values, quantiles, side) / len(values) for side in ("left", "right"))
@@ -55,7 +55,7 @@ def random_images(count: int, height: int, width: int) -> np.ndarray:
 
 
 def augment(images: jax.Array, targets: jax.Array, axis_name: str | None) -> tuple[jax.Array, ...]:
-    """All that is drawn, from an image's own key or the batch's."""
+    """All random augmentations, with keys per image and per batch."""
     shift_key, flip_key, colour_key, erasing_key, mix_key = jax.random.split(jax.random.key(5), 5)
     shifted = random_shift(image_keys(shift_key, len(images), axis_name), images, 2)
     flipped = random_flip(image_keys(flip_key, len(images), axis_name), shifted, 0.5)
@@ -71,13 +71,13 @@ def test_images_do_not_depend_on_the_number_of_devices(replicas: int) -> None:
     shards = [array.reshape(replicas, -1, *array.shape[1:]) for array in (images, targets)]
     parts = jax.jit(jax.vmap(partial(augment, axis_name="replicas"), axis_name="replicas"))(*shards)
     for one, several in zip(whole, parts, strict=True):
-        # Means are summed in another order.
+        # The order of summation in means differs.
         np.testing.assert_allclose(several.reshape(one.shape), one, rtol=1e-5, atol=1e-3)
     np.testing.assert_array_equal(parts[0].reshape(images.shape), whole[0])
     assert len(np.unique(whole[1].reshape(16, -1), axis=0)) == 16
 
 
-def test_every_image_has_a_key_of_its_own() -> None:
+def test_every_image_has_its_own_key() -> None:
     keys = jax.jit(jax.vmap(lambda _: image_keys(jax.random.key(3), 5, "replicas"), axis_name="replicas"))(
         jnp.arange(3)
     )
@@ -97,7 +97,7 @@ def test_random_shift_moves_each_image_whole() -> None:
     np.testing.assert_array_equal(shifted[tuple(places.T)], np.tile([1, 2, 3], (SEVERAL, 1)))
     rows, columns = places[:, 1:].T - 2
     assert rows.min() == columns.min() == 0
-    # All 25 places alike: chi-square with 24 degrees of freedom at p = 0.0001.
+    # All 25 offsets are equally likely: chi-square with 24 degrees of freedom at p = 0.0001.
     counts = np.bincount(5 * rows + columns)
     assert len(counts) == 25
     assert ((counts - SEVERAL / 25) ** 2).sum() / (SEVERAL / 25) < 58.6
@@ -125,7 +125,7 @@ def test_random_flip_mirrors_left_to_right(probability: float) -> None:
 
 
 def jittered(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Torchvision's adjust_brightness, adjust_contrast and adjust_saturation of floats from 0 to 255, in float64."""
+    """torchvision's adjust_brightness, adjust_contrast and adjust_saturation for values from 0 to 255, in float64."""
     luma = np.array([0.2989, 0.587, 0.114])
     image = np.clip(brightness * image, 0, 255)
     image = np.clip(contrast * image + (1 - contrast) * (image @ luma).mean(), 0, 255)
@@ -139,13 +139,13 @@ def test_the_plain_jitter_is_torchvisions(name: str) -> None:
 
 
 def factors_of(keys: jax.Array, strength: float) -> np.ndarray:
-    """The three factors [N, 3] that each key stands for, told from what becomes of plain images."""
+    """The three factors [N, 3] of each key, computed from augmented constant images."""
 
     def jitter(top: list[int], bottom: list[int]) -> np.ndarray:
         image = jnp.broadcast_to(jnp.array([[top], [bottom]], jnp.uint8), (len(keys), 2, 1, 3))
         return np.asarray(jax.jit(color_jitter, static_argnums=2)(keys, image, strength), np.float64)
 
-    # Contrast leaves a plain grey alone, and saturation any grey, up to 0.0001: torchvision's weights add up to 0.9999.
+    # Contrast keeps a constant grey, and saturation any grey, up to 0.0001: torchvision's weights add up to 0.9999.
     brightness = jitter([100] * 3, [100] * 3)[:, 0, 0, 0] / 100
     two_greys = jitter([90] * 3, [110] * 3)[:, :, 0, 0]
     contrast = (two_greys[:, 1] - two_greys[:, 0]) / 20 / brightness
@@ -161,7 +161,7 @@ def test_color_jitter_is_torchvisions(strength: float) -> None:
         actual = np.asarray(jax.jit(color_jitter, static_argnums=2)(keys, images, strength))
         assert actual.dtype == np.float32
         for image, factors in zip(actual, factors_of(keys, strength), strict=True):
-            # As exact as the factors are told.
+            # Up to the error of the computed factors.
             np.testing.assert_allclose(image, jittered(photo(name), *factors), rtol=0, atol=0.1)
 
 
@@ -170,7 +170,7 @@ def test_the_factors_of_color_jitter_are_uniform() -> None:
     for values in factors.T:
         assert gap(values - 0.5, np.linspace(0, 1, 201)) < largest_gap(SEVERAL)
     assert np.abs(np.corrcoef(factors, rowvar=False) - np.eye(3)).max() < 4 / SEVERAL**0.5
-    # No negative factors, as torchvision: 0 to 2.5 here.
+    # Factors are not negative, as in torchvision: 0 to 2.5 here.
     plain = jnp.full((SEVERAL, 1, 1, 3), 100, jnp.uint8)
     brightness = np.asarray(jax.jit(color_jitter, static_argnums=2)(keys_of(2, SEVERAL), plain, 1.5))[:, 0, 0, 0] / 250
     assert gap(brightness, np.linspace(0, 1, 201)) < largest_gap(SEVERAL)
@@ -192,7 +192,7 @@ def in_parts(task: Callable[[jax.Array], jax.Array], keys: jax.Array, parts: int
     return np.concatenate([np.asarray(jax.jit(task)(part)) for part in keys.reshape(parts, -1)])
 
 
-def test_random_erasing_spreads_as_torchvisions() -> None:
+def test_random_erasing_is_distributed_as_torchvisions() -> None:
     height, width = CASES["erased_size"]
 
     def erased(keys: jax.Array) -> jax.Array:
@@ -233,12 +233,12 @@ def test_random_erasing_fits_any_image(size: tuple[int, int]) -> None:
     assert result.dtype == jnp.bfloat16
     erased = np.asarray(result)[..., 0] == 0
     rectangles(erased)
-    # Up to every edge.
+    # Rectangles reach every edge.
     assert erased.any(0).all()
 
 
 def mixed(seed: int, count: int, mixup: float, cutmix: float) -> tuple[np.ndarray, ...]:
-    """Images and one-hot targets, and what becomes of them."""
+    """Images and one-hot targets, before and after mixing."""
     images = np.random.default_rng(seed).standard_normal((count, 12, 17, 3)).astype(np.float32)
     targets = np.eye(count, dtype=np.float32)
     result = jax.jit(mix, static_argnums=(3, 4))(jax.random.key(seed), images, targets, mixup, cutmix)
@@ -246,7 +246,7 @@ def mixed(seed: int, count: int, mixup: float, cutmix: float) -> tuple[np.ndarra
 
 
 def neighbours(array: np.ndarray) -> np.ndarray:
-    """Each entry's partner: 1, 0, 3, 2, ... and, where their number is odd, the last for itself."""
+    """Each entry's partner: 1, 0, 3, 2, ...; the last of an odd number is its own partner."""
     places = [[place + 1, place] for place in range(0, len(array) - 1, 2)]
     return array[np.array([*np.ravel(places), *range(len(array) // 2 * 2, len(array))], int)]
 
@@ -274,7 +274,7 @@ def test_cutmix_pastes_a_rectangle_and_counts_its_area(count: int, seed: int) ->
     np.testing.assert_array_equal(new_images, np.where(foreign[..., None], neighbours(images), images))
     rectangles(foreign)
     pairs = count // 2 * 2
-    # One rectangle for the batch; a last image without a partner is its own.
+    # The batch shares one rectangle. A last image without a partner is unchanged.
     np.testing.assert_array_equal(foreign[:pairs], np.broadcast_to(foreign[0], (pairs, 12, 17)))
     assert not foreign[pairs:].any()
     area = foreign[0].mean()
@@ -296,7 +296,7 @@ def weights_of(seed: int, count: int, size: tuple[int, int], mixup: float, cutmi
 @pytest.mark.parametrize(
     ("alpha", "quantile"),
     [
-        # Beta's inverse distribution functions, where they are simple.
+        # Beta distributions whose quantile function has a closed form.
         (1.0, lambda share: share),
         (0.5, lambda share: np.sin(np.pi / 2 * share) ** 2),
         (2.0, lambda share: 0.5 - np.sin(np.arcsin(1 - 2 * share) / 3)),
@@ -309,19 +309,19 @@ def test_the_share_of_mixup_is_betas(alpha: float, quantile: Callable[[np.ndarra
 
 
 @pytest.mark.parametrize("alpha", CASES["cutmix_alphas"])
-def test_the_share_of_cutmix_spreads_as_torchvisions(alpha: float) -> None:
+def test_the_share_of_cutmix_is_distributed_as_torchvisions(alpha: float) -> None:
     height, width = CASES["cutmix_size"]
     pixels, shares = weights_of(1, SEVERAL, (height, width), 0.0, alpha)
     np.testing.assert_allclose(shares, pixels.mean((1, 2)), rtol=0, atol=1e-6)
     assert gap(shares, references()[f"cutmix/{alpha}"]) < largest_gap(SEVERAL, 10_000)
-    # The centre is anywhere: a pixel in the middle is pasted over more often than one in a corner, mirrored ones alike.
+    # The centre is uniform: pixels in the middle are replaced more often than in a corner, symmetrically.
     over = 1 - pixels.mean(0)
     assert over[height // 2, width // 2] > over[0, 0] + 0.1
     for mirrored in (np.fliplr(over), np.flipud(over)):
         assert np.abs(over - mirrored).max() < 0.05
     top, left, box_height, box_width = rectangles(pixels == 0).T
     whole = (top > 0) & (left > 0) & (top + box_height < height) & (left + box_width < width) & (box_height > 0)
-    # The image's own shape, up to the rounding of half a side.
+    # The rectangle has the image's aspect ratio, up to the rounding of half a side.
     assert np.abs(box_height / height - box_width / width)[whole].max() <= 2 / width
 
 
@@ -336,7 +336,7 @@ def test_a_coin_decides_between_mixup_and_cutmix() -> None:
     assert gap(shares[mixups], np.linspace(0, 1, 201)) < largest_gap(mixups.sum())
 
 
-def test_mix_keeps_to_the_type_of_the_images() -> None:
+def test_mix_returns_the_dtype_of_the_images() -> None:
     images, targets = jnp.ones((2, 4, 4, 3), jnp.bfloat16), jnp.eye(2)
     new_images, new_targets = jax.jit(mix, static_argnums=(3, 4))(jax.random.key(0), images, targets, 0.5, 0.5)
     assert (new_images.dtype, new_targets.dtype) == (jnp.bfloat16, jnp.float32)

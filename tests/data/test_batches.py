@@ -1,4 +1,4 @@
-"""Every image exactly once an epoch, in an order that only the seed and the epoch decide."""
+"""Each epoch uses every image once, in an order that depends on the seed and the epoch only."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ DEVICES = st.sampled_from((1, 2, 4, 8))
     count=COUNTS, share=st.integers(1, 9), processes=PROCESSES, devices=DEVICES, epochs=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_training_sees_every_image_once_an_epoch(
+def test_training_uses_every_image_once_per_epoch(
     count: int, share: int, processes: int, devices: int, epochs: int, seed: int
 ) -> None:
     batch_size = share * processes * devices
@@ -29,12 +29,12 @@ def test_training_sees_every_image_once_an_epoch(
             slots = training_slots(seed, step, batch_size, count, process, processes)
             assert slots.mask.all()
             assert [len(array) for array in slots] == [share * devices] * 3
-            # Each device takes as many images, one after the other.
+            # Each device takes an equal, contiguous share.
             on_devices = np.stack([slots.epochs, slots.indices], axis=-1).reshape(devices, share, 2)
             seen.extend(map(tuple, on_devices.reshape(-1, 2)))
     assert epochs * count <= len(seen) < epochs * count + batch_size
     for epoch in range(epochs):
-        # The same whatever the batch size, the devices and the processes.
+        # The order does not depend on the batch size, the devices and the processes.
         expected = [(epoch, int(index)) for index in np.random.default_rng((seed, epoch)).permutation(count)]
         assert seen[epoch * count : (epoch + 1) * count] == expected
         assert sorted(index for _, index in expected) == list(range(count))
@@ -51,10 +51,10 @@ def test_the_order_is_the_same_on_every_machine() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(count=COUNTS, share=st.integers(1, 9), processes=PROCESSES, devices=DEVICES)
-def test_evaluation_sees_every_image_once_in_full_batches(count: int, share: int, processes: int, devices: int) -> None:
+def test_evaluation_uses_every_image_once_in_full_batches(count: int, share: int, processes: int, devices: int) -> None:
     batch_size = share * processes * devices
     plans = [list(evaluation_slots(batch_size, count, process, processes)) for process in range(processes)]
-    # All processes take as many steps, or those that have more would wait for ever.
+    # All processes must take the same number of steps; collectives would hang otherwise.
     assert {len(plan) for plan in plans} == {-(-count // batch_size)}
     seen = []
     for batches in zip(*plans, strict=True):
@@ -64,15 +64,15 @@ def test_evaluation_sees_every_image_once_in_full_batches(count: int, share: int
     assert seen == list(range(count))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused() -> None:
-    with pytest.raises(InputError, match="batch_size=32 can't be shared by 3 processes"):
+def test_a_batch_size_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size=32 is not divisible by the 3 processes"):
         training_slots(0, 0, 32, 100, 0, 3)
 
 
 def all_samples(
     seed: int, samples: int, batch_size: int, count: int, repeats: int, processes: int = 1
 ) -> list[tuple[int, int]]:
-    """Epoch and index of the first samples, in their order."""
+    """The epochs and indices of the first samples, in order."""
     seen: list[tuple[int, int]] = []
     for step in range(-(-samples // batch_size)):
         for process in range(processes):
@@ -88,18 +88,18 @@ def all_samples(
     count=st.integers(1, 60), share=st.integers(1, 9), processes=PROCESSES, repeats=st.integers(1, 5),
     passes=st.integers(1, 3), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_repeats_show_every_image_so_often_a_pass(
+def test_every_image_is_repeated_in_each_pass(
     count: int, share: int, processes: int, repeats: int, passes: int, seed: int
 ) -> None:
     groups = -(-passes * count // 2)
     samples = 2 * repeats * groups
     seen = all_samples(seed, samples, share * processes, count, repeats, processes)
-    # The same whatever the batch size and the processes.
+    # The samples do not depend on the batch size and the processes.
     assert seen == all_samples(seed, samples, samples, count, repeats)
-    # In full passes each image has been seen under each of its epochs' numbers, once.
+    # In a full pass, each image occurs once for each of the pass's epoch numbers.
     full = sorted(sample for sample in seen if sample[0] < passes * repeats)
     assert full == [(epoch, index) for epoch in range(passes * repeats) for index in range(count)]
-    # What was rounded up to is one image of the next pass.
+    # Rounding up to a pair adds one image of the next pass.
     ahead = [sample for sample in seen if sample[0] >= passes * repeats]
     first = int(np.random.default_rng((seed, passes)).permutation(count)[0])
     expected = [(passes * repeats + repeat, first) for repeat in range(repeats)]
@@ -110,7 +110,7 @@ def test_repeats_show_every_image_so_often_a_pass(
 @given(count=st.integers(1, 60), repeats=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 def test_repeats_come_in_pairs_of_different_images(count: int, repeats: int, seed: int) -> None:
     seen = all_samples(seed, 2 * repeats * 2 * count, 12, count, repeats)
-    # By hand: the passes' orders end to end, two images at a time, each pair as often as there are repeats.
+    # Concatenates the orders of the passes and repeats each pair of images.
     orders = [(epoch, int(i)) for epoch in range(4) for i in np.random.default_rng((seed, epoch)).permutation(count)]
     expected = [
         (epoch * repeats + repeat, index)
@@ -119,24 +119,24 @@ def test_repeats_come_in_pairs_of_different_images(count: int, repeats: int, see
         for epoch, index in orders[2 * group : 2 * group + 2]
     ]
     assert seen == expected
-    # Neighbours, which mixup mixes, are different images; of an odd number only those that two passes share may not be.
+    # Mixup combines neighbours, which must differ. Only a pair that spans two passes may have equal images.
     pairs = list(zip(seen[::2], seen[1::2], strict=True))
     same_pass = [(one[1], other[1]) for one, other in pairs if one[0] // repeats == other[0] // repeats]
     assert all(one != other for one, other in same_pass)
     assert len(pairs) - len(same_pass) == (2 * repeats if count % 2 else 0)
 
 
-def test_one_image_can_be_its_own_neighbour_only_where_passes_meet() -> None:
-    # An odd number, an order that ends with the image that the next begins with.
+def test_only_a_pair_that_spans_two_passes_can_repeat_an_image() -> None:
+    # An odd number of images, and an order that ends with the first image of the next.
     count = 5
     seed = next(seed for seed in range(100) if epoch_order(seed, 0, count)[-1] == epoch_order(seed, 1, count)[0])
     seen = all_samples(seed, 3 * 6, 6, count, repeats=3)
     assert [seen[place][1] == seen[place + 1][1] for place in range(0, 18, 2)] == 6 * [False] + 3 * [True]
-    # Still with other crops.
+    # Their crops differ.
     assert len(set(seen)) == 18
 
 
-def test_repeats_come_close_together_each_as_an_epoch() -> None:
+def test_repeats_are_adjacent_and_count_as_epochs() -> None:
     slots = training_slots(7, 0, 12, 12, repeats=3)
     first, second, third, fourth = epoch_order(7, 0, 12)[:4]
     assert slots.indices.tolist() == 3 * [first, second] + 3 * [third, fourth]
@@ -148,10 +148,10 @@ def test_repeats_come_close_together_each_as_an_epoch() -> None:
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_far_epochs_do_not_overflow(repeats: int) -> None:
+def test_large_epochs_do_not_overflow(repeats: int) -> None:
     count, batch_size, step = 1_000, 12, 10**15
     slots = training_slots(1, step, batch_size, count, 1, 2, repeats=repeats)
-    # In Python's integers, which have no end.
+    # Python integers have arbitrary precision.
     for place, epoch, index in zip(range(6, 12), slots.epochs.tolist(), slots.indices.tolist(), strict=True):
         position = step * batch_size + place
         visit = 2 * (position // (2 * repeats)) + position % 2
@@ -162,6 +162,6 @@ def test_far_epochs_do_not_overflow(repeats: int) -> None:
 
 
 @pytest.mark.parametrize("repeats", [0, -2])
-def test_an_image_is_seen_at_least_once(repeats: int) -> None:
+def test_repeats_below_one_are_refused(repeats: int) -> None:
     with pytest.raises(InputError, match=f"repeats={repeats}"):
         training_slots(0, 0, 4, 10, repeats=repeats)

@@ -1,4 +1,4 @@
-"""Random crops: torchvision's boxes, decided by (seed, epoch, index) alone, and the pixels that Pillow would give."""
+"""Random crops: torchvision's boxes as a function of (seed, epoch, index), and pixels close to Pillow's."""
 
 import hashlib
 import importlib.resources
@@ -59,7 +59,7 @@ def draws_of(seed: int, epoch: int, index: int) -> np.ndarray:
 
 
 def splitmix64(state: int) -> int:
-    """The output of Steele, Lea and Flood's generator from a state, in whole numbers of any size."""
+    """Splitmix64 (Steele, Lea and Flood 2014) in Python integers."""
     value = (state + 0x9E3779B97F4A7C15) % 2**64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
@@ -67,14 +67,14 @@ def splitmix64(state: int) -> int:
 
 
 def test_the_plain_generator_is_splitmix64() -> None:
-    # The sequence that its many implementations check themselves against.
+    # The reference sequence of published implementations.
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     assert [splitmix64((1234567 + place * 0x9E3779B97F4A7C15) % 2**64) for place in range(4)] == published
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=SEED, epoch=PLACE, index=PLACE)
-def test_draws_are_those_of_plain_whole_numbers(seed: int, epoch: int, index: int) -> None:
+def test_draws_equal_those_of_python_integers(seed: int, epoch: int, index: int) -> None:
     key = splitmix64(splitmix64(splitmix64(seed) ^ epoch) ^ index)
     expected = [(splitmix64((key + place * 0x9E3779B97F4A7C15) % 2**64) >> 11) / 2**53 for place in range(1, 23)]
     assert draws_of(seed, epoch, index).tolist() == expected
@@ -92,7 +92,7 @@ def test_draws_and_boxes_are_the_same_on_every_machine() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(seed=SEED, places=st.lists(st.tuples(PLACE, PLACE), min_size=1, max_size=20), data=st.data())
-def test_draws_depend_on_nothing_but_seed_epoch_and_index(
+def test_draws_depend_on_seed_epoch_and_index_only(
     seed: int, places: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     alone = [draws_of(seed, *place) for place in places]
@@ -107,7 +107,7 @@ def test_the_type_of_the_indices_does_not_matter() -> None:
         np.testing.assert_array_equal(crop_draws(3, np.full(50, 2, kind), np.arange(50, dtype=kind)), expected)
 
 
-def test_draws_differ_in_every_place() -> None:
+def test_all_draws_differ() -> None:
     draws = [draws_of(*place) for place in np.ndindex(6, 6, 6)]
     assert len(np.unique(draws)) == 6**3 * 22
 
@@ -127,7 +127,7 @@ def test_neighbours_are_not_correlated(neighbour: tuple[int, int, int]) -> None:
     count = np.arange(COUNT)
     one, other = crop_draws(1, np.ones_like(count), 1 + count), crop_draws(int(seed), epoch + 0 * count, index + count)
     both = np.corrcoef(one, other, rowvar=False)
-    # 5 standard deviations for the largest of the 22 x 22 between the two, and of those within one image.
+    # 5 standard deviations for the largest of the 22 x 22 correlations, between two images and within one.
     assert np.abs(both[:22, 22:]).max() < 5 / COUNT**0.5
     assert np.abs(both[:22, :22] - np.eye(22)).max() < 5 / COUNT**0.5
 
@@ -143,7 +143,7 @@ def test_boxes_lie_within_the_image(height: int, width: int, min_area: float, dr
     top, left, box_height, box_width = random_resized_crop(height, width, min_area, np.array(draws))
     assert 0 <= top < top + box_height <= height
     assert 0 <= left < left + box_width <= width
-    # 3:4 to 4:3, up to the rounding of either side, unless the image has no room for it.
+    # The aspect ratio is 3:4 to 4:3, up to rounding, unless no such box fits into the image.
     assert (box_width - 0.5) / (box_height + 0.5) <= 4 / 3
     assert (box_height - 0.5) / (box_width + 0.5) <= 4 / 3
 
@@ -160,10 +160,10 @@ def test_the_same_draws_give_torchvisions_boxes(height: int, width: int) -> None
     boxes, numbers = (references()[f"crop/{height}x{width}/{name}"] for name in ("replayed", "draws"))
     fallbacks = 0
     for (top, left, box_height, box_width), shape_draws in zip(boxes.tolist(), numbers, strict=True):
-        # torchvision draws whole numbers for the place: here those in the middle of their share of 0 to 1.
+        # torchvision draws integers for the offsets; these draws are the centres of their intervals in [0, 1).
         place = (top + 0.5) / (height - box_height + 1), (left + 0.5) / (width - box_width + 1)
         box = random_resized_crop(height, width, MIN_AREA, np.array([*place, *shape_draws]))
-        # A side may round the other way: torch computes in single precision.
+        # A side may differ by rounding: torch computes in single precision.
         assert np.abs(np.subtract(box, (top, left, box_height, box_width))).max() <= 1
         fallbacks += box[2:] == (100, 133)
     assert (fallbacks > 0) == (width == 300), "tries that all fail are to be among them"
@@ -176,7 +176,7 @@ def test_boxes_of_extreme_images_are_torchvisions() -> None:
 
 
 def gap(values: np.ndarray, quantiles: np.ndarray) -> float:
-    """The largest distance between the distribution of values and one given by its evenly spaced quantiles."""
+    """The Kolmogorov-Smirnov distance between values and a distribution given by evenly spaced quantiles."""
     values = np.sort(values)
     shares = np.linspace(0, 1, len(quantiles))
     below, up_to = (np.searchsorted(values, quantiles, side) / len(values) for side in ("left", "right"))
@@ -184,7 +184,7 @@ def gap(values: np.ndarray, quantiles: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("height", "width"), CASES["crop_sizes"])
-def test_boxes_spread_as_torchvisions(height: int, width: int) -> None:
+def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
     draws = crop_draws(0, np.zeros(COUNT, int), np.arange(COUNT))
     boxes = np.array([random_resized_crop(height, width, MIN_AREA, row) for row in draws])
     top, left, box_height, box_width = boxes.T
@@ -202,7 +202,7 @@ def test_boxes_spread_as_torchvisions(height: int, width: int) -> None:
 
 
 def pillow_crop(pixels: np.ndarray, box: Box, side: int) -> np.ndarray:
-    """What torchvision's resized_crop does with a PIL image."""
+    """torchvision's resized_crop of a PIL image."""
     top, left, height, width = box
     image = Image.fromarray(pixels).crop((left, top, left + width, top + height))
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR)).astype(float)
@@ -210,7 +210,7 @@ def pillow_crop(pixels: np.ndarray, box: Box, side: int) -> np.ndarray:
 
 @pytest.fixture
 def crop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., np.ndarray]:
-    """`crop_into` at a box of the test's choice."""
+    """`crop_into` with a fixed box."""
 
     def crop(image: bytes | np.ndarray, box: Box, side: int) -> np.ndarray:
         monkeypatch.setattr(cropping, "random_resized_crop", lambda *_: box)
@@ -221,10 +221,9 @@ def crop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., np.ndarray]:
     return crop
 
 
-# Top, left, height and width of structured parts; multiples of 8, so that a reduced JPEG has the very same box.
+# Top, left, height and width of regions with structure. Multiples of 8, so that a reduced JPEG has the same box.
 BOXES = {"china.jpg": (64, 72, 296, 344), "flower.jpg": (24, 152, 304, 240)}
-# Pixels of the box to one of the result, and the largest mean difference from Pillow's, which averages with a wider
-# kernel at all sizes.
+# Box pixels per output pixel, and the largest mean difference from Pillow, which averages with a wider kernel.
 RATIOS = {
     "enlarged": (0.8, 0.5),
     "linear": (1.25, 4.0),
@@ -250,7 +249,7 @@ def test_crops_are_close_to_pillows(name: str, ratio: str, crop_at: Callable[...
     wrong += [(top, left, width, height), (left, top, height, width), (top, left, height - 24, width)]
     for actual in (from_pixels, from_jpeg):
         assert np.abs(actual - pillow_crop(pixels, box, side)).mean() < bound
-        # So that the bound means something: a box a little off is far beyond it, and so are other turns of the image.
+        # Shows that the bound is tight: shifted boxes and rotated images are far beyond it.
         others = [pillow_crop(pixels, other, side) for other in wrong]
         others += [turned(pillow_crop(pixels, box, side)) for turned in (np.fliplr, np.flipud, lambda x: x[..., ::-1])]
         for other in others:
@@ -262,8 +261,7 @@ def test_crops_are_close_to_pillows(name: str, ratio: str, crop_at: Callable[...
 def test_crops_of_a_reduced_jpeg_are_less_than_a_pixel_off(
     name: str, scale: float, crop_at: Callable[..., np.ndarray]
 ) -> None:
-    # What was reduced has pixels for corners, several times those of the file: the box moves to the nearest of
-    # them, up to half a pixel one way or the other on each side.
+    # The box is rounded to pixels of the reduced image, which moves each side by up to half of a reduced pixel.
     pixels, (top, left, height, width) = pixels_of_photo(name), BOXES[name]
     side = round(min(height, width) / scale)
     box = (top + 7, left + 5, height - 3, width - 1)
@@ -288,7 +286,7 @@ def test_crops_are_written_into_the_batch() -> None:
     alone = np.zeros((40, 40, 3), np.uint8)
     crop_into(alone, photo("china.jpg"), MIN_AREA, draws)
     np.testing.assert_array_equal(batch[1], alone)
-    # At the box that the draws say.
+    # The draws determine the box.
     pixels = pixels_of_photo("china.jpg")
     box = random_resized_crop(*pixels.shape[:2], MIN_AREA, draws)
     assert np.abs(batch[1] - pillow_crop(pixels, box, 40)).mean() < 8
@@ -337,7 +335,7 @@ def test_crops_of_any_array(crop_at: Callable[..., np.ndarray]) -> None:
 def test_crops_of_any_size_stay_within_the_image(
     height: int, width: int, side: int, index: int, colour: tuple[int, int, int]
 ) -> None:
-    # What lies around the image in memory would show.
+    # Pixels outside the image would be visible in the crop.
     around = np.random.default_rng(0).integers(0, 256, (height + 8, width + 8, 3), dtype=np.uint8)
     around[4:-4, 4:-4] = colour
     pixels = np.zeros((side, side, 3), np.uint8)
@@ -345,9 +343,9 @@ def test_crops_of_any_size_stay_within_the_image(
     assert (pixels == colour).all()
 
 
-def test_what_is_no_image_is_refused() -> None:
+def test_invalid_images_are_refused() -> None:
     pixels = np.zeros((8, 8, 3), np.uint8)
-    reasons = {b"": "an empty file", b"text": "unknown format", photo("china.jpg")[:999]: "not an image"}
+    reasons = {b"": "empty file", b"text": "unknown format", photo("china.jpg")[:999]: "unreadable image"}
     for image, reason in reasons.items():
         with pytest.raises(InputError, match=reason):
             crop_into(pixels, image, MIN_AREA, draws_of(0, 0, 0))

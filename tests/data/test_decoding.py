@@ -1,4 +1,4 @@
-"""Every kind of image file that a folder may hold: pixels that are right, or a reason; never a crash or a hang."""
+"""Every kind of image file yields correct pixels or an error with a reason, and never a crash or a hang."""
 
 import io
 import os
@@ -23,15 +23,15 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, features
 from jaxnets.data.decoding import Jpeg, check_image, open_image, pixels_of, size_of
 from jaxnets.errors import InputError
 
-# Of Pillow, which pytest shows in spite of the filter that users have.
+# pytest shows this warning of Pillow in spite of the filter in `jaxnets.data.decoding`.
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 HEIGHT, WIDTH = 37, 53
-# A second is a hundred times what any of these small files takes.
+# Far longer than any of these small files takes.
 SECONDS = 5.0
 
 
 def smooth(height: int = HEIGHT, width: int = WIDTH, breadth: float = 1) -> np.ndarray:
-    """Pixels without noise, none of their rows, columns or channels alike."""
+    """Pixels without noise, whose rows, columns and channels all differ."""
     y, x = np.mgrid[:height, :width] / breadth
     waves = [np.sin(x / 9 + y / 17), np.cos(x / 13 - y / 23), np.sin(y / 11)]
     return np.stack([128 + 100 * wave for wave in waves], axis=-1).astype(np.uint8)
@@ -79,19 +79,19 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def png(
     width: int, height: int, depth: int, colour: int, rows: bytes, *between: bytes, interlace: int = 0, end: bool = True
 ) -> bytes:
-    """PNG, second edition, section 11: rows with their filter bytes -> a file."""
+    """Encodes rows, including their filter bytes, as a PNG file (PNG, second edition, section 11)."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace))
     data = b"\x89PNG\r\n\x1a\n" + header + b"".join(between) + chunk(b"IDAT", zlib.compress(rows))
     return data + chunk(b"IEND", b"") if end else data
 
 
 def unfiltered(samples: np.ndarray) -> bytes:
-    """Rows of a PNG, each after the byte for no filter."""
+    """The rows of a PNG, each preceded by the filter byte 0."""
     return b"".join(b"\0" + row.tobytes() for row in samples)
 
 
 def interlaced() -> bytes:
-    # Adam7: offsets and steps, down and across, of the seven passes.
+    # Adam7: row and column offsets and steps of the seven passes.
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     rows = b"".join(
         unfiltered(np.ascontiguousarray(PIXELS[top::down, left::across])) for top, left, down, across in passes
@@ -100,7 +100,7 @@ def interlaced() -> bytes:
 
 
 def resized_header(data: bytes, height: int, width: int) -> bytes:
-    """A JPEG or PNG that claims another size than it has."""
+    """A JPEG or PNG whose header has a wrong size."""
     changed = bytearray(data)
     if data.startswith(b"\xff\xd8"):
         start = frame_header(data)
@@ -112,7 +112,7 @@ def resized_header(data: bytes, height: int, width: int) -> bytes:
 
 
 def segments(data: bytes) -> list[tuple[int, int, int]]:
-    """Marker, start and end of each segment of a JPEG's header."""
+    """The marker, start and end of each segment of a JPEG header."""
     found, position = [], 2
     while data[position + 1] != 0xDA:
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
@@ -178,7 +178,7 @@ def flat_blocks(across: int, down: int) -> tuple[bytes, np.ndarray]:
 
 
 def ycck() -> tuple[bytes, np.ndarray]:
-    """A CMYK JPEG whose Adobe marker is changed to say YCCK, and its colours by the formulas."""
+    """A CMYK JPEG whose Adobe marker is changed to YCCK, and its colours by the formulas."""
     cmyk = encoded(IMAGE.convert("CMYK"), quality=95)
     stored = 255.0 - np.asarray(Image.open(io.BytesIO(cmyk)))
     y, cb, cr, black = np.moveaxis(stored, -1, 0)
@@ -188,7 +188,7 @@ def ycck() -> tuple[bytes, np.ndarray]:
     return data, (255 - inks) * black[..., None] / 255
 
 
-# Name -> file, the pixels that it shows by something other than the code under test, and how far they may be off.
+# Name -> file, the expected pixels from an independent source, and the tolerance.
 Valid = tuple[bytes, np.ndarray, float]
 
 
@@ -274,12 +274,12 @@ def valid() -> dict[str, Valid]:
         ),
         "JPEG, fill bytes before a marker": (after_start(jpeg(), b"\xff" * 9), plain),
         "JPEG, long metadata": (after_start(jpeg(), *[application(0xED, b"\xff\xd9" * 30_000)] * 3), plain),
-        # The standard tables are meant, as in frames of a film.
+        # Without tables, as in Motion JPEG: decoders use the standard tables.
         "JPEG, no Huffman tables": (without(jpeg(), 0xC4), plain),
         "JPEG, a thumbnail": (after_start(jpeg(), exif_and_thumbnail), plain),
         "JPEG, damaged EXIF": (after_start(jpeg(), application(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff!")), plain),
         "JPEG, EXIF cut short": (after_start(jpeg(), application(0xE1, oriented(6)[:20])), plain),
-        "JPEG, an orientation that is none": (after_start(jpeg(), application(0xE1, oriented(9))), plain),
+        "JPEG, an invalid orientation": (after_start(jpeg(), application(0xE1, oriented(9))), plain),
         "JPEG, a colour profile": (encoded(IMAGE, quality=90, icc_profile=profile), plain),
     }
     near: dict[str, Valid] = {
@@ -299,7 +299,7 @@ def valid() -> dict[str, Valid]:
             on_white(PIXELS, holes),
             1,
         ),
-        # Two thirds of the bits are lost, evenly.
+        # Two thirds of the bits are removed at regular intervals.
         "JPEG, RGB": (encoded(IMAGE, quality=99, keep_rgb=True), PIXELS, 8),
         "JPEG, CMYK": (encoded(IMAGE.convert("CMYK"), quality=99, subsampling=0), PIXELS, 8),
         "JPEG, YCCK": (*ycck(), 3),
@@ -315,7 +315,7 @@ def valid() -> dict[str, Valid]:
     return {name: (data, pixels, 0.0) for name, (data, pixels) in exact.items()} | near
 
 
-# Name -> file, and a word of the reason.
+# Name -> file, and a part of the reason.
 @cache
 def damaged() -> dict[str, tuple[bytes, str]]:
     data = jpeg()
@@ -342,49 +342,49 @@ def damaged() -> dict[str, tuple[bytes, str]]:
             unknown,
         ),
         "ZIP": (b"PK\x03\x04" + bytes(100), unknown),
-        "HEIC": (struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(200), "can be read"),
+        "HEIC": (struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(200), "unreadable image"),
         "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n", unknown),
         "JPEG, two bytes": (data[:2], unknown),
-        "JPEG, no frame": (data[:frame], "can be read"),
-        "JPEG, half a frame header": (data[: frame + 9], "can be read"),
+        "JPEG, no frame": (data[:frame], "unreadable image"),
+        "JPEG, half a frame header": (data[: frame + 9], "unreadable image"),
         "JPEG, header only": (data[: scan[2]], "damaged JPEG"),
         "JPEG, half": (data[: len(data) // 2], "damaged JPEG"),
         "JPEG, no end": (data[:-2], "damaged JPEG"),
         "JPEG, the middle missing": (data[: scan[2] + 100] + data[-100:], "damaged JPEG"),
         "JPEG, the middle zero": (data[: scan[2] + 100] + bytes(400) + data[scan[2] + 500 :], "damaged JPEG"),
-        "JPEG, height 0": (resized_header(data, 0, WIDTH), "can be read"),
-        "JPEG, width 0": (resized_header(data, HEIGHT, 0), "can be read"),
-        "JPEG, 12 bits": (patched(data, frame + 4, 12), "can be read"),
-        "JPEG, two components": (patched(data, frame + 9, 2), "can be read"),
-        "JPEG, lossless": (patched(data, frame + 1, 0xC3), "can be read"),
+        "JPEG, height 0": (resized_header(data, 0, WIDTH), "unreadable image"),
+        "JPEG, width 0": (resized_header(data, HEIGHT, 0), "unreadable image"),
+        "JPEG, 12 bits": (patched(data, frame + 4, 12), "unreadable image"),
+        "JPEG, two components": (patched(data, frame + 9, 2), "unreadable image"),
+        "JPEG, lossless": (patched(data, frame + 1, 0xC3), "unreadable image"),
         "JPEG, higher than it is": (resized_header(data, 5 * HEIGHT, WIDTH), "damaged JPEG"),
         "JPEG, 40,000x40,000": (resized_header(data, 40_000, 40_000), "40000x40000 pixels"),
         "JPEG, no quantisation table": (without(data, 0xDB), "damaged JPEG"),
-        "PNG, signature only": (whole_png[:8], "can be read"),
-        "PNG, header only": (whole_png[:33], "can be read"),
+        "PNG, signature only": (whole_png[:8], "unreadable image"),
+        "PNG, header only": (whole_png[:33], "unreadable image"),
         "PNG, half": (whole_png[: len(whole_png) // 2], "truncated"),
-        "PNG, rows missing": (png(WIDTH, HEIGHT, 8, 2, rows[: len(rows) // 2]), "can be read"),
-        "PNG, damaged header": (patched(whole_png, 20, 1), "can be read"),
-        "PNG, damaged pixels": (patched(whole_png, 60, *b"\xff\xff\xff\xff"), "can be read"),
-        "PNG, width 0": (resized_header(whole_png, HEIGHT, 0), "can be read"),
+        "PNG, rows missing": (png(WIDTH, HEIGHT, 8, 2, rows[: len(rows) // 2]), "unreadable image"),
+        "PNG, damaged header": (patched(whole_png, 20, 1), "unreadable image"),
+        "PNG, damaged pixels": (patched(whole_png, 60, *b"\xff\xff\xff\xff"), "unreadable image"),
+        "PNG, width 0": (resized_header(whole_png, HEIGHT, 0), "unreadable image"),
         "PNG, 40,000x40,000": (resized_header(whole_png, 40_000, 40_000), "pixels"),
         "PNG, 2,147,483,647 wide": (resized_header(whole_png, 2**31 - 1, 2**31 - 1), "pixels"),
         "PNG, text that unpacks to 100 MB": (png(WIDTH, HEIGHT, 8, 2, rows, bomb), "too large"),
-        "GIF, half": (gif[: len(gif) // 2], "can be read"),
-        "GIF, damaged pixels": (patched(gif, lzw + 2, *b"\xff" * 20), "can be read"),
+        "GIF, half": (gif[: len(gif) // 2], "unreadable image"),
+        "GIF, damaged pixels": (patched(gif, lzw + 2, *b"\xff" * 20), "unreadable image"),
         "BMP, half": (bmp[: len(bmp) // 2], "truncated"),
         "BMP, 40,000x40,000": (patched(bmp, 18, *struct.pack("<II", 40_000, 40_000)), "pixels"),
-        "TIFF, half": (tiff[: len(tiff) // 2], "can be read"),
+        "TIFF, half": (tiff[: len(tiff) // 2], "unreadable image"),
         "TIFF, floating point": (float_tiff, "floating-point"),
-        "WebP, half": (webp[: len(webp) // 2], "can be read"),
-        "WebP, header only": (webp[:30], "can be read"),
-        "PPM, half": (encoded(IMAGE, "PPM")[: HEIGHT * WIDTH], "can be read"),
+        "WebP, half": (webp[: len(webp) // 2], "unreadable image"),
+        "WebP, header only": (webp[:30], "unreadable image"),
+        "PPM, half": (encoded(IMAGE, "PPM")[: HEIGHT * WIDTH], "unreadable image"),
         "PPM, 40,000x40,000": (b"P6 40000 40000 255\n" + bytes(100), "pixels"),
     }
 
 
 def outcome(read: Callable[[], object]) -> str:
-    """The one-line reason for which something can't be read, or nothing. Anything but InputError is a crash."""
+    """The one-line reason of an InputError, or an empty string. Any other exception is a crash."""
     started = time.perf_counter()
     try:
         read()
@@ -398,7 +398,7 @@ def outcome(read: Callable[[], object]) -> str:
 
 
 def reason_of(data: bytes) -> str:
-    """What verification says of a file, and, which must be the same, what decoding it says."""
+    """The reason from verification. Decoding must fail or succeed alike."""
     checked = outcome(lambda: check_image(data))
     decoded = outcome(lambda: pixels_of(open_image(data)))
     assert bool(checked) == bool(decoded), (checked, decoded)
@@ -410,7 +410,7 @@ def python(code: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, env=environment, timeout=60)
 
 
-def test_there_are_forty_kinds_and_more() -> None:
+def test_there_are_at_least_forty_kinds() -> None:
     assert len(valid()) >= 45
     assert len(damaged()) >= 40
 
@@ -426,14 +426,14 @@ def test_a_valid_image_shows_its_pixels(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", damaged())
-def test_a_damaged_image_is_refused_with_its_reason(kind: str) -> None:
+def test_a_damaged_image_is_refused_with_a_reason(kind: str) -> None:
     data, word = damaged()[kind]
     assert word in reason_of(data)
 
 
 @pytest.mark.parametrize("data", ["JPEG, 40,000x40,000", "PNG, 40,000x40,000", "BMP, 40,000x40,000"])
-def test_a_huge_claim_takes_no_memory(data: str) -> None:
-    # In a process that may have half of what the pixels would take.
+def test_a_huge_size_in_the_header_takes_no_memory(data: str) -> None:
+    # The process may use half of the memory that the pixels would need.
     code = (
         "import resource, sys; from jaxnets.data.decoding import check_image; from jaxnets.errors import InputError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2_400_000_000,) * 2)\n"
@@ -444,7 +444,7 @@ def test_a_huge_claim_takes_no_memory(data: str) -> None:
     assert b"at most 179 million" in done.stdout or b"exceeds limit" in done.stdout, (done.stdout, done.stderr)
 
 
-# ---- parts of a JPEG ----
+# ---- regions of a JPEG ----
 
 SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 
@@ -482,7 +482,7 @@ def boxes(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int, int]
 
 
 @pytest.mark.parametrize("kind", jpegs())
-def test_a_part_of_a_jpeg_is_that_part_of_the_whole(kind: str) -> None:
+def test_a_region_equals_that_region_of_the_whole_image(kind: str) -> None:
     data = jpegs()[kind]
     whole = by_pillow(data)
 
@@ -495,14 +495,14 @@ def test_a_part_of_a_jpeg_is_that_part_of_the_whole(kind: str) -> None:
         assert size_of(opened) == whole.shape[:2]
         actual = pixels_of(opened, box)
         np.testing.assert_array_equal(actual, whole[top : top + height, left : left + width])
-        # As small as it is wanted at least: nothing to reduce.
+        # `smallest` equals the size of the region, so nothing is reduced.
         np.testing.assert_array_equal(pixels_of(opened, box, smallest=min(height, width) // 2 + 1), actual)
 
     check()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in jpegs() if "orientation" not in kind])
-def test_a_reduced_part_is_what_libjpeg_reduces(kind: str) -> None:
+def test_a_reduced_region_equals_libjpegs_reduction(kind: str) -> None:
     data = jpegs()[kind]
     reduced = {}
     for factor in (2, 4, 8):
@@ -529,8 +529,8 @@ def test_a_reduced_part_is_what_libjpeg_reduces(kind: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_a_reduced_part_is_close_to_averages_of_the_whole(sampling: str, orientation: int) -> None:
-    # Of a size that is no multiple of a block's.
+def test_a_reduced_region_is_close_to_the_area_average(sampling: str, orientation: int) -> None:
+    # The size is not a multiple of the block size.
     data = encoded(
         Image.fromarray(smooth(203, 149, breadth=6)), exif=oriented(orientation), subsampling=sampling, quality=95
     )
@@ -543,14 +543,14 @@ def test_a_reduced_part_is_close_to_averages_of_the_whole(sampling: str, orienta
             rows, columns = height // factor, width // factor
             actual = pixels_of(open_image(data), (top, left, height, width), smallest=min(rows, columns))
             assert actual.shape[:2] == (rows, columns)
-            # Mirrored, the pixels may begin less than one of the reduced ones elsewhere.
+            # In a mirrored image the reduced pixels may be shifted by less than one reduced pixel.
             shifts = range(1 if orientation == 1 else factor)
             distances = [
                 np.abs(actual - averages(whole[top - up :, left - before :], rows, columns, factor)).mean()
                 for up in shifts
                 for before in shifts
             ]
-            # At an eighth, 4:2:2 has one value of chroma for two pixels; two pixels aside would be some 20 off.
+            # At 1/8, 4:2:2 has one chroma value for two pixels. A shift by two pixels would differ by about 20.
             assert min(distances) < (3.5 if factor == 8 else 2), factor
 
 
@@ -577,7 +577,7 @@ def test_the_eight_orientations_show_the_same_scene() -> None:
         assert np.abs(pixels_of(open_image(data)).astype(int) - scene).max() < 12, orientation
 
 
-def test_arrays_are_taken_as_they_are() -> None:
+def test_uint8_arrays_are_accepted() -> None:
     np.testing.assert_array_equal(pixels_of(open_image(PIXELS), (3, 4, 20, 10)), PIXELS[3:23, 4:14])
     for grey in (GREY, GREY[..., None]):
         check_image(grey)
@@ -586,29 +586,29 @@ def test_arrays_are_taken_as_they_are() -> None:
         assert "expected uint8" in outcome(lambda wrong=wrong: check_image(wrong))
 
 
-# ---- damage, by the dozen ----
+# ---- random damage ----
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
-def test_every_jpeg_that_was_cut_short_is_refused(options: dict[str, bool]) -> None:
+def test_every_truncated_jpeg_is_refused(options: dict[str, bool]) -> None:
     data = encoded(IMAGE, **options)
     for length in [*np.linspace(0, len(data) - 1, 60).astype(int).tolist(), len(data) - 2, len(data) - 3]:
         assert reason_of(data[:length]), length
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_other_files_that_were_cut_short_are_refused(kind: str) -> None:
+def test_other_truncated_files_are_refused(kind: str) -> None:
     data = encoded(IMAGE.quantize(32) if kind == "GIF" else IMAGE, kind)
-    # To the last pixels: what stands behind them, such as a PNG's IEND, no pixel needs.
+    # Only up to the last pixels: the rest, such as a PNG's IEND, is not needed.
     for length in np.linspace(0, 0.97 * len(data), 60).astype(int).tolist():
         assert reason_of(data[:length]), length
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """The file after a mishap: bytes changed, lost, doubled, inserted, zeroed or cut off."""
+    """A damaged copy of the file: bytes are changed, removed, repeated, inserted, zeroed or truncated."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
-        # Half of the mishaps are in the header, where most is decided.
+        # Half of the damage is in the header.
         reach = len(changed) if rng.random() < 0.5 else min(len(changed), 200)
         place = int(rng.integers(0, max(reach, 1)))
         length = int(rng.integers(1, 40))
@@ -643,7 +643,7 @@ MUTATED = {
 
 
 @pytest.mark.parametrize("kind", MUTATED)
-def test_no_mishap_is_more_than_a_reason(kind: str) -> None:
+def test_random_damage_never_crashes(kind: str) -> None:
     data = encoded(IMAGE, kind.split(",")[0], **MUTATED[kind])
     rng = np.random.default_rng(len(data))
     started = time.perf_counter()
@@ -652,24 +652,24 @@ def test_no_mishap_is_more_than_a_reason(kind: str) -> None:
     assert refused
 
 
-def test_flipped_bytes_of_a_jpeg_are_noticed_or_decoded() -> None:
-    # A flip that yields another valid code can't be known from the picture; what is found must be found by both.
+def test_flipped_bytes_of_a_jpeg_are_reported_or_decoded() -> None:
+    # A flip may yield a valid file. Verification and decoding must agree.
     data = encoded(Image.fromarray(photo(203, 151)))
     start, rng = segments(data)[-1][2], np.random.default_rng(1)
     accepted = 0
     for place in rng.integers(start, len(data) - 2, 200).tolist():
         flipped = patched(data, place, data[place] ^ int(rng.integers(1, 256)))
         accepted += not reason_of(flipped)
-        # Whatever verification lets through, training may crop.
+        # Training must be able to crop every image that passes verification.
         outcome(lambda flipped=flipped: pixels_of(open_image(flipped), (20, 20, 60, 60), smallest=20))
     assert accepted < 200
 
 
-def test_damage_above_a_part_is_noticed_and_damage_below_is_not_looked_at() -> None:
+def test_damage_above_a_region_is_reported_and_damage_below_is_ignored() -> None:
     data = encoded(Image.fromarray(photo(403, 151)), quality=95)
     start = segments(data)[-1][2]
     place = start + (len(data) - start) // 2
-    # A marker that belongs nowhere: libjpeg makes up the rest of the picture, and says so.
+    # At an unexpected marker, libjpeg warns and fills the rest of the image.
     broken = patched(data, place, 0xFF, 0xD0)
     assert "damaged JPEG" in outcome(lambda: pixels_of(open_image(broken), (300, 0, 50, 50)))
     zeroed = patched(data, place, *bytes(40))
@@ -678,7 +678,7 @@ def test_damage_above_a_part_is_noticed_and_damage_below_is_not_looked_at() -> N
     np.testing.assert_array_equal(top, by_pillow(data)[:50, :50])
 
 
-def test_threads_change_no_ones_warnings() -> None:
+def test_threads_do_not_change_warning_filters() -> None:
     files = [valid()[name][0] for name in ("PNG", "TIFF, LZW", "WebP, lossless", "GIF")]
     before = list(warnings.filters)
 
@@ -695,14 +695,14 @@ def test_threads_change_no_ones_warnings() -> None:
     assert warnings.filters == before
 
 
-def test_nothing_is_printed_of_odd_files() -> None:
-    # In a process of its own, where libraries' own words would show.
+def test_unusual_files_print_nothing() -> None:
+    # A separate process shows what libraries print.
     names = ["JPEG, damaged EXIF", "JPEG, EXIF cut short", "TIFF, several pages", "PNG, palette with a clear colour"]
     files = [valid()[name][0] for name in names] + [data for data, _ in damaged().values()]
     files.append(patched(encoded(IMAGE, "TIFF", compression="tiff_lzw"), 40, *bytes(60)))
     code = (
         "import pickle, sys; from jaxnets.data.decoding import check_image; from jaxnets.errors import InputError\n"
-        # Of more pixels, Pillow warns.
+        # Pillow warns about this many pixels.
         f"from PIL import Image; Image.MAX_IMAGE_PIXELS = {HEIGHT * WIDTH - 1}\n"
         "for data in pickle.load(sys.stdin.buffer):\n"
         "    try: check_image(data)\n"

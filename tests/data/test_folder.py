@@ -1,4 +1,4 @@
-"""Folders of images as people have them: found in the same order everywhere, and every fault named before a step."""
+"""Image folders: the order is the same on every machine, and every fault is reported before training."""
 
 import errno
 import hashlib
@@ -35,7 +35,7 @@ def picture(value: int) -> bytes:
 
 
 def fill(folder: Path, count: int, first: int = 0) -> Path:
-    """Files 000.png, 001.png, ... of which each shows its number."""
+    """Writes 000.png, 001.png, ...; each image shows its number."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
         (folder / f"{number:03}.png").write_bytes(picture(number))
@@ -70,7 +70,7 @@ def quietly(dataset: Dataset, on_bad_image: str) -> tuple[Dataset, list[BadImage
 
 @pytest.mark.parametrize("test", ["val", "valid", "validation", "test", "Val", "TEST"])
 @pytest.mark.parametrize("train", ["train", "Train"])
-def test_parts_that_lie_beside_each_other(tmp_path: Path, train: str, test: str) -> None:
+def test_train_and_test_folders(tmp_path: Path, train: str, test: str) -> None:
     classes(tmp_path / train, "cat", "dog", count=3)
     classes(tmp_path / test, "cat", "dog", count=2)
     dataset = load_folder(tmp_path, SHARE)
@@ -86,7 +86,7 @@ def test_parts_that_lie_beside_each_other(tmp_path: Path, train: str, test: str)
     assert dataset.test.where(3) == str(tmp_path / test / "dog" / "001.png")
 
 
-def test_validation_comes_before_test_and_other_folders_are_left_alone(tmp_path: Path) -> None:
+def test_validation_has_precedence_over_test_and_other_folders_are_ignored(tmp_path: Path) -> None:
     for part in ("test", "val", "train"):
         classes(tmp_path / part, "a", "b")
     (tmp_path / "notes").mkdir()
@@ -94,7 +94,7 @@ def test_validation_comes_before_test_and_other_folders_are_left_alone(tmp_path:
 
 
 @pytest.mark.parametrize("part", ["train", ""])
-def test_some_of_each_class_are_held_out(tmp_path: Path, part: str) -> None:
+def test_a_share_of_each_class_is_held_out(tmp_path: Path, part: str) -> None:
     sizes = {"a": 2, "b": 8, "c": 40, "d": 101}
     for name, size in sizes.items():
         fill(tmp_path / part / name, size)
@@ -106,11 +106,11 @@ def test_some_of_each_class_are_held_out(tmp_path: Path, part: str) -> None:
         for k, (name, size) in enumerate(sizes.items())
         for i in range(size)
     )
-    # Not the first of each class, which cameras and archives order by time and subject.
+    # Not the first images of a class: files are often sorted by time and subject.
     held_out = [int(Path(name).stem) for name, label in test if label == 3]
     assert 25 < np.mean(held_out) < 75
     assert load_folder(tmp_path, SHARE).test == dataset.test
-    # Each class keeps an image on either side, whatever the share.
+    # Each class has an image in both splits for any share.
     for share in (0.001, 0.999):
         extreme = load_folder(tmp_path, share)
         assert (
@@ -118,15 +118,15 @@ def test_some_of_each_class_are_held_out(tmp_path: Path, part: str) -> None:
         )
 
 
-def test_the_split_is_the_same_wherever_the_folder_lies(tmp_path: Path) -> None:
+def test_the_split_does_not_depend_on_the_folders_path(tmp_path: Path) -> None:
     one, other = classes(tmp_path / "one", "a", "b", count=30), classes(tmp_path / "o" / "ther", "a", "b", count=30)
     assert files(load_folder(one, SHARE).test) == files(load_folder(other, SHARE).test)
-    # For other machines and later versions: the SHA-256 of a file's path within the part decides.
+    # The split depends on the SHA-256 of the file's path within the split's folder, on every machine.
     names = sorted((f"a/{i:03}.png" for i in range(30)), key=lambda name: hashlib.sha256(name.encode()).digest())
     assert {name for name, label in files(load_folder(one, SHARE).test) if label == 0} == set(names[:8])
 
 
-def test_a_new_image_moves_hardly_any_other(tmp_path: Path) -> None:
+def test_a_new_image_moves_at_most_one_other(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b", count=60)
     before = set(files(load_folder(tmp_path, SHARE).test))
     for number in (70, 71, 72):
@@ -140,7 +140,7 @@ def test_a_new_image_moves_hardly_any_other(tmp_path: Path) -> None:
 
 @pytest.fixture(params=range(3))
 def shuffled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems that list a folder in an order of their own."""
+    """Lists folders in a random order."""
     order, scandir, listdir = random.Random(request.param), os.scandir, os.listdir
 
     class Entries(list[Any]):
@@ -167,13 +167,13 @@ def shuffled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "listdir", lambda path=".": shuffle(listdir(path)))
 
 
-def test_the_order_of_a_file_system_changes_nothing(
+def test_the_order_of_the_file_system_does_not_matter(
     tmp_path: Path, shuffled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("b", "a", "C", "2", "10"):
         fill(tmp_path / name, 12)
         fill(tmp_path / name / "deep" / "er", 5, 50)
-    # The same name composed in two ways, and two ways to the same folder.
+    # One name in two Unicode forms, and two paths to one folder.
     for form in ("NFC", "NFD"):
         (tmp_path / "a" / (unicodedata.normalize(form, "é") + ".png")).write_bytes(picture(0))
     (tmp_path / "b" / "alias").symlink_to("deep", target_is_directory=True)
@@ -182,9 +182,9 @@ def test_the_order_of_a_file_system_changes_nothing(
     expected = load_folder(tmp_path, SHARE)
     assert actual == expected
     assert actual.class_names == ("2", "10", "C", "a", "b")
-    # Once each.
-    every = [os.path.realpath(tmp_path / name) for name, _ in files(actual.train) + files(actual.test)]
-    assert len(every) == len(set(every)) == 5 * 17 + 2
+    # Each file occurs once.
+    paths = [os.path.realpath(tmp_path / name) for name, _ in files(actual.train) + files(actual.test)]
+    assert len(paths) == len(set(paths)) == 5 * 17 + 2
 
 
 # ---- names ----
@@ -197,7 +197,7 @@ ORDERS = [
     ["Ant", "Bee", "Zebra", "ant", "bee", "zebra"],
     ["1cat", "2cat", "10cat", "Cat1", "cat", "cat1", "cat1a2", "cat1a10", "cat2"],
     ["Apfel", "Zebra", "apfel", "Ähre", "Öl", "ß", "äther", "éclair", "Жук", "ねこ", "猫", "🐈"],
-    # Digits of other scripts are letters here: what they are worth is no matter for file names.
+    # Digits of other scripts sort as letters.
     ["2", "10", "x²", "x³", "٢", "१०"],
     ["a b", "a,b", "a-b", "a.b", "a_b", "ab"],
 ]
@@ -212,25 +212,25 @@ def test_class_order(order: list[str]) -> None:
 
 
 @pytest.mark.parametrize("order", [order for order in ORDERS if "猫" in order or "ant" in order])
-def test_class_names_are_the_folders_names(tmp_path: Path, order: list[str]) -> None:
+def test_class_names_are_folder_names(tmp_path: Path, order: list[str]) -> None:
     for name in order:
         fill(tmp_path / name, 2)
     if len(list(tmp_path.iterdir())) < len(order):
-        pytest.skip("a file system that knows no case")
+        pytest.skip("the file system ignores case")
     dataset = load_folder(tmp_path, SHARE)
     assert dataset.class_names == tuple(order)
     assert [name.split("/")[0] for name, _ in files(dataset.train)] == order
 
 
 def test_composed_and_decomposed_names_are_the_same(tmp_path: Path) -> None:
-    """As a folder copied between macOS and Linux may have them."""
+    """Copies between macOS and Linux may change the Unicode form of names."""
     names = ("café", "naïve", "über", "가", "zebra", "eclair", "éclair")
     datasets = []
     for form in ("NFC", "NFD"):
         for name in names:
-            place = tmp_path / form / "train" / unicodedata.normalize(form, name)
-            fill(place, 9)
-            (place / unicodedata.normalize(form, "Ångström é.png")).write_bytes(picture(3))
+            folder = tmp_path / form / "train" / unicodedata.normalize(form, name)
+            fill(folder, 9)
+            (folder / unicodedata.normalize(form, "Ångström é.png")).write_bytes(picture(3))
         datasets.append(load_folder(tmp_path / form, SHARE))
     composed, decomposed = datasets
     assert (
@@ -242,22 +242,22 @@ def test_composed_and_decomposed_names_are_the_same(tmp_path: Path) -> None:
 
     assert read(composed.train) == read(decomposed.train)
     assert read(composed.test) == read(decomposed.test)
-    # A test part that was copied from elsewhere.
+    # The test folder may use another form than the training folder.
     for name in names:
         fill(tmp_path / "NFC" / "val" / unicodedata.normalize("NFD", name), 1)
     assert load_folder(tmp_path / "NFC", SHARE).class_names == composed.class_names
     assert len(quietly(load_folder(tmp_path / "NFC", SHARE), "error")[0].test) == len(names)
 
 
-def test_names_that_read_the_same_are_refused(tmp_path: Path) -> None:
+def test_two_forms_of_one_class_name_are_refused(tmp_path: Path) -> None:
     for form in ("NFC", "NFD"):
         fill(tmp_path / unicodedata.normalize(form, "é"), 2)
     if len(list(tmp_path.iterdir())) < 2:
-        pytest.skip("a file system that composes names itself")
-    assert "two folders that read 'é'" in refusal(lambda: load_folder(tmp_path, SHARE))
+        pytest.skip("the file system normalises names")
+    assert "two folders named 'é' in different Unicode forms" in refusal(lambda: load_folder(tmp_path, SHARE))
 
 
-def test_the_locale_changes_nothing(tmp_path: Path) -> None:
+def test_the_locale_does_not_matter(tmp_path: Path) -> None:
     for name in ("ä", "z", "Ö", unicodedata.normalize("NFD", "é"), "猫"):
         fill(tmp_path / name, 9)
         fill(tmp_path / name / unicodedata.normalize("NFD", "ü"), 9)
@@ -266,35 +266,35 @@ def test_the_locale_changes_nothing(tmp_path: Path) -> None:
         "data = load_folder(Path(sys.argv[1]), 0.25)\n"
         "print([data.train.where(i) for i in range(len(data.train))] + list(map(ascii, data.class_names)))"
     )
-    said = set()
+    outputs = set()
     for settings in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}):
-        place = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        environment = {**os.environ, **settings, **place, "PYTHONIOENCODING": "utf-8"}
-        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, env=environment, timeout=60)
-        assert done.returncode == 0, done.stderr
-        said.add(done.stdout)
-    assert len(said) == 1
+        path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, **settings, **path, "PYTHONIOENCODING": "utf-8"}
+        run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, env=environment, timeout=60)
+        assert run.returncode == 0, run.stderr
+        outputs.add(run.stdout)
+    assert len(outputs) == 1
 
 
 def write(path: bytes, data: bytes) -> None:
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT)
     except OSError:
-        pytest.skip("a file system whose names are Unicode")
+        pytest.skip("the file system only has Unicode names")
     os.write(file, data)
     os.close(file)
 
 
-def test_a_file_name_that_is_not_utf8_is_read_and_can_be_printed(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_can_be_read_and_printed(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b")
     write(os.fsencode(tmp_path) + b"/a/caf\xe9.png", picture(9))
     write(os.fsencode(tmp_path) + b"/b/bad\xff.png", b"")
     dataset = load_folder(tmp_path, SHARE)
-    every = [source[i].image for source in (dataset.train, dataset.test) for i in range(len(source))]
-    assert picture(9) in every
+    images = [source[i].image for source in (dataset.train, dataset.test) for i in range(len(source))]
+    assert picture(9) in images
     _, bad, _ = usable(dataset.train, 2, lambda count: None)
     _, more, _ = usable(dataset.test, 2, lambda count: None)
-    assert bad + more == [BadImage(f"{tmp_path}/b/bad\\xff.png", "an empty file")]
+    assert bad + more == [BadImage(f"{tmp_path}/b/bad\\xff.png", "empty file")]
     refusal(lambda: quietly(dataset, "error")).encode()
 
 
@@ -303,25 +303,25 @@ def test_a_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     try:
         os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
     except OSError:
-        pytest.skip("a file system whose names are Unicode")
+        pytest.skip("the file system only has Unicode names")
     assert "is not UTF-8; rename it" in refusal(lambda: load_folder(tmp_path, SHARE))
 
 
-def test_a_line_break_in_a_name_stays_on_its_line(tmp_path: Path) -> None:
+def test_a_line_break_in_a_name_is_escaped(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b\nc")
     (tmp_path / "a" / "x\ny\x1b[31m\u2028.png").write_bytes(b"")
     dataset = load_folder(tmp_path, SHARE)
     assert dataset.class_names == ("a", "b\nc")
-    assert "x\\ny\\x1b[31m\\u2028.png (an empty file)" in refusal(lambda: quietly(dataset, "error"))
+    assert "x\\ny\\x1b[31m\\u2028.png (empty file)" in refusal(lambda: quietly(dataset, "error"))
     for path in (tmp_path / "b\nc").iterdir():
         path.unlink()
     assert "class 'b\\nc' is empty" in refusal(lambda: load_folder(tmp_path, SHARE)).replace(str(tmp_path), "")
 
 
-# ---- what is an image and what is not ----
+# ---- which files are images ----
 
 
-def test_only_files_that_are_meant_as_images_count(tmp_path: Path) -> None:
+def test_only_files_with_an_image_suffix_count(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b")
     for name in ("notes.txt", "list.csv", "archive.zip", "jpg", "Thumbs.db", "a.png.part", ".hidden.png", "._000.png"):
         (tmp_path / "a" / name).write_bytes(b"?")
@@ -330,20 +330,20 @@ def test_only_files_that_are_meant_as_images_count(tmp_path: Path) -> None:
     for name in ("upper.PNG", "photo.JPG", "old.JpEg", "page.tif", "web.webp", "anim.gif"):
         (tmp_path / "b" / name).write_bytes(picture(7))
     dataset = load_folder(tmp_path, SHARE)
-    found = sorted(files(dataset.train) + files(dataset.test))
-    assert [Path(name).name for name, label in found if label == 0] == [f"00{i}.png" for i in range(4)]
-    assert len(found) == 4 + 10
-    # What kind it is, its content says.
+    all_files = sorted(files(dataset.train) + files(dataset.test))
+    assert [Path(name).name for name, label in all_files if label == 0] == [f"00{i}.png" for i in range(4)]
+    assert len(all_files) == 4 + 10
+    # The content determines the format.
     assert quietly(dataset, "error") == (dataset, [])
 
 
-def test_images_may_lie_deeper(tmp_path: Path) -> None:
+def test_images_may_be_in_subfolders(tmp_path: Path) -> None:
     fill(tmp_path / "a" / "2021" / "may", 3)
     fill(tmp_path / "a" / "2022", 3, 3)
     fill(tmp_path / "b", 2)
     dataset = load_folder(tmp_path, SHARE)
-    found = files(dataset.train) + files(dataset.test)
-    assert sorted(name for name, label in found if label == 0) == [
+    all_files = files(dataset.train) + files(dataset.test)
+    assert sorted(name for name, label in all_files if label == 0) == [
         *(f"a/2021/may/00{i}.png" for i in range(3)),
         *(f"a/2022/00{i}.png" for i in range(3, 6)),
     ]
@@ -356,8 +356,8 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (root / "dog" / "link.png").symlink_to(elsewhere / "004.png")
     dataset = load_folder(root, SHARE)
     assert dataset.class_names == ("cat", "dog")
-    every = files(dataset.train) + files(dataset.test)
-    assert [sum(label == k for _, label in every) for k in (0, 1)] == [5, 5]
+    all_files = files(dataset.train) + files(dataset.test)
+    assert [sum(label == k for _, label in all_files) for k in (0, 1)] == [5, 5]
     assert quietly(dataset, "error")[1] == []
 
 
@@ -375,13 +375,13 @@ def test_a_link_back_up_ends_there(tmp_path: Path, target: str) -> None:
 
 @pytest.mark.parametrize("place", ["val", "train/gone", "val/gone", "train/a/gone"])
 @pytest.mark.parametrize("target", ["nowhere", "gone"])
-def test_links_that_lead_nowhere_are_refused(tmp_path: Path, place: str, target: str) -> None:
-    # As of a drive that is not there now: neither a class nor a part of one may vanish without a word.
+def test_broken_links_are_refused(tmp_path: Path, place: str, target: str) -> None:
+    # The link may point to a drive that is not mounted: its images must not be ignored silently.
     classes(tmp_path / "train", "a", "b")
     if place != "val":
         classes(tmp_path / "val", "a", "b")
     (tmp_path / place).symlink_to(target if place != "val" else "nowhere")
-    refuse(tmp_path, f"{tmp_path / place} is a link that leads nowhere; mend or remove it")
+    refuse(tmp_path, f"{tmp_path / place} is a broken link; fix or remove it")
 
 
 def test_images_in_unexpected_places_are_refused(tmp_path: Path) -> None:
@@ -390,13 +390,13 @@ def test_images_in_unexpected_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     load_folder(tmp_path, SHARE)
     fill(tmp_path / "train", 1)
-    refuse(tmp_path, f"{tmp_path}/train/000.png lies beside the class folders")
+    refuse(tmp_path, f"{tmp_path}/train/000.png is not in a class folder")
     (tmp_path / "train" / "000.png").unlink()
     fill(tmp_path / "extra" / "a", 1)
-    refuse(tmp_path, f"{tmp_path}/extra holds images but is no part")
+    refuse(tmp_path, f"{tmp_path}/extra has images but is not a split")
 
 
-def test_the_folder_that_one_is_in_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classes(tmp_path / "train", "a", "b")
     classes(tmp_path / "val", "a", "b")
     monkeypatch.chdir(tmp_path)
@@ -405,18 +405,18 @@ def test_the_folder_that_one_is_in_is_a_data_set(tmp_path: Path, monkeypatch: py
     assert quietly(dataset, "error") == (dataset, [])
 
 
-def test_a_link_to_the_whole_is_no_class(tmp_path: Path) -> None:
+def test_a_link_to_the_root_is_an_empty_class(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b")
-    # The whole folder again, under another label.
+    # Following the link would add all images again, with another label.
     (tmp_path / "whole").symlink_to(".", target_is_directory=True)
     assert "class 'whole' is empty" in refusal(lambda: load_folder(tmp_path, SHARE))
 
 
-# ---- files that can't be read ----
+# ---- unreadable files ----
 
 
 def unreadable(folder: Path) -> dict[str, str]:
-    """Makes one of each kind; their names and a word of the reason."""
+    """Writes one unreadable file of each kind. Returns their names with a part of the reason."""
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     (folder / "self.jpg").symlink_to("self.jpg")
     fill(folder / "folder.jpg", 1)
@@ -434,16 +434,16 @@ def unreadable(folder: Path) -> dict[str, str]:
         "folder.jpg": "a folder, not a file",
         "pipe.jpg": "not a regular file",
         "device.jpg": "not a regular file",
-        "empty.jpg": "an empty file",
+        "empty.jpg": "empty file",
         "text.jpg": "unknown format",
         "short.png": "truncated",
-        "huge.jpg": "4398.0 GB, too large",
-        "long" * 50 + ".jpg": "not an image",
+        "huge.jpg": "4398.0 GB, expected at most 1.1 GB",
+        "long" * 50 + ".jpg": "unreadable image",
     }
     with socket.socket(socket.AF_UNIX) as end:
         here = os.getcwd()
         try:
-            os.chdir(folder)  # a socket's path may be short only
+            os.chdir(folder)  # the path of a socket must be short
             end.bind("socket.jpg")
             reasons["socket.jpg"] = "can't be read"
         finally:
@@ -451,7 +451,7 @@ def unreadable(folder: Path) -> dict[str, str]:
     return reasons
 
 
-def test_each_file_that_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_every_unreadable_file_is_reported_with_the_reason(tmp_path: Path) -> None:
     classes(tmp_path / "train", "a", "b", count=3)
     classes(tmp_path / "val", "a", "b", count=2)
     reasons = unreadable(tmp_path / "train" / "b")
@@ -468,7 +468,7 @@ def test_each_file_that_cannot_be_read_is_named_with_its_reason(tmp_path: Path) 
     assert [train[i].label for i in range(len(train))] == labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_folder(classes(tmp_path, "a", "b"), SHARE)
     forbidden, failing, vanished = (dataset.train.where(i) for i in (0, 1, 2))
     os.unlink(vanished)
@@ -483,7 +483,7 @@ def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path, monkeypatch
     def read_or_fail(file: int, count: int) -> bytes:
         if opened.get(file) == failing:
             raise OSError(errno.EIO, "Input/output error")
-        # As file systems may: not all at once.
+        # A read may return fewer bytes than requested.
         return read_file(file, min(count, 10))
 
     monkeypatch.setattr(folder_module.os, "open", open_or_fail)
@@ -503,7 +503,7 @@ def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path, monkeypatch
     assert str(caught.value) == f"{forbidden}: can't be read (Permission denied)"
 
 
-def test_a_file_that_shrinks_while_it_is_read_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_folder(classes(tmp_path, "a", "b"), SHARE)
     path = dataset.train.where(0)
     fstat = os.fstat
@@ -517,8 +517,8 @@ def test_a_file_that_shrinks_while_it_is_read_ends_there(tmp_path: Path, monkeyp
     assert dataset.train[0].image == Path(path).read_bytes()
 
 
-@pytest.mark.skipif(AS_ROOT, reason="root may read everything")
-def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
+@pytest.mark.skipif(AS_ROOT, reason="root can read everything")
+def test_files_without_permission_are_reported(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b")
     (tmp_path / "a" / "000.png").chmod(0)
     assert "000.png (can't be read (Permission denied))" in refusal(
@@ -532,7 +532,7 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "b", "b/deep"])
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+def test_a_folder_that_cannot_be_listed_does_not_count_as_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     classes(tmp_path, "a", "b")
@@ -561,7 +561,7 @@ def refuse(root: Path, *words: str) -> None:
         assert word in message, message
 
 
-def test_parts_of_different_classes_are_refused(tmp_path: Path) -> None:
+def test_different_training_and_test_classes_are_refused(tmp_path: Path) -> None:
     for missing in ("train", "val"):
         root = tmp_path / f"without {missing}"
         classes(root / "train", "a", "b", "c")
@@ -569,7 +569,7 @@ def test_parts_of_different_classes_are_refused(tmp_path: Path) -> None:
         fill(root / ("val" if missing == "train" else "train") / "x", 1)
         other = "val" if missing == "train" else "train"
         refuse(root, "class 'x'", f"is in {root / other} but not in {root / missing}", "4", "3")
-    # As many, but others; in case alone.
+    # As many classes, but one name differs in case.
     classes(tmp_path / "cased" / "train", "a", "b")
     classes(tmp_path / "cased" / "val", "A", "b")
     refuse(tmp_path / "cased", "class 'A' is in")
@@ -591,7 +591,7 @@ def test_an_empty_class_is_refused(tmp_path: Path, part: str) -> None:
 def test_one_class_is_refused(tmp_path: Path, part: str) -> None:
     for place in ("train", "val") if part else ("",):
         classes(tmp_path / place, "a", *(() if place == part else ("b",)))
-    refuse(tmp_path, "'a'", "two folders" if part != "val" else "one class only")
+    refuse(tmp_path, "only one class, 'a'")
 
 
 def test_other_layouts_are_refused(tmp_path: Path) -> None:
@@ -604,9 +604,9 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "flat train" / "train", 5)
     refuse(tmp_path / "flat train", "has no class folders")
     classes(tmp_path / "test only" / "test", "a", "b")
-    refuse(tmp_path / "test only", "holds test/ but no train/")
+    refuse(tmp_path / "test only", "has test/ but no train/")
     fill(classes(tmp_path / "single", "a") / "b", 1)
-    refuse(tmp_path / "single", "class 'b' has one image only")
+    refuse(tmp_path / "single", "class 'b' has only one image")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -617,17 +617,17 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert (len(dataset.train), len(dataset.test)) == (12, 3)
 
 
-def test_two_parts_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_training_folders_are_refused(tmp_path: Path) -> None:
     for part in ("train", "Train", "val"):
         classes(tmp_path / part, "a", "b")
-    refuse(tmp_path, "holds both Train/ and train/; rename or remove one")
+    refuse(tmp_path, "has both Train/ and train/; rename or remove one")
 
 
 # ---- bad images ----
 
 
 def with_bad(count: int, bad: Sequence[int]) -> Dataset:
-    """Pictures that show their numbers, some of them empty files; label = number % 2."""
+    """Pictures that show their numbers, with label number % 2. The pictures in `bad` are empty files."""
 
     class Pictures:
         def __len__(self) -> int:
@@ -643,7 +643,7 @@ def with_bad(count: int, bad: Sequence[int]) -> Dataset:
     return Dataset("pictures", ("even", "odd"), Pictures(), test)
 
 
-def test_good_images_are_left_as_they_are() -> None:
+def test_good_images_are_unchanged() -> None:
     counted: list[int] = []
     said: list[str] = []
     dataset = with_bad(30, ())
@@ -653,39 +653,39 @@ def test_good_images_are_left_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("count", "bad"), [(98, 1), (198, 2), (698, 7), (2898, 29)])
-def test_one_percent_may_be_bad_and_no_more(count: int, bad: int) -> None:
-    places = list(range(3, 3 + bad))
-    dataset, found = quietly(with_bad(count, places), "skip")
-    assert [image.where for image in found] == [f"picture {place}" for place in places]
-    kept = [number for number in range(count) if number not in places]
-    assert [dataset.train[i] for i in range(len(dataset.train))] == [(picture(k), k % 2) for k in kept]
-    assert [dataset.train.where(i) for i in range(len(dataset.train))] == [f"picture {k}" for k in kept]
-    one_more = [*places, count - 1]
+def test_at_most_one_percent_may_be_bad(count: int, bad: int) -> None:
+    indices = list(range(3, 3 + bad))
+    dataset, skipped = quietly(with_bad(count, indices), "skip")
+    assert [image.where for image in skipped] == [f"picture {index}" for index in indices]
+    good = [number for number in range(count) if number not in indices]
+    assert [dataset.train[i] for i in range(len(dataset.train))] == [(picture(k), k % 2) for k in good]
+    assert [dataset.train.where(i) for i in range(len(dataset.train))] == [f"picture {k}" for k in good]
+    one_more = [*indices, count - 1]
     message = refusal(lambda: quietly(with_bad(count, one_more), "skip"))
-    assert f"{bad + 1} of {count + 2} images can't be used, the first is picture 3 (an empty file)" in message
-    assert "more than 1%" in message
-    # The images are as many with the test; one less of them is too few.
-    assert "more than 1%" in refusal(lambda: quietly(with_bad(count - 1, places), "skip"))
+    assert f"{bad + 1} of {count + 2} images can't be used, the first is picture 3 (empty file)" in message
+    assert "at most 1%" in message
+    # Two test images count too. With one image less, the bad ones are more than 1 %.
+    assert "at most 1%" in refusal(lambda: quietly(with_bad(count - 1, indices), "skip"))
 
 
-def test_one_bad_image_stops_unless_told_otherwise() -> None:
+def test_one_bad_image_is_an_error_by_default() -> None:
     said: list[str] = []
     with pytest.raises(InputError) as caught:
         verify(with_bad(1000, [500]), "error", lambda count: None, said.append)
     message = str(caught.value)
-    assert message.startswith("1 of 1002 images can't be used, the first is picture 500 (an empty file)")
+    assert message.startswith("1 of 1002 images can't be used, the first is picture 500 (empty file)")
     assert "--on-bad-image skip" in message
-    assert said == ["bad image: picture 500: an empty file"]
+    assert said == ["bad image: picture 500: empty file"]
 
 
-def test_many_bad_images_are_not_all_named_aloud() -> None:
+def test_at_most_twenty_bad_images_are_printed() -> None:
     said: list[str] = []
     with pytest.raises(InputError, match="50 of 102 images"):
         verify(with_bad(100, range(50)), "error", lambda count: None, said.append)
-    assert said == [f"bad image: picture {k}: an empty file" for k in range(20)] + ["... and 30 more"]
+    assert said == [f"bad image: picture {k}: empty file" for k in range(20)] + ["... and 30 more"]
 
 
-def test_bad_test_images_are_found_too() -> None:
+def test_bad_test_images_are_reported() -> None:
     dataset = with_bad(500, [7])
     dataset = replace(dataset, test=with_bad(10, [3]).train)
     usable_data, bad = quietly(dataset, "skip")
@@ -693,7 +693,7 @@ def test_bad_test_images_are_found_too() -> None:
     assert [usable_data.test[i].label for i in range(9)] == [0, 1, 0, 0, 1, 0, 1, 0, 1]
 
 
-def test_a_class_or_a_test_that_nothing_is_left_of_is_refused() -> None:
+def test_a_class_or_a_test_split_without_good_images_is_refused() -> None:
     class Odd(ArraySource):
         def __getitem__(self, index: int) -> Any:
             return Record(b"" if self.labels[index] else picture(index), int(self.labels[index]))
@@ -704,10 +704,10 @@ def test_a_class_or_a_test_that_nothing_is_left_of_is_refused() -> None:
     train = Odd(np.zeros((300, 2, 2), np.uint8), labels)
     assert "class 'odd' has no training images" in refusal(lambda: quietly(replace(dataset, train=train), "skip"))
     test = Odd(np.zeros((2, 2, 2), np.uint8), np.ones(2, np.int64))
-    assert "no test images are left" in refusal(lambda: quietly(replace(dataset, test=test), "skip"))
+    assert "all test images are bad" in refusal(lambda: quietly(replace(dataset, test=test), "skip"))
 
 
-def test_labels_that_no_class_has_are_bad() -> None:
+def test_labels_without_a_class_are_bad() -> None:
     labels = np.array([0, 1, 2, -1])
     source = ArraySource(np.zeros((4, 2, 2), np.uint8), labels)
     kept, bad, good = usable(source, 2, lambda count: None)

@@ -1,4 +1,4 @@
-"""What the threads deliver is what was asked for, in order, and nothing else."""
+"""The pipeline yields the planned images in order."""
 
 import io
 import threading
@@ -24,7 +24,7 @@ PHOTOS = np.random.default_rng(0).integers(0, 256, (37, 20, 30, 3), np.uint8)
 
 
 class Jpegs:
-    """Encoded images of many sizes; remembers which were read, and takes its time over some."""
+    """Encoded images of many sizes. Records which images are read; some reads are slow."""
 
     def __init__(self) -> None:
         self.read: list[int] = []
@@ -52,7 +52,7 @@ def plan(batch_size: int, epochs: int = 2, seed: int = 3) -> Iterator[Slots]:
 
 @settings(max_examples=25, deadline=None)
 @given(batch_size=st.integers(1, 50), threads=st.integers(1, 5))
-def test_every_image_of_an_epoch_arrives_once_in_order(batch_size: int, threads: int) -> None:
+def test_every_image_of_an_epoch_occurs_once_in_order(batch_size: int, threads: int) -> None:
     source = Jpegs()
     slots = list(plan(batch_size))
     batches = list(read_batches(source, PREPROCESSING, iter(slots), RandomCrops(3, 0.2), threads))
@@ -64,7 +64,7 @@ def test_every_image_of_an_epoch_arrives_once_in_order(batch_size: int, threads:
     assert sorted(indices[:37]) == list(range(37))
 
 
-def test_batches_do_not_depend_on_their_size_or_on_threads() -> None:
+def test_images_do_not_depend_on_batch_size_or_threads() -> None:
     def images(batch_size: int, threads: int) -> np.ndarray:
         batches = read_batches(Jpegs(), PREPROCESSING, plan(batch_size), RandomCrops(3, 0.2), threads)
         return np.concatenate([batch.images for batch in batches])[: 2 * 37]
@@ -72,13 +72,13 @@ def test_batches_do_not_depend_on_their_size_or_on_threads() -> None:
     expected = images(1, 1)
     for batch_size, threads in ((5, 2), (16, 4), (37, 3), (64, 1)):
         np.testing.assert_array_equal(images(batch_size, threads), expected)
-    # Another epoch is another crop.
+    # Another epoch has other crops.
     slots = [Slots(np.arange(37), np.full(37, epoch), np.ones(37, bool)) for epoch in (0, 1)]
     first, second = (batch.images for batch in read_batches(Jpegs(), PREPROCESSING, slots, RandomCrops(3, 0.2)))
     assert all((a != b).any() for a, b in zip(first, second, strict=True))
 
 
-def test_each_image_is_cropped_as_seed_epoch_and_index_say() -> None:
+def test_crops_are_a_function_of_seed_epoch_and_index() -> None:
     source = Jpegs()
     (batch,) = read_batches(source, PREPROCESSING, [training_slots(9, 1, 30, 37)], RandomCrops(9, 0.1))
     slots = training_slots(9, 1, 30, 37)
@@ -106,29 +106,29 @@ def test_evaluation_preprocesses_every_image_once(batch_size: int) -> None:
     assert sorted(source.read) == list(range(37))
 
 
-def test_a_small_source_is_decoded_once_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_source_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Jpegs()
-    held = hold_if_small(source, PREPROCESSING)
-    assert isinstance(held, Preprocessed)
+    preprocessed = hold_if_small(source, PREPROCESSING)
+    assert isinstance(preprocessed, Preprocessed)
     assert sorted(source.read) == list(range(37))
     direct = [b.images for b in read_batches(source, PREPROCESSING, plan(10))]
-    np.testing.assert_array_equal([b.images for b in read_batches(held, PREPROCESSING, plan(10))], direct)
+    np.testing.assert_array_equal([b.images for b in read_batches(preprocessed, PREPROCESSING, plan(10))], direct)
     monkeypatch.setattr("jaxnets.data.pipeline.MOST_BYTES_HELD", 37 * 8 * 8 * 3 - 1)
     assert hold_if_small(source, PREPROCESSING) is source
 
 
-def test_an_image_that_cannot_be_read_is_named_and_ends_the_threads() -> None:
+def test_an_unreadable_image_is_reported_and_ends_the_threads() -> None:
     source = Jpegs()
     source.files[20] = b"no image"
     batches = read_batches(source, PREPROCESSING, evaluation_slots(4, 37))
     for _ in range(5):
         next(batches)
-    with pytest.raises(InputError, match=r"^photo 20: not an image"):
+    with pytest.raises(InputError, match=r"^photo 20: unreadable image"):
         next(batches)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_threads_end_when_nobody_reads_on_and_never_run_far_ahead() -> None:
+def test_closing_the_batches_ends_the_threads_which_run_a_few_batches_ahead() -> None:
     source = Jpegs()
     batches = read_batches(source, PREPROCESSING, evaluation_slots(1, 37), threads=1)
     next(batches)
@@ -138,7 +138,7 @@ def test_threads_end_when_nobody_reads_on_and_never_run_far_ahead() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_batches_reach_the_device_ahead_of_their_use() -> None:
+def test_batches_are_copied_to_the_device_ahead_of_their_use() -> None:
     produced = []
 
     def host() -> Iterator[Batch]:
@@ -170,11 +170,11 @@ def test_in_order_keeps_the_order(count: int, threads: int) -> None:
     [
         (np.zeros((4, 8, 8, 3)), np.zeros(4, int), "images are float64"),
         (np.zeros((4, 8, 8, 2), np.uint8), np.zeros(4, int), r"\[4, 8, 8, 2\]"),
-        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int), r"labels are int64 \[3\]; expected whole numbers \[4\]"),
+        (np.zeros((4, 8, 8), np.uint8), np.zeros(3, int), r"labels are int64 \[3\]; expected integers \[4\]"),
         (np.zeros((4, 8, 8), np.uint8), np.zeros(4), "labels are float64"),
     ],
 )
-def test_arrays_of_another_form_are_refused(images: np.ndarray, labels: np.ndarray, words: str) -> None:
+def test_arrays_of_wrong_shape_or_type_are_refused(images: np.ndarray, labels: np.ndarray, words: str) -> None:
     with pytest.raises(InputError, match=words):
         ArraySource(images, labels)
 
@@ -182,6 +182,6 @@ def test_arrays_of_another_form_are_refused(images: np.ndarray, labels: np.ndarr
 def test_grey_arrays_become_colour() -> None:
     grey = PHOTOS[..., 0]
     for images in (grey, grey[..., None]):
-        held = hold_if_small(ArraySource(images, np.zeros(37, int)), Preprocessing(20, 20))
-        assert isinstance(held, Preprocessed)
-        np.testing.assert_array_equal(held.images, np.repeat(grey[:, :, 5:25, None], 3, axis=-1))
+        preprocessed = hold_if_small(ArraySource(images, np.zeros(37, int)), Preprocessing(20, 20))
+        assert isinstance(preprocessed, Preprocessed)
+        np.testing.assert_array_equal(preprocessed.images, np.repeat(grey[:, :, 5:25, None], 3, axis=-1))

@@ -1,4 +1,4 @@
-"""From files and arrays to what a network reads: torchvision's pixels, from any kind of image."""
+"""Preprocessing yields torchvision's pixels for every kind of image."""
 
 import hashlib
 import importlib.resources
@@ -44,7 +44,7 @@ def image_of(name: str) -> Image.Image:
 
 
 def file_of(name: str) -> bytes:
-    """The photo's own JPEG, or a PNG of a part of it."""
+    """The photo's JPEG file, or a PNG of a region of it."""
     file, part = cases()["images"][name]
     if part is None:
         return photo(file)
@@ -59,7 +59,7 @@ def preset(case: dict[str, Any]) -> Preprocessing:
 
 
 def sampled(pixels: np.ndarray, kind: str) -> np.ndarray:
-    """The pixels that the references hold of an image."""
+    """The reference pixels of an image."""
     stride, corner = cases()["stride"], cases()["corner"]
     if kind == "strided":
         return pixels[::stride, ::stride]
@@ -85,7 +85,7 @@ def differences(pixels: np.ndarray, expected: dict[str, np.ndarray]) -> np.ndarr
     )
 
 
-def test_the_photos_are_those_of_the_references() -> None:
+def test_the_references_were_made_from_these_photos() -> None:
     for name, digest in cases()["photos"].items():
         assert hashlib.sha256(photo(name)).hexdigest() == digest, name
 
@@ -98,11 +98,11 @@ def test_pixels_equal_those_of_torchvisions_preset(name: str) -> None:
     assert (pixels.shape, pixels.dtype) == ((case["crop_size"], case["crop_size"], 3), np.uint8)
     error = differences(pixels, stored("preset", name))
     assert error.max() <= 1
-    # Where a height shrinks by far more than the width, the order of Pillow's two passes, and so the rounding between
-    # them, depends on its version; ours does not. Else a few levels: Pillow reads the box in single precision.
+    # If the height shrinks far more than the width, the order of Pillow's two passes, and so their rounding, depends on
+    # its version. Otherwise Pillow's single-precision box causes small differences.
     assert (error > 0).mean() < (0.5 if case["image"] == "tall" else 0.02)
     np.testing.assert_array_equal(preprocessing.pixels(np.asarray(image)), pixels)
-    # The photos' own files are decoded by simplejpeg, not by Pillow.
+    # simplejpeg, not Pillow, decodes the JPEG files.
     np.testing.assert_array_equal(preprocessing.pixels(file_of(case["image"])), pixels)
 
 
@@ -121,18 +121,18 @@ def test_normalised_values_equal_torchvisions() -> None:
             actual = normalise(pixels[kind])
             assert actual.dtype == jnp.float32
             np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
-            # Augmentation hands over floats.
+            # Augmentation returns floats.
             np.testing.assert_array_equal(normalise(pixels[kind].astype(np.float32)), actual)
 
 
-def test_normalise_keeps_to_the_type_asked_for() -> None:
+def test_normalise_returns_the_requested_dtype() -> None:
     levels = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
     preprocessing = Preprocessing(16, 16, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     expected = (np.asarray(levels) / 255.0 - np.array([0.5, 0.4, 0.3])) / np.array([0.1, 0.2, 0.3])
     np.testing.assert_allclose(preprocessing.normalise(levels), expected, rtol=0, atol=2e-6)
     half = preprocessing.normalise(levels, jnp.bfloat16)
     assert half.dtype == jnp.bfloat16
-    # Rounded once, at the end.
+    # The result is rounded once, at the end.
     np.testing.assert_array_equal(half, preprocessing.normalise(levels).astype(jnp.bfloat16))
     with jax.enable_x64(True):
         double = preprocessing.normalise(levels, jnp.float64)
@@ -141,18 +141,18 @@ def test_normalise_keeps_to_the_type_asked_for() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3), (31, 33), (700, 699)])
 @pytest.mark.parametrize(("crop", "resize"), [(1, 1), (32, 32), (31, 32), (7, 224)])
-def test_any_size_becomes_a_square_of_the_centre(size: tuple[int, int], crop: int, resize: int) -> None:
+def test_any_size_becomes_a_central_square(size: tuple[int, int], crop: int, resize: int) -> None:
     across, down = (np.linspace(0, 255, side) if side > 1 else np.full(1, 127.5) for side in size)
     pixels = np.stack(np.broadcast_arrays(across[None, :], down[:, None], 90.0), axis=-1).round().astype(np.uint8)
     result = Preprocessing(crop, resize).pixels(pixels)
     assert (result.shape, result.dtype) == ((crop, crop, 3), np.uint8)
-    # Ramps from edge to edge: the middle stays in the middle, up to half a pixel of the result.
+    # The centre of a ramp stays in the centre, up to half an output pixel.
     step = 255 * min(size) / np.array(size) / resize
     np.testing.assert_allclose(result.mean((0, 1)), [127.5, 127.5, 90], atol=0.5 * step.max() + 1)
     np.testing.assert_array_equal(result[..., 2], 90)
 
 
-def test_sizes_that_no_image_can_have_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     for crop, resize in ((0, 4), (5, 4), (-1, 4)):
         with pytest.raises(InputError, match=f"crop_size={crop}, resize_size={resize}"):
             Preprocessing(crop, resize)
@@ -168,11 +168,11 @@ def test_images_that_are_not_rgb_are_converted() -> None:
         np.testing.assert_array_equal(preprocessing.pixels(image), expected)
     with pytest.raises(InputError, match=r"pixels are float32 .* expected uint8"):
         preprocessing.pixels(grey.astype(np.float32))
-    with pytest.raises(InputError, match="an empty file"):
+    with pytest.raises(InputError, match="empty file"):
         preprocessing.pixels(b"")
 
 
-def test_a_pil_image_and_its_file_are_the_same() -> None:
+def test_a_pil_image_and_its_file_have_equal_pixels() -> None:
     random = np.random.default_rng(0)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -1,4 +1,4 @@
-"""Prepared records: what went in comes out, whatever happened while they were written."""
+"""Prepared records: reading returns what was written, even after interruptions."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def quiet(_: int) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 photos of two classes in many sizes, as JPEG and PNG."""
+    """48 photos of two classes and many sizes, in JPEG and PNG files."""
     root = tmp_path_factory.mktemp("photos") / "two photos"
     random = np.random.default_rng(0)
     for label, photo in enumerate(load_sample_images().images):
@@ -51,7 +51,7 @@ def dataset(photos: Path) -> Dataset:
     return load_folder(photos, 0.2)
 
 
-def test_records_hold_the_resized_images_in_order(dataset: Dataset, tmp_path: Path) -> None:
+def test_records_contain_the_resized_images_in_order(dataset: Dataset, tmp_path: Path) -> None:
     counts: list[int] = []
     assert write_records(dataset, tmp_path / "records", 64, counts.append)
     assert counts[-1] == 48
@@ -70,12 +70,12 @@ def test_records_hold_the_resized_images_in_order(dataset: Dataset, tmp_path: Pa
             assert label == source[index].label
 
 
-def test_evaluation_sees_the_same_in_records_as_in_the_files(dataset: Dataset, tmp_path: Path) -> None:
+def test_records_and_files_are_preprocessed_alike(dataset: Dataset, tmp_path: Path) -> None:
     write_records(dataset, tmp_path / "records", 64, quiet)
     preprocessing = Preprocessing(56, 64)
     expected = hold_if_small(dataset.test, preprocessing)
     actual = hold_if_small(load_records(tmp_path / "records").test, preprocessing)
-    # The crop is resized from the file at once and from the record without; Pillow rounds the two alike but for a few.
+    # A file is resized and cropped in one call, a record was resized before; a few pixels round differently.
     difference = np.abs(actual.images.astype(int) - expected.images)  # type: ignore[union-attr]
     assert difference.max() <= 1
     assert difference.mean() < 0.002
@@ -86,27 +86,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class CutOff(Exception):
+class Interrupted(Exception):
     pass
 
 
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("after", [1, 7, 30, 40, 41, 47, 48])
-def test_a_cut_off_writer_goes_on(
+def test_an_interrupted_writer_resumes(
     dataset: Dataset, tmp_path: Path, after: int, zeros: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxnets.data.records._RECORDS_A_FLUSH", 6)
+    monkeypatch.setattr("jaxnets.data.records._RECORDS_PER_FLUSH", 6)
     write_records(dataset, tmp_path / "whole", 64, quiet)
 
-    def cut_off(count: int) -> None:
+    def interrupt(count: int) -> None:
         if count >= after:
-            raise CutOff
+            raise Interrupted
 
-    with pytest.raises(CutOff):
-        write_records(dataset, tmp_path / "cut", 64, cut_off)
-    with pytest.raises(InputError, match="unfinished records; run the same experiments"):
+    with pytest.raises(Interrupted):
+        write_records(dataset, tmp_path / "cut", 64, interrupt)
+    with pytest.raises(InputError, match="unfinished records; run the same prepare command"):
         load_records(tmp_path / "cut")
-    # What a power cut leaves: the end of a file that was not written yet, or not wholly.
+    # After a power failure the end of a file may be missing, or zero.
     for name in ("train.pixels", "train.index"):
         path = tmp_path / "cut" / name
         size = path.stat().st_size
@@ -116,12 +116,12 @@ def test_a_cut_off_writer_goes_on(
     counts: list[int] = []
     write_records(dataset, tmp_path / "cut", 64, counts.append)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    # At most the records of one flush are made twice.
+    # At most the records of one flush are written twice.
     assert counts[0] >= min(after, 40) - 6
     assert not write_records(dataset, tmp_path / "cut", 64, quiet)
 
 
-def test_kills_at_any_moment_lose_nothing(photos: Path, tmp_path: Path) -> None:
+def test_a_killed_writer_resumes(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.prepare", photos, "--output", tmp_path / "records", "--size", "200"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     whole = tmp_path / "whole"
@@ -138,17 +138,17 @@ def test_kills_at_any_moment_lose_nothing(photos: Path, tmp_path: Path) -> None:
         writer.send_signal(signal.SIGKILL)
         killed += writer.wait() == -signal.SIGKILL
     assert killed >= 4
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "48 images" in done.stdout
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "48 images" in run.stdout
     assert contents(tmp_path / "records") == contents(whole)
 
 
-# The command itself, with a flush and a pause after each record.
+# The prepare command with a flush and a pause after each record.
 _SLOW_WRITER = """
 import sys, time
 import jaxnets.data.records as records
-records._RECORDS_A_FLUSH = 1
+records._RECORDS_PER_FLUSH = 1
 to_disk = records._to_disk
 records._to_disk = lambda file: (to_disk(file), time.sleep(0.01))
 from experiments.prepare import main
@@ -184,14 +184,17 @@ def edit(**changes: object) -> Callable[[Path], None]:
     [
         (flip_pixel, r"train\.pixels record \d+: does not match its checksum"),
         (flip_label, r"test\.index does not match its checksum"),
-        (lambda folder: os.truncate(folder / "test.pixels", 1000), "test.pixels is not as long as its index says"),
+        (
+            lambda folder: os.truncate(folder / "test.pixels", 1000),
+            r"test\.pixels has a different length than its index",
+        ),
         (lambda folder: (folder / "test.pixels").unlink(), r"damaged records .*test\.pixels"),
         (lambda folder: (folder / "records.json").write_text("{"), "damaged records"),
-        (edit(format=2), "records of format 2, not 1"),
+        (edit(format=2), "records of format 2; expected 1"),
         (edit(class_names=["b", "a"]), r"records\.json does not match its checksum"),
     ],
 )
-def test_damaged_records_are_named(
+def test_damaged_records_are_reported(
     dataset: Dataset, tmp_path: Path, damage: Callable[[Path], None], words: str
 ) -> None:
     folder = tmp_path / "records"
@@ -214,7 +217,7 @@ def test_other_records_and_other_files_are_never_overwritten(dataset: Dataset, t
     write_records(dataset, tmp_path / "records", 64, quiet)
     before = contents(tmp_path / "records")
     for other, size in ((dataset, 65), (digits(), 64), (replace(dataset, class_names=("a", "b")), 64)):
-        with pytest.raises(InputError, match="holds records of other images, or of another size"):
+        with pytest.raises(InputError, match="has records of other images or of another size"):
             write_records(other, tmp_path / "records", size, quiet)
     assert contents(tmp_path / "records") == before
     (tmp_path / "mine").mkdir()
@@ -224,7 +227,7 @@ def test_other_records_and_other_files_are_never_overwritten(dataset: Dataset, t
     assert list(contents(tmp_path / "mine")) == ["letter.txt"]
 
 
-def test_what_was_damaged_since_is_not_called_finished(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_second_call_detects_damage(dataset: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "records"
     write_records(dataset, folder, 64, quiet)
     assert not write_records(dataset, folder, 64, quiet)
@@ -233,13 +236,13 @@ def test_what_was_damaged_since_is_not_called_finished(dataset: Dataset, tmp_pat
         write_records(dataset, folder, 64, quiet)
 
 
-def test_a_start_that_was_cut_off_is_no_start(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_partial_start_file_is_ignored(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "started.partial").write_bytes(b"")
     assert write_records(dataset, tmp_path / "records", 64, quiet)
 
 
-def test_changed_images_are_other_images(photos: Path, tmp_path: Path) -> None:
+def test_changed_images_are_detected(photos: Path, tmp_path: Path) -> None:
     root = shutil.copytree(photos, tmp_path / "photos")
     write_records(load_folder(root, 0.2), tmp_path / "records", 64, quiet)
     (root / "train" / "china" / "1.jpg").write_bytes((root / "train" / "flower" / "2.jpg").read_bytes())
@@ -251,11 +254,11 @@ def test_changed_images_are_other_images(photos: Path, tmp_path: Path) -> None:
     assert len({source.fingerprint() for source in sources}) == 5
 
 
-def test_a_disk_that_is_too_small_is_refused_first(
+def test_a_full_disk_is_reported_before_writing(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage)
-    with pytest.raises(InputError, match=r"needs about 0\.0 GB, and 0\.0 GB are free"):
+    with pytest.raises(InputError, match=r"needs about 0\.0 GB, but only 0\.0 GB are free"):
         write_records(dataset, tmp_path / "records", 64, quiet)
     assert not list((tmp_path / "records").glob("*.pixels"))
 
@@ -264,6 +267,6 @@ class _Usage:
     free = 1000
 
 
-def test_a_size_of_nothing_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_size_of_zero_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="size=0"):
         write_records(dataset, tmp_path / "records", 0, quiet)

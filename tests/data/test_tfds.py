@@ -1,4 +1,4 @@
-"""TFDS data sets by name: what was put in comes out, without TensorFlow, and every failure says what to do."""
+"""TFDS data sets are read without TensorFlow, and every error says what to do."""
 
 import io
 import json
@@ -27,7 +27,7 @@ SCANS = load_digits()
 PIXELS = np.round(SCANS.images * (255 / 16)).astype(np.uint8)
 LABELS = [int(label) for label in SCANS.target]
 
-# Split -> (place in the scans, label).
+# Split -> (index of the scan, label).
 Splits = dict[str, Sequence[tuple[int, int]]]
 PARTS: Splits = {
     "train": list(enumerate(LABELS))[:1500],
@@ -52,7 +52,7 @@ def prepared(
     configs: Sequence[str] = (),
     shards: int = 1,
 ) -> Path:
-    """Stores the scans with a builder of our own, which no other process knows; returns its folder."""
+    """Stores the scans with a builder that is not registered, and returns its folder."""
     features = features or {
         "name": tfds.features.Text(),
         "image": tfds.features.Image(shape=(None, None, 1), encoding_format=kind),
@@ -93,7 +93,7 @@ def prepared(
 
 
 def as_tfrecord(folder: Path) -> None:
-    """Rewrites what is prepared as TFRecord, with checksums of zero, which only TensorFlow compares."""
+    """Rewrites ArrayRecord files as TFRecord. The checksums are zero; only TensorFlow verifies them."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     for path in folder.glob("*.array_record-*"):
@@ -124,7 +124,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
-def test_what_was_put_in_comes_out(kind: str, tmp_path: Path) -> None:
+def test_reading_returns_the_stored_images_and_labels(kind: str, tmp_path: Path) -> None:
     prepared(tmp_path, kind=kind)
     dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
     assert (dataset.name, dataset.class_names) == ("digits_of_ours", CLASSES)
@@ -142,10 +142,10 @@ def test_what_was_put_in_comes_out(kind: str, tmp_path: Path) -> None:
         dataset.test[297]
 
 
-def test_an_official_name_is_read_and_converted_where_there_is_no_tensorflow(tmp_path: Path) -> None:
+def test_official_data_sets_are_read_and_converted_without_tensorflow(tmp_path: Path) -> None:
     prepared(tmp_path, name="cifar10")
     as_tfrecord(prepared(tmp_path, name="mnist"))
-    # In a process of its own, in which TensorFlow can't be imported and no builder of ours is known.
+    # The process can't import TensorFlow and has no custom builders.
     program = f"""
 import sys
 from pathlib import Path
@@ -164,11 +164,11 @@ for name in ("cifar10", "mnist"):
     print(data.class_names, len(data.train), [data.test[i].label for i in range(297)])
 """
     command = [sys.executable, "-W", "error::DeprecationWarning", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == f"{CLASSES} 1500 {LABELS[1500:]}\n" * 2, done.stderr
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout == f"{CLASSES} 1500 {LABELS[1500:]}\n" * 2, run.stderr
 
 
-def test_many_threads_read_what_one_reads(ours: Path) -> None:
+def test_threads_can_read_concurrently(ours: Path) -> None:
     order = np.random.default_rng(0).integers(1500, size=6000)
     with ThreadPoolExecutor(8) as pool:
         records = list(pool.map(load_tfds("digits_of_ours", ours, 0.2).train.__getitem__, order, chunksize=50))
@@ -188,20 +188,20 @@ def test_a_name_may_have_a_config(tmp_path: Path) -> None:
         load_tfds("digits_of_ours/v6", tmp_path, 0.2)
 
 
-def test_a_test_split_without_labels_gives_way_to_validation(tmp_path: Path) -> None:
+def test_validation_replaces_a_test_split_without_labels(tmp_path: Path) -> None:
     scans = PARTS["train"]
     prepared(tmp_path, splits={"train": scans[:50], "validation": scans[50:80], "test": [(90, -1), (91, -1)]})
     dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
     assert [dataset.test[index].label for index in range(30)] == LABELS[50:80]
-    # Without one, some of the training images are held out.
+    # Without a validation split, a share of the training images is held out.
     shutil.rmtree(tmp_path)
     prepared(tmp_path, splits={"train": scans[:50], "test": [(90, -1)]})
     dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
     assert (len(dataset.train), len(dataset.test)) == (40, 10)
 
 
-def test_a_data_set_of_one_split_is_divided_always_alike(tmp_path: Path) -> None:
-    # Stored class by class, the worst case.
+def test_the_split_of_a_data_set_without_a_test_split_is_fixed(tmp_path: Path) -> None:
+    # Sorted by class, the worst case.
     scans = sorted(enumerate(LABELS), key=lambda scan: scan[1])
     prepared(tmp_path, splits={"train": scans})
     dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
@@ -211,11 +211,11 @@ def test_a_data_set_of_one_split_is_divided_always_alike(tmp_path: Path) -> None
     shares = np.bincount([record.label for record in test]) / np.bincount(LABELS)
     assert shares.min() > 0.12
     assert shares.max() < 0.28
-    # Published accuracies rest on this very division.
+    # Published accuracies refer to this split.
     held_out = [index for index, (place, label) in enumerate(scans) if (encoded(place), label) in set(test)]
     assert held_out[:6] == [3, 10, 18, 21, 33, 41]
     for share in (0.0001, 0.9999):
-        with pytest.raises(InputError, match=f"test_share={share} of 1797 images leaves none on one side"):
+        with pytest.raises(InputError, match=f"test_share={share} of 1797 images leaves no training or no test images"):
             load_tfds("digits_of_ours", tmp_path, share)
 
 
@@ -233,7 +233,7 @@ def test_features_under_other_names_are_found(tmp_path: Path) -> None:
     assert load_tfds("digits_of_ours", tmp_path, 0.2).train[3] == (encoded(3), LABELS[3])
 
 
-def test_of_several_features_those_for_learning_are_taken(tmp_path: Path) -> None:
+def test_supervised_features_have_precedence(tmp_path: Path) -> None:
     features = {
         "image": tfds.features.Image(shape=(None, None, 1)),
         "another": tfds.features.Image(shape=(None, None, 1)),
@@ -266,9 +266,7 @@ def test_of_several_features_those_for_learning_are_taken(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_what_is_not_classification_of_images_is_refused(
-    features: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_data_sets_for_other_tasks_are_refused(features: dict[str, Any], message: str, tmp_path: Path) -> None:
     def example(place: int, label: int) -> dict[str, Any]:
         return {key: io.BytesIO(encoded(place)) if key == "image" else 1 for key in features}
 
@@ -297,13 +295,13 @@ def test_an_unknown_name_is_refused(name: str, act: Callable[[str, Path], object
     assert list(tmp_path.iterdir()) == []
 
 
-def test_near_names_are_proposed(tmp_path: Path) -> None:
+def test_similar_names_are_suggested(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown data set 'cifar_10'.*did you mean .*cifar10"):
         load_tfds("cifar_10", tmp_path, 0.2)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "tf_flowers", "cifar10_1/v4:1.0.0"])
-def test_what_is_not_prepared_comes_with_the_command(name: str, tmp_path: Path) -> None:
+def test_the_error_for_an_unprepared_data_set_has_the_command(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_tfds(name, tmp_path, 0.2)
     command = f"python -m experiments.prepare {name} --data-dir {tmp_path}"
@@ -311,7 +309,7 @@ def test_what_is_not_prepared_comes_with_the_command(name: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_folder_the_one_of_tfds_is_used(monkeypatch: pytest.MonkeyPatch, ours: Path, tmp_path: Path) -> None:
+def test_the_default_folder_is_that_of_tfds(monkeypatch: pytest.MonkeyPatch, ours: Path, tmp_path: Path) -> None:
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     with pytest.raises(InputError) as error:
         load_tfds("cifar10", None, 0.2)
@@ -323,9 +321,9 @@ def test_without_a_folder_the_one_of_tfds_is_used(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "damage",
     [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[:70000] + b"x" * 9000 + data[79000:]],
-    ids=["cut off", "empty", "overwritten"],
+    ids=["truncated", "empty", "overwritten"],
 )
-def test_a_damaged_file_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     path = folder / "digits_of_ours-train.array_record-00000-of-00001"
     path.write_bytes(damage(path.read_bytes()))
@@ -350,7 +348,7 @@ def test_records_may_be_in_many_files(tmp_path: Path) -> None:
         train[751]
 
 
-def test_a_missing_file_is_named_at_once(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_at_once(tmp_path: Path) -> None:
     path = prepared(tmp_path) / "digits_of_ours-train.array_record-00000-of-00001"
     path.unlink()
     with pytest.raises(InputError) as error:
@@ -363,7 +361,7 @@ def test_a_missing_file_is_named_at_once(tmp_path: Path) -> None:
 def test_damaged_metadata_is_refused(name: str, content: str, tmp_path: Path) -> None:
     (prepared(tmp_path) / name).write_text(content)
     for act in (lambda: load_tfds("digits_of_ours", tmp_path, 0.2), lambda: prepare_tfds("digits_of_ours", tmp_path)):
-        with pytest.raises(InputError, match=r"digits_of_ours can't be read \(.*move that folder away") as error:
+        with pytest.raises(InputError, match=r"digits_of_ours can't be read \(.*move this folder away") as error:
             act()
         one_line(error)
 
@@ -375,7 +373,7 @@ def test_a_label_out_of_range_is_refused(tmp_path: Path) -> None:
         train[1]
 
 
-def test_what_is_prepared_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_prepared_data_set_is_not_changed(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     before = snapshot(folder)
     assert prepare_tfds("digits_of_ours", tmp_path) == "already prepared"
@@ -383,7 +381,9 @@ def test_what_is_prepared_stays_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut_off_at", range(3))
-def test_tfrecord_is_converted_beside_itself(cut_off_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_resumes_and_keeps_the_tfrecords(
+    cut_off_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = prepared(tmp_path)
     as_tfrecord(folder)
     before = snapshot(folder)
@@ -428,13 +428,13 @@ def test_damaged_tfrecord_is_not_converted(damage: Callable[[bytes], bytes] | No
     first = 16 + struct.unpack_from("<Q", path.read_bytes())[0]
     path.write_bytes(damage(path.read_bytes()) if damage else path.read_bytes()[:first])
     before = snapshot(folder)
-    with pytest.raises(InputError, match="put back a good copy of the file") as error:
+    with pytest.raises(InputError, match="restore the file") as error:
         prepare_tfds("digits_of_ours", tmp_path)
     assert str(path) in one_line(error)
     assert snapshot(folder) == before
 
 
-def test_files_to_be_had_by_hand_are_told_of(tmp_path: Path) -> None:
+def test_files_for_manual_download_are_named(tmp_path: Path) -> None:
     pytest.importorskip("importlib_resources")
     with pytest.raises(InputError, match=r"imagenet2012 can't be prepared .*downloads/manual.*train\.tar") as error:
         prepare_tfds("imagenet2012", tmp_path)
@@ -444,10 +444,10 @@ def test_files_to_be_had_by_hand_are_told_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raised", "message"),
     [
-        (ModuleNotFoundError("No", name="tensorflow"), r"needs TensorFlow, this once: pip install 'jaxnets\[tfds\]'"),
+        (ModuleNotFoundError("No", name="tensorflow"), r"needs TensorFlow once: pip install 'jaxnets\[tfds\]'"),
         (ModuleNotFoundError("No", name="importlib_resources"), r"pip install 'jaxnets\[tfds\]'"),
         (ModuleNotFoundError("No module named 'scipy'", name="scipy"), r"needs another package \(No .* 'scipy'\)"),
-        (requests.ConnectionError("no\nnetwork"), r"can't be prepared \(no network\); mend this"),
+        (requests.ConnectionError("no\nnetwork"), r"can't be prepared \(no network\); fix this"),
         (OSError("Not enough disk space"), "can't be prepared .Not enough disk space."),
         (RuntimeError(), r"can't be prepared \(RuntimeError\)"),
     ],
@@ -467,25 +467,24 @@ def test_a_failed_preparation_says_what_to_do(
 
 
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-def test_a_missing_tensorflow_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # The files to be had by hand seem to be there, so the data set's own code is reached.
+def test_a_missing_tensorflow_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # An empty file for the manual download makes TFDS run the data set's code.
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     (manual / "ILSVRC2012_img_train.tar").write_bytes(b"")
     with pytest.raises(InputError) as error:
         prepare_tfds("imagenet2012", tmp_path)
     assert one_line(error) == (
-        "preparing imagenet2012 needs TensorFlow, this once: pip install 'jaxnets[tfds]', "
-        "then run the same command again"
+        "preparing imagenet2012 needs TensorFlow once: pip install 'jaxnets[tfds]', then run the same command again"
     )
     assert capsys.readouterr().out == ""
 
 
-def test_a_folder_in_the_way_is_kept(tmp_path: Path) -> None:
+def test_an_unrelated_folder_is_kept(tmp_path: Path) -> None:
     stray = tmp_path / "cifar10" / "3.0.2" / "mine.txt"
     stray.parent.mkdir(parents=True)
     stray.write_text("mine")
-    with pytest.raises(InputError, match=r"cifar10/3\.0\.2 holds something else than cifar10; move it away"):
+    with pytest.raises(InputError, match=r"cifar10/3\.0\.2 is not cifar10; move it away"):
         prepare_tfds("cifar10", tmp_path)
     assert stray.read_text() == "mine"
 
@@ -496,13 +495,13 @@ def test_real_tfrecord_is_converted(tmp_path: Path) -> None:
     assert prepare_tfds("digits_of_ours", tmp_path) == "converted from TFRecord"
     dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
     assert [dataset.train[index] for index in range(1500)] == [(encoded(i), LABELS[i]) for i in range(1500)]
-    # TFDS goes on reading the folder as before.
+    # TFDS can still read the folder.
     labels = [int(label) for _, label in tfds.builder_from_directory(folder).as_dataset("test", as_supervised=True)]
     assert labels == LABELS[1500:]
     assert tensorflow.io.gfile.exists(str(folder))
 
 
-def test_records_that_are_no_examples_are_not_converted(tmp_path: Path) -> None:
+def test_invalid_examples_are_not_converted(tmp_path: Path) -> None:
     folder = prepared(tmp_path)
     as_tfrecord(folder)
     (path,) = folder.glob("*-train.tfrecord-*")

@@ -1,4 +1,4 @@
-"""TrivialAugment: torchvision's pixels to the last bit, its space, and even draws from nothing but the key."""
+"""TrivialAugment: torchvision's exact pixels and operations, and uniform draws that depend on the key only."""
 
 import json
 import zlib
@@ -33,7 +33,7 @@ def keys_of(seed: int, count: int) -> jax.Array:
 
 @cache
 def augmented() -> tuple[jax.Array, np.ndarray, np.ndarray]:
-    """Keys, images, and what becomes of them; of the shape that other tests have compiled for."""
+    """Keys, images and augmented images, with a shape that other tests have compiled."""
     keys = keys_of(1, len(cases_of(range(BINS))))
     shape = (len(keys), *references()["image/kept"].shape)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -41,7 +41,7 @@ def augmented() -> tuple[jax.Array, np.ndarray, np.ndarray]:
 
 
 def changed(image: np.ndarray, cases: np.ndarray) -> np.ndarray:
-    """One image after each of the cases [N, 3]: operation, bin, and 1 where negative."""
+    """The results of one image for the cases [N, 3]: operation, bin, and 1 if negative."""
     operations, bins, negative = cases.T
     images = np.broadcast_to(image, (len(cases), *image.shape))
     return np.asarray(jax.jit(apply)(images, operations, bins, negative == 1))
@@ -70,7 +70,7 @@ def test_each_operation_gives_torchvisions_pixels() -> None:
 
 @pytest.mark.parametrize("name", ABOUT["images"])
 def test_every_case_gives_torchvisions_pixels(name: str) -> None:
-    # Of the large image every fifth magnitude, where rotations by 90 degrees are among them.
+    # For the large image every fifth magnitude, which includes rotations by 90 degrees.
     cases = cases_of(range(0, BINS, 5) if name == "large" else range(BINS))
     checksums = [zlib.crc32(image.tobytes()) for image in changed(references()[f"image/{name}"], cases)]
     different = checksums != references()[f"checksums/{name}"][tuple(cases.T)]
@@ -78,7 +78,7 @@ def test_every_case_gives_torchvisions_pixels(name: str) -> None:
 
 
 def test_autocontrast_rounds_as_pillow() -> None:
-    """For every lowest and highest level, by Pillow's formula in doubles, of which 12,094 levels fall short by one."""
+    """Every lowest and highest level. Pillow's formula in float64 rounds 12,094 of the levels down by one."""
     low, high = np.triu_indices(256, 1)
     actual = np.asarray(jax.jit(module._stretching)(low, high))
     levels = np.arange(256)
@@ -93,7 +93,7 @@ def test_autocontrast_rounds_as_pillow() -> None:
 
 
 def test_blends_round_as_pillow() -> None:
-    """All pairs of grey levels, all factors: a float32 product and a float32 sum, the rest cut off."""
+    """All pairs of grey levels and all factors: a float32 product and a float32 sum, truncated."""
     other, own = np.indices((256, 256), np.int32)
     mixed = jax.jit(module._mixed)
     for place in np.ndindex(BINS, 2):
@@ -104,18 +104,18 @@ def test_blends_round_as_pillow() -> None:
         np.testing.assert_array_equal(mixed(other, own, module._factors()[case]), expected.astype(np.uint8))
 
 
-def test_draws_are_even() -> None:
+def test_draws_are_uniform() -> None:
     operations, bins, negative = (np.asarray(draws) for draws in jax.jit(draw)(keys_of(0, SEVERAL)))
     counts = np.zeros((len(OPERATIONS), BINS, 2))
     np.add.at(counts, (operations, bins, negative.astype(int)), 1)
-    # Each drawn thing, each two of them, and all three; p = 0.0001.
+    # Each draw alone, each pair, and all three; p = 0.0001.
     for others in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)):
         found = counts.sum(others)
         even = SEVERAL / found.size
         assert ((found - even) ** 2 / even).sum() < stats.chi2.isf(1e-4, found.size - 1)
 
 
-def test_images_get_what_their_keys_draw() -> None:
+def test_images_are_augmented_as_drawn_from_their_keys() -> None:
     keys, images, result = augmented()
     assert result.dtype == np.uint8
     assert result.shape == images.shape
@@ -124,7 +124,7 @@ def test_images_get_what_their_keys_draw() -> None:
     np.testing.assert_array_equal(result, jax.jit(apply)(images, *drawn))
 
 
-def test_images_depend_on_nothing_but_their_own_keys() -> None:
+def test_images_depend_on_their_own_keys_only() -> None:
     keys, images, whole = augmented()
     order = np.random.default_rng(0).permutation(len(images))
     np.testing.assert_array_equal(jax.jit(trivial_augment)(keys[order], images[order]), whole[order])

@@ -45,7 +45,7 @@ def trained(folder: Path) -> Path:
     place = folder.parent
     done = command("train", *QUICK, "--dataset", folder.name, "--on-bad-image", "skip", folder=place)
     assert done.returncode == 0, done.stderr
-    assert f"bad image: {folder / 'train' / '10' / '007.png'}: an empty file\n" in done.stderr
+    assert f"bad image: {folder / 'train' / '10' / '007.png'}: empty file\n" in done.stderr
     return place / "runs" / "resnet20_cifar-scans-of-digits"
 
 
@@ -53,9 +53,9 @@ def test_skipped_images_are_listed_and_not_used(folder: Path, trained: Path) -> 
     with (trained / "bad-images.csv").open(encoding="utf-8", newline="") as file:
         header, first, second = csv.reader(file)
     assert header == ["image", "reason"]
-    assert first == [str(folder / "train" / "10" / "007.png"), "an empty file"]
+    assert first == [str(folder / "train" / "10" / "007.png"), "empty file"]
     assert second[0] == str(folder / "val" / "2" / "003.png")
-    assert "not an image that can be read" in second[1]
+    assert "unreadable image" in second[1]
     result = json.loads((trained / "result.json").read_text())
     assert (result["train_images"], result["test_images"]) == (159, 39)
     assert result["class_names"] == json.loads((trained / "classes.json").read_text()) == list(CLASSES)
@@ -87,7 +87,7 @@ def test_evaluate_and_predict_agree_with_the_run(folder: Path, trained: Path) ->
 
 def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_path: Path) -> None:
     done = command("train", *QUICK, "--dataset", folder, folder=tmp_path)
-    refused(done, "2 of 200 images can't be used", str(folder / "train" / "10" / "007.png"), "(an empty file)", "skip")
+    refused(done, "2 of 200 images can't be used", str(folder / "train" / "10" / "007.png"), "(empty file)", "skip")
     # Each of them is named, one a line.
     named = [line for line in done.stderr.splitlines() if line.startswith("bad image: ")]
     assert [line.split(": ")[1] for line in named] == [
@@ -98,15 +98,15 @@ def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prepare_lists_what_it_left_out_and_keeps_out_of_its_source(
+def test_prepare_lists_skipped_images_and_refuses_an_output_inside_the_source(
     folder: Path, tmp_path: Path, refuses: Refuses
 ) -> None:
-    refuses("prepare", folder, "--output", folder / "train" / "records", words=("lies in the source",))
+    refuses("prepare", folder, "--output", folder / "train" / "records", words=("is inside the source",))
     output = tmp_path / "records"
     done = command("prepare", folder, "--output", output, "--size", 8, "--on-bad-image", "skip", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "198 images" in done.stdout
-    assert "2 bad images left out" in done.stdout
+    assert "2 bad images skipped" in done.stdout
     with (output / "bad-images.csv").open(encoding="utf-8", newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == [
             str(folder / "train" / "10" / "007.png"),
@@ -118,7 +118,7 @@ def test_more_than_one_percent_is_too_much_to_skip(folder: Path, tmp_path: Path,
     root = shutil.copytree(folder, tmp_path / "data")
     (root / "val" / "1" / "000.png").write_text("<html>404</html>")
     arguments = (*QUICK, "--dataset", root, "--on-bad-image", "skip", "--workdir", tmp_path / "run")
-    refuses("train", *arguments, words=("3 of 200 images can't be used", "more than 1%"))
+    refuses("train", *arguments, words=("3 of 200 images can't be used", "at most 1%"))
     assert not (tmp_path / "run").exists()
 
 
@@ -166,4 +166,4 @@ def test_train_refuses_label_faults_and_wrong_places(tmp_path: Path, refuses: Re
     for part in ("train", "val"):
         for name in CLASSES[1:]:
             shutil.rmtree(root / part / name)
-    refuse("data", "one class only", "'1'")
+    refuse("data", "only one class, '1'")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments.studies import transfer
-from experiments.studies.transfer import IMAGES_A_CLASS, KNOWN, NEW, WAYS, digits_of
+from experiments.studies.transfer import IMAGES_PER_CLASS, KNOWN, NEW, WAYS, digits_of
 from jaxnets.data.datasets import digits
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -26,10 +26,10 @@ def run(
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_new_classes_are_others_and_few() -> None:
-    known, few = digits_of(KNOWN), digits_of(NEW, IMAGES_A_CLASS, 3)
+def test_the_new_classes_are_different_and_have_few_images() -> None:
+    known, few = digits_of(KNOWN), digits_of(NEW, IMAGES_PER_CLASS, 3)
     assert set(known.class_names).isdisjoint(few.class_names)
-    assert len(few.train) == IMAGES_A_CLASS * len(NEW)
+    assert len(few.train) == IMAGES_PER_CLASS * len(NEW)
     whole: Any = digits()
     for dataset, classes in ((known, KNOWN), (few, NEW)):
         for part, source in ((dataset.train, whole.train), (dataset.test, whole.test)):

@@ -1,4 +1,4 @@
-"""Writes jaxnets/data/digits.npz: scikit-learn's scanned digits in grey levels of 0 to 255, split once and for all.
+"""Writes jaxnets/data/digits.npz: scikit-learn's scanned digits as grey levels from 0 to 255, with a fixed split.
 
 Needs scikit-learn (made with 1.9.1): python -m tests.references.make_digits
 """
@@ -13,7 +13,7 @@ FILE = Path(__file__).parents[2] / "jaxnets" / "data" / "digits.npz"
 
 
 def main() -> None:
-    """Stratified, so that every class is as frequent in the test as in the whole."""
+    """Writes the file. The split is stratified by class."""
     scanned = load_digits()
     images = np.round(scanned.images * (255 / 16)).astype(np.uint8)
     labels = scanned.target.astype(np.uint8)

@@ -1,10 +1,9 @@
-"""Writes optimizers.npz: the parameters and learning rates of torch in float64 for the cases of optimization.py.
+"""Writes optimizers.npz: torch's parameters and learning rates in float64 for the cases of optimization.py.
 
 Needs torch (made with 2.14.1):  python -m tests.references.make_optimizers
 
-Three things are not torch's own: clip_grad_norm_ adds 1e-6 to the norm, so gradients are clipped by the plain formula;
-only AdamW and Muon have decoupled decay, so the others get it by hand; and Muon orthogonalises in bfloat16, which is
-kept from it.
+Three parts differ from torch. Gradients are clipped here, as clip_grad_norm_ adds 1e-6 to the norm. Decoupled decay is
+added here to all optimisers but AdamW and Muon, which have it. Muon orthogonalises in float64 rather than bfloat16.
 """
 
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.references import optimization
 
 
 def to_torch(array: np.ndarray, matrix: bool) -> torch.Tensor:
-    """A kernel [..., in, out] as [out, in, ...], or as a matrix [out, in * ...]."""
+    """Converts a kernel [..., in, out] to [out, in, ...], or to a matrix [out, in * ...]."""
     if array.ndim == 4:
         array = array.transpose(3, 2, 0, 1)
     elif array.ndim == 2:
@@ -87,7 +86,7 @@ def trained(name: str, options: dict[str, Any]) -> np.ndarray:
 
 
 def learning_rates(name: str, options: dict[str, Any]) -> np.ndarray:
-    """At steps 0 to all, but of one_cycle, which has no step after the last."""
+    """The learning rates after 0, 1, ... steps; one_cycle has none after the last step."""
     peak, steps, warmup = optimization.PEAK, optimization.SCHEDULE_STEPS, options["warmup_steps"]
     period = options.get("decay_steps", (0,))
     factor, end = options.get("decay_factor", 0.1), options.get("end_share", 0.0)

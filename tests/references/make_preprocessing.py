@@ -1,9 +1,9 @@
-"""Writes preprocessing.npz: what torchvision makes of scikit-learn's two sample photos, and how its draws spread.
+"""Writes preprocessing.npz: torchvision's pixels of scikit-learn's two sample photos, and samples of its random draws.
 
 Needs torch, torchvision and scikit-learn (made with 2.14.1, 0.29.1 and 1.9.1; Pillow 13.0.0):
 python -m tests.references.make_preprocessing
 
-All but the arrays is in the entry `cases`, as JSON.
+The entry `cases` describes the arrays in JSON.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import CutMix
 
 PHOTOS = ("china.jpg", "flower.jpg")
-# Name -> photo; top, left, height and width of the part of it that stands for a whole image (none: the file itself).
+# Name -> photo; top, left, height and width of the region used as an image (None: the whole file).
 IMAGES = {
     "landscape": ("china.jpg", None),
     "flower": ("flower.jpg", None),
@@ -41,7 +41,7 @@ PRESETS = (
     (97, 111, "bilinear"),
     (32, 32, "bilinear"),
 )
-# Of crops from this size on, only some rows and columns are kept, all over the image and whole at two corners.
+# Crops of at least this size are sampled: every STRIDE-th row and column, and all pixels of two corners.
 SAMPLED_FROM, STRIDE, CORNER = 97, 6, 12
 NORMALISED = ("small 97/111 bilinear", "landscape 32/32 bilinear")
 TENSORS = ("landscape 224/256 bilinear", "portrait 97/111 bilinear", "odd 224/232 bilinear")
@@ -91,7 +91,7 @@ def presets() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             name = f"{image_name} {crop}/{resize} {interpolation}"
             mode = F.InterpolationMode(interpolation)
             preset = ImageClassification(crop_size=crop, resize_size=resize, interpolation=mode)
-            # The preset's own first steps: it hands out normalised floats only.
+            # The preset's steps before normalisation, as it returns only normalised floats.
             pixels = F.pil_to_tensor(F.center_crop(F.resize(image, [resize], mode, antialias=True), [crop]))
             normalised = preset(image)
             again = F.normalize(F.convert_image_dtype(pixels, torch.float), preset.mean, preset.std)
@@ -110,7 +110,7 @@ def presets() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 for kind, array in sample(normalised.permute(1, 2, 0).numpy()).items():
                     arrays[f"normalised/{name}/{kind}"] = array
             if name in TENSORS:
-                # On a tensor the same preset takes torch's own resize.
+                # For tensors the preset uses torch's resize.
                 floats = preset(F.pil_to_tensor(image))
                 scaled = floats * torch.tensor(preset.std)[:, None, None] + torch.tensor(preset.mean)[:, None, None]
                 levels = (255 * scaled).round()
@@ -131,7 +131,7 @@ def crops() -> dict[str, np.ndarray]:
         boxes = np.array([random_crop(height, width) for _ in range(CROP_DRAWS)], np.float64)
         for name, values in crop_figures(boxes, height, width).items():
             arrays[f"crop/{height}x{width}/{name}"] = np.quantile(values, QUANTILES).astype(np.float32)
-        # Each box with the draws that made it.
+        # Boxes with their random draws.
         replayed, draws = [], []
         for seed in range(REPLAYED):
             torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Writes published_weights.json: what torchvision says about the weights that it publishes. Nothing is downloaded.
+"""Writes published_weights.json: torchvision's metadata of its published weights. Downloads nothing.
 
 Needs torch and torchvision (made with 2.14.1 and 0.29.1):  python -m tests.references.make_published_weights
 """
@@ -16,7 +16,7 @@ from tests.references.recipe import TORCHVISION_MODELS
 
 
 def transforms_input(entry: WeightsEnum, arch: str) -> bool:
-    """Whether the network that torchvision builds for these weights re-normalises its input."""
+    """Whether torchvision's network for these weights transforms its input."""
     with (
         torch.device("meta"),
         patch.object(WeightsEnum, "get_state_dict"),

@@ -1,4 +1,4 @@
-"""Writes torch_formats/: small files as torch.save and safetensors write them, and expected.npz with what is in them.
+"""Writes torch_formats/: small files of torch.save and safetensors, and expected.npz with their tensors.
 
 Needs torch and safetensors (made with 2.14.1 and 0.8.0):  python -m tests.references.make_torch_formats
 """
@@ -100,7 +100,7 @@ def main() -> None:
         torch.save(value, FOLDER / f"{name}.legacy.pth", _use_new_zipfile_serialization=False)
         for key, tensor in tensors.items():
             expected[f"{name}/{key}"] = as_array(tensor)
-    # Protocol 2 has no bytes: it has them made by a function.
+    # Pickle protocol 2 has no opcode for bytes, and would call a function.
     saved["raw"] = b"\0\1"
     for protocol in (3, 4, 5):
         torch.save(saved, FOLDER / f"checkpoint.protocol{protocol}.pth", pickle_protocol=protocol)
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's values, of bfloat16 the bits as uint16, which is no other's type."""
+    """The tensor as an array; bfloat16 as its bits in uint16, which no other tensor has."""
     tensor = tensor.detach().contiguous()
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 

@@ -1,4 +1,4 @@
-"""Writes torchvision.npz: what torchvision computes in float64 for the inputs of recipe.py.
+"""Writes torchvision.npz: torchvision's outputs and gradients in float64 for the inputs of recipe.py.
 
 Needs torch and torchvision (made with 2.14.1 and 0.29.1):  python -m tests.references.make_torchvision
 """
@@ -33,7 +33,7 @@ def evaluation_logits(arch: str) -> dict[str, np.ndarray]:
         model = build(arch, classes, transform_input=pixels == recipe.TRANSFORMED_PIXELS).eval()
         with torch.no_grad():
             logits = model(images_of(pixels, count)).numpy()
-        # Logits that hardly depend on the image would hide errors.
+        # The logits must depend on the image, or errors would go unnoticed.
         assert count == 1 or np.abs(logits[0] - logits[1]).max() > 0.02 * np.abs(logits).max(), arch
         results[f"{arch}/logits_{pixels}"] = logits
     return results

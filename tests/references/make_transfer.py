@@ -1,4 +1,4 @@
-"""Writes transfer.npz: what torch makes of frozen layers and of rates by layer, and the feature maps of torchvision.
+"""Writes transfer.npz: torch's training with frozen layers and layer-wise learning rates, and its feature maps.
 
 Needs torch and torchvision (made with 2.14.1 and 0.29.1):  python -m tests.references.make_transfer
 """
@@ -15,7 +15,7 @@ from tests.references.recipe import FEATURES, TRANSFERS
 
 
 def transferred(arch: str, first: str, decay: float) -> dict[str, np.ndarray]:
-    """The weights after a few steps from the block `first` on; what comes before it is as in evaluation."""
+    """The weights after a few training steps of the block `first` and all later ones. Earlier blocks are frozen."""
     pixels, count, classes = recipe.TRANSFER_CASE
     model = build(arch, classes).train()
     names, blocks = zip(*blocks_of(model), strict=True)
@@ -43,7 +43,7 @@ def transferred(arch: str, first: str, decay: float) -> dict[str, np.ndarray]:
 
 
 def blocks_of(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    """What one rate is for: the stem, each residual block, the classifier."""
+    """The blocks with separate learning rates: the stem, each residual block, the classifier."""
     stem = torch.nn.ModuleList([model.conv1, model.bn1])
     rest = [
         (f"{stage}.{name}", block)

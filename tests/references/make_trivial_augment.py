@@ -1,9 +1,9 @@
-"""Writes trivial_augment.npz: what torchvision's TrivialAugmentWide makes of parts of scikit-learn's sample photos.
+"""Writes trivial_augment.npz: torchvision's TrivialAugmentWide on regions of scikit-learn's sample photos.
 
 Needs torch, torchvision and scikit-learn (made with 2.14.1, 0.29.1 and 1.9.1; Pillow 13.0.0, x86-64):
 python -m tests.references.make_trivial_augment
 
-Of a small part the pixels are kept, of the other images a checksum for every operation, magnitude and sign.
+Stores the pixels of a small region, and for the other images a checksum per operation, magnitude and sign.
 """
 
 import importlib.resources
@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.autoaugment import _apply_op
 
 BINS = 31
-# Of these all pixels are kept, with both signs.
+# Magnitudes whose pixels are stored, with both signs.
 KEPT_BINS = (1, 11, 20, 30)
 # Name -> photo; top, left, height and width.
 PARTS = {
@@ -36,11 +36,11 @@ def part(name: str) -> np.ndarray:
     return np.asarray(photo.convert("RGB"))[top : top + height, left : left + width]
 
 
-def made() -> dict[str, np.ndarray]:
-    """Images of rare colours, of one and two levels, with few pixels, and a large one."""
+def synthetic_images() -> dict[str, np.ndarray]:
+    """Images with rare colours, with one and two levels, with few pixels, and a large one."""
     dots = (np.indices((48, 40)).sum(0) % 3 == 0)[..., None]
     house = part("house")
-    # Their greys are about to round the other way.
+    # Colours whose grey level is close to a rounding boundary.
     colours = np.random.default_rng(0).integers(0, 256, (2_000_000, 3))
     edges = colours[(colours @ [19595, 38470, 7471] + 32768 + 100) % 65536 < 200]
     images = {
@@ -63,7 +63,7 @@ def main() -> None:
     for place, (values, signed) in enumerate(space.values()):
         values = values.to(torch.float32).expand(BINS).numpy()
         magnitudes[place] = np.stack([values, -values if signed else values], axis=1)
-    images = {name: part(name) for name in PARTS} | made()
+    images = {name: part(name) for name in PARTS} | synthetic_images()
     arrays = {"magnitudes": magnitudes, "signed": np.array([signed for _, signed in space.values()])}
     for key, image in images.items():
         checksums = np.zeros(magnitudes.shape, np.uint32)

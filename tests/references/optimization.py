@@ -1,4 +1,4 @@
-"""What the optimiser references were made from, in numpy alone: torch and jaxnets take the same steps."""
+"""The cases, parameters and gradients of the optimiser references, in NumPy, for both torch and jaxnets."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tests.references.recipe import fingerprint
 
 SHAPES = {"conv": (3, 3, 4, 6), "conv_bias": (6,), "dense": (10, 7), "dense_bias": (7,)}
 STEPS, KEPT = 50, (1, 2, 10, 50)
-# About the median norm of the gradients, so that some are clipped and some are not.
+# Close to the median norm of the gradients, so that some of them are clipped.
 CLIP_NORM = 14.0
 _VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -43,7 +43,7 @@ _SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     "polynomial_square": ("polynomial", {"power": 2.0}),
     "one_cycle": ("one_cycle", {}),
 }
-# Name -> schedule, options of make_schedule but `peak` and `steps`.
+# Name -> schedule, options of make_schedule without `peak` and `steps`.
 SCHEDULE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     f"{name}/{warmup_steps}": (schedule, options | {"warmup_steps": warmup_steps})
     for name, (schedule, options) in _SCHEDULES.items()
@@ -60,7 +60,7 @@ def gradients(step: int) -> dict[str, np.ndarray]:
     stream = np.random.RandomState(1 + step)
     tree = {name: stream.uniform(0.3, 1.2) * stream.standard_normal(shape) for name, shape in SHAPES.items()}
     for gradient in tree.values():
-        # A dead unit, and units so small that the place of an epsilon shows.
+        # A zero gradient, and gradients so small that the position of epsilon matters.
         gradient.flat[0] = 0
         gradient.flat[1:3] *= (1e-9, 1e-7)
     return tree

@@ -1,6 +1,6 @@
-"""What the torchvision references were made from, in numpy alone: torch and jaxnets start from the same numbers.
+"""The weights, images and labels of the torchvision references, in NumPy, for both torch and jaxnets.
 
-The legacy RandomState is used because numpy guarantees that its streams never change.
+Uses the legacy RandomState, as NumPy guarantees that its streams never change.
 """
 
 import zlib
@@ -23,22 +23,22 @@ TORCHVISION_MODELS = (
     "resnext101_64x4d",
 )
 TRAINED_MODELS = ("alexnet", "googlenet", "resnet50", "resnext50_32x4d")
-# (image pixels a side, images, classes)
+# (image size in pixels, images, classes)
 EVALUATION_CASES = ((224, 1, 1000), (97, 2, 13))
-# GoogLeNet re-normalises its input (transform_input) in the evaluation of this size.
+# The image size at which GoogLeNet is evaluated with transform_input.
 TRANSFORMED_PIXELS = 97
 TRAINING_CASE = (97, 4, 13)
 STEPS, LEARNING_RATE, MOMENTUM, AUX_WEIGHT = 5, 0.001, 0.9, 0.3
 
 TRANSFER_CASE = (64, 4, 13)
 WEIGHT_DECAY = 0.01
-# Network, first block that is trained, decay of the learning rate a block.
+# Network, first trained block, decay of the learning rate per block.
 TRANSFERS = {
     "partial": ("resnet18", "layer4.0", 1.0),
     "head": ("resnet18", "fc", 1.0),
     "layer_decay": ("resnet18", "conv1", 0.7),
 }
-# torchvision's node (of torch.fx) -> our stage.
+# Node of torchvision's torch.fx graph -> stage of jaxnets.
 FEATURES = {
     "resnet18": {
         "relu": "conv1",
@@ -72,7 +72,7 @@ def _stream(name: str) -> np.random.RandomState:
 
 
 def random_state_dict(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
-    """Random float64 tensors, statistics included, by torch's names and shapes."""
+    """Random float64 parameters and statistics with torch's names and shapes."""
     state = {}
     for name, shape in shapes:
         stream, leaf = _stream(f"{name} {shape}"), name.rsplit(".", 1)[-1]
@@ -83,7 +83,7 @@ def random_state_dict(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str
         elif len(shape) > 1:
             state[name] = stream.standard_normal(shape) * (1.6 / np.prod(shape[1:])) ** 0.5
         elif leaf == "weight":
-            # GoogLeNet ("conv1.bn.weight") has no residuals that carry the image on: a larger gain does.
+            # GoogLeNet ("conv1.bn.weight") has no residual connections and needs a larger gain to propagate the image.
             low, high = (1.0, 1.8) if name.endswith("bn.weight") else (0.3, 0.9)
             state[name] = stream.uniform(low, high, shape)
         else:
@@ -92,7 +92,7 @@ def random_state_dict(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str
 
 
 def random_images(pixels: int, count: int) -> np.ndarray:
-    """[N, H, W, 3], float64."""
+    """Random float64 images [N, H, W, 3]."""
     return _stream(f"images {pixels} {count}").standard_normal((count, pixels, pixels, 3))
 
 
@@ -101,7 +101,7 @@ def labels(count: int, classes: int) -> np.ndarray:
 
 
 def fingerprint(name: str, tensor: np.ndarray) -> np.ndarray:
-    """Seven numbers that a wrong sign, order or scale changes: norm, two projections, four entries; torch layout."""
+    """Seven numbers that depend on sign, order and scale: norm, two projections, four entries. In torch's layout."""
     flat = np.asarray(tensor, np.float64).ravel()
     indices = np.arange(flat.size)
     picked = flat[_stream(name).randint(0, flat.size, 4)]

@@ -1,9 +1,9 @@
-"""Opens files in a process of its own, which has little memory and time and in which nothing may be run.
+"""Opens files in a separate process with little memory and time, and reports any attempt to run code.
 
 python hostile_worker.py ROOT files FOLDER              each file of a folder
 python hostile_worker.py ROOT mutations FOLDER COUNT    COUNT changes of the files in a folder
 
-Prints a line of JSON for each: what came of it, and what the message or the fault was.
+Prints a line of JSON for each file: the outcome, and the message or the fault.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-# jaxnets itself would bring jax, and with it gigabytes of addresses.
+# Importing jaxnets itself would import jax, which reserves gigabytes of address space.
 for name in ("jaxnets", "jaxnets.weights"):
     package = sys.modules[name] = types.ModuleType(name)
     package.__path__ = [str(Path(sys.argv[1], *name.split(".")))]
@@ -30,8 +30,9 @@ sys.path.insert(0, sys.argv[1])
 from jaxnets.errors import InputError  # noqa: E402
 from jaxnets.weights.tensor_file import open_tensors  # noqa: E402
 
+# Of processor time, which other programs on the machine do not change.
 MEMORY, SECONDS = 400 << 20, 5
-# Reading has no business with any of these, nor with another file than the one it is given.
+# Reading a file must not cause any of these events, nor open another file.
 FORBIDDEN = (
     "exec",
     "compile",
@@ -48,11 +49,11 @@ FORBIDDEN += ("mmap.", "tempfile.", "code.", "object.__", "builtins.input", "bui
 
 
 class Fault(BaseException):
-    """Nothing that reads a file may catch it."""
+    """An exception that readers must not catch."""
 
 
 class Watch:
-    """Whether a file is being read, and what was done meanwhile that may not be."""
+    """Whether a file is being read, and the forbidden events meanwhile."""
 
     path: str | None = None
     faults: list[str] = []  # noqa: RUF012  there is one
@@ -75,8 +76,8 @@ def on_alarm(*_: Any) -> None:
 
 def outcome_of(path: Path) -> dict[str, Any]:
     """Opens a file and reads every tensor."""
-    started, Watch.path = time.perf_counter(), str(path)
-    signal.alarm(SECONDS)
+    started, Watch.path = time.process_time(), str(path)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         outcome, message = "accepted", digest_of(path)
     except InputError as error:
@@ -84,12 +85,12 @@ def outcome_of(path: Path) -> dict[str, Any]:
     except BaseException as error:
         outcome, message = "failed", f"{type(error).__name__}: {error}"[:300]
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         Watch.path = None
     if Watch.faults:
         outcome, message = "failed", "; ".join(Watch.faults)
         Watch.faults.clear()
-    return {"outcome": outcome, "message": message, "seconds": time.perf_counter() - started}
+    return {"outcome": outcome, "message": message, "seconds": time.process_time() - started}
 
 
 def digest_of(path: Path) -> str:
@@ -100,7 +101,7 @@ def digest_of(path: Path) -> str:
             assert type(name) is str
             assert (array.dtype, array.shape) == spec
             assert array.flags.c_contiguous
-            # Reads every byte, as whoever uses them will.
+            # Reads every byte.
             digest.update(f"{name!r} {spec}".encode() + array.tobytes())
         assert all(type(text) is str for item in tensors.metadata.items() for text in item)
     return digest.hexdigest()
@@ -139,7 +140,7 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
 
 
 def repacked(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
-    """The archive with a change of its pickle, of which it has the right checksum."""
+    """The archive with a changed pickle and the right checksum."""
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(target, "w") as changed:
         for entry in archive.infolist():
@@ -154,7 +155,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    signal.signal(signal.SIGALRM, on_alarm)
+    signal.signal(signal.SIGPROF, on_alarm)
     sys.addaudithook(on_event)
     if what == "files":
         for path in paths:

@@ -1,4 +1,4 @@
-"""Small files that would take hours or all memory, if work were not bounded; and what writers make of bad input."""
+"""Small files can't cause unbounded work or memory, and writers refuse invalid input."""
 
 import json
 import os
@@ -20,12 +20,12 @@ REBUILD, SIZE, ORDERED = name("torch._utils._rebuild_tensor_v2"), name("torch.Si
 
 
 def beside(junk: bytes) -> bytes:
-    """A checkpoint with a good state dict and, before it, a list."""
+    """A checkpoint with a list followed by a valid state dict."""
     return archive(b"\x80\2}(" + text("junk") + b"](" + junk + b"e" + text("model") + state(a=tensor())[2:-1] + b"u.")
 
 
 def again(arguments: bytes, function: bytes) -> bytes:
-    """The same call 200,000 times over, of what is kept."""
+    """The same call of memoized values, 200,000 times."""
     return arguments + b"q\1" + function + b"q\2" + b"h\2h\1R" * 200_000
 
 
@@ -34,7 +34,7 @@ def pairs(count: int) -> bytes:
 
 
 def sides(count: int, first: bytes = b"") -> bytes:
-    """A tuple of numbers of 500 bits."""
+    """A tuple of integers of 500 bits."""
     return b"(" + first + integer(1 << 500) + b"q\5" + b"h\5" * count + b"tq\6"
 
 
@@ -48,7 +48,7 @@ BOMBS = {
     "an OrderedDict copied": (beside(again(pairs(60_000), ORDERED)), "copies more than"),
     "a torch.Size copied": (beside(again(b"](" + b"K\1" * 200_000 + b"e\x85", SIZE)), "200000 dimensions"),
     "a shape looked at again": (beside(again(ZEROS, REBUILD)), "200000 dimensions"),
-    "many arguments": (beside(again(b"(" + b"N" * 200_000 + b"t", REBUILD)), "with 200000 values"),
+    "many arguments": (beside(again(b"(" + b"N" * 200_000 + b"t", REBUILD)), "with 200000 arguments"),
     "a product of sides": (shaped(sides(400_000)), "400001 dimensions"),
     "a product with 0": (shaped(sides(400_000, b"K\0")), "400002 dimensions"),
     "a product of sides, safetensors": (safe(LONG_SHAPE, b""), "190001 dimensions"),
@@ -81,14 +81,14 @@ def test_small_files_take_little_time_and_memory(tmp_path: Path) -> None:
         (["modules.a", "module.b"], ["modules.a", "module.b"]),
     ],
 )
-def test_prefixes_are_taken_off_together(names: list[str], expected: list[str], tmp_path: Path) -> None:
+def test_prefixes_are_removed_together(names: list[str], expected: list[str], tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(archive(state(**{key: tensor() for key in names})))
     with open_tensors(tmp_path / "a") as tensors:
         assert list(tensors) == expected
 
 
-def test_nothing_may_lie_anywhere(tmp_path: Path) -> None:
-    """As torch has it: of a tensor of 3 x 4, [3:, 3:] begins at 15."""
+def test_an_empty_tensor_may_have_any_offset(tmp_path: Path) -> None:
+    """In torch, the slice [3:, 3:] of a 3 x 4 tensor begins at 15."""
     (tmp_path / "a").write_bytes(archive(state(a=tensor((0, 1), (4, 1), 15), b=tensor())))
     with open_tensors(tmp_path / "a") as tensors:
         assert tensors["a"].shape == (0, 1)
@@ -107,7 +107,7 @@ Write = Callable[[Path, dict[str, Spec]], None]
 
 
 @pytest.mark.parametrize("write", [pth, safetensors])
-def test_where_nothing_can_be_written_it_is_said(write: Write, tmp_path: Path) -> None:
+def test_unwritable_paths_are_reported(write: Write, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "taken.new").mkdir()
     (tmp_path / "folder").mkdir()
@@ -125,28 +125,28 @@ def test_where_nothing_can_be_written_it_is_said(write: Write, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("write", [pth, safetensors])
-def test_what_a_file_can_not_say_is_not_written(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="tensor a is of type >f4; expected float64"):
+def test_tensors_that_a_format_lacks_are_not_written(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tensor a has type >f4; expected one of float64"):
         write(tmp_path / "a", {"a": Spec(np.dtype(">f4"), (2,))})
-    with pytest.raises(InputError, match=r"tensor '\\ud800' has a name that no file can have"):
+    with pytest.raises(InputError, match=r"the name of tensor '\\ud800' is not Unicode"):
         write(tmp_path / "a", {"\ud800": FLOATS["a"]})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("write", [pth, safetensors])
-def test_no_tensors_are_no_weights(write: Write, tmp_path: Path) -> None:
+def test_files_without_tensors_are_refused(write: Write, tmp_path: Path) -> None:
     write(tmp_path / "a", {})
-    with pytest.raises(InputError, match="a holds no tensors"):
+    with pytest.raises(InputError, match="a has no tensors"):
         open_tensors(tmp_path / "a")
 
 
-def test_a_state_dict_of_nothing_holds_no_tensors(tmp_path: Path) -> None:
+def test_an_empty_state_dict_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(archive(state(state_dict=b"}")))
-    with pytest.raises(InputError, match="a holds no tensors"):
+    with pytest.raises(InputError, match="a has no tensors"):
         open_tensors(tmp_path / "a")
 
 
-def test_a_message_is_one_line_whatever_the_file_is_called(tmp_path: Path) -> None:
+def test_messages_have_one_line_for_any_file_name(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\nb\xff"))
     path.write_bytes(b"nonsense")
     for act in (lambda: open_tensors(path), lambda: pth(path / "a", FLOATS)):
@@ -157,7 +157,7 @@ def test_a_message_is_one_line_whatever_the_file_is_called(tmp_path: Path) -> No
 
 
 def test_the_length_of_a_header_may_look_like_another_format(tmp_path: Path) -> None:
-    """Lengths whose bytes are a pickle's first, a zip archive's, or a web page's."""
+    """The bytes of the length may equal the first bytes of a pickle, a zip archive or a web page."""
     for length in (0x80, 0x4B50, 0x3C):
         header = json.dumps({"a": entry()}, separators=(",", ":")).encode()
         (tmp_path / "a").write_bytes(safe(header.ljust(length)))

@@ -1,4 +1,4 @@
-"""Against tests/references/published_weights.json, which is what torchvision says."""
+"""The catalogue equals torchvision's metadata in tests/references/published_weights.json."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def test_every_field_is_torchvisions(entry: dict[str, Any]) -> None:
     )
     for field in ("arch", "name", "url", "megabytes", "top1", "top5", "recipe", "transform_input"):
         assert getattr(weights, field) == entry[field], field
-    # torch.hub takes the checksum from the name of the file, by this expression.
+    # torch.hub reads the checksum from the file name with this expression.
     found = re.search(r"-([a-f0-9]*)\.", weights.file_name)
     assert found is not None
     assert weights.sha256_prefix == found[1]
@@ -49,7 +49,7 @@ def test_the_networks_and_names_are_torchvisions() -> None:
     assert {arch: published(arch, "DEFAULT").name for arch, _ in ours} == DEFAULTS
 
 
-def test_the_reference_holds_what_is_easily_missed() -> None:
+def test_the_reference_has_the_exceptional_entries() -> None:
     sizes = {(entry["arch"], entry["name"]): entry["resize_size"] for entry in ENTRIES}
     assert sizes["resnet50", "IMAGENET1K_V1"] == [256]
     assert sizes["resnet50", "IMAGENET1K_V2"] == [232]
@@ -59,13 +59,13 @@ def test_the_reference_holds_what_is_easily_missed() -> None:
 
 def test_megabytes_are_of_1024_times_1024_bytes() -> None:
     for entry in ENTRIES:
-        if entry["arch"] != "googlenet":  # its file holds the auxiliary heads too, which num_params does not count
+        if entry["arch"] != "googlenet":  # its file includes the auxiliary heads, which num_params does not count
             half = entry["arch"].startswith("wide") and entry["name"] == "IMAGENET1K_V1"
             size = entry["num_params"] * (2 if half else 4) / 1024**2
             assert published(entry["arch"], entry["name"]).megabytes == pytest.approx(size, rel=0.01)
 
 
-def test_a_file_is_known_by_its_checksum() -> None:
+def test_weights_are_found_by_checksum() -> None:
     for entry in ENTRIES:
         weights = published(entry["arch"], entry["name"])
         assert by_checksum(weights.sha256_prefix + "0" * 56) == weights
@@ -75,7 +75,7 @@ def test_a_file_is_known_by_its_checksum() -> None:
     assert by_checksum("") is None
 
 
-def test_an_unknown_name_is_told_which_there_are() -> None:
+def test_the_error_for_an_unknown_name_lists_the_names() -> None:
     with pytest.raises(InputError, match=r"'IMAGENET1K_V3'.*resnet50; expected IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
         published("resnet50", "IMAGENET1K_V3")
     with pytest.raises(InputError, match=r"'IMAGENET1K_V2'.*resnet18; expected IMAGENET1K_V1, DEFAULT"):
@@ -83,7 +83,7 @@ def test_an_unknown_name_is_told_which_there_are() -> None:
 
 
 @pytest.mark.parametrize("arch", [arch for arch in list_models() if arch not in DEFAULTS])
-def test_a_network_without_published_weights_is_told_which_have_some(arch: str) -> None:
+def test_the_error_for_a_network_without_weights_lists_the_others(arch: str) -> None:
     assert list_weights(arch) == []
     with pytest.raises(InputError) as raised:
         published(arch)
@@ -96,7 +96,7 @@ def test_the_class_names_are_torchvisions() -> None:
     assert hashlib.sha256("\n".join(classes).encode()).hexdigest() == REFERENCE["classes_sha256"]
     assert len(classes) == 1000
     assert (classes[0], classes[207], classes[999]) == ("tench", "golden retriever", "toilet tissue")
-    # Two pairs that share a word, which older lists give the same name.
+    # Older lists give two pairs of classes the same name.
     assert (classes[134], classes[517]) == ("crane bird", "crane")
     assert (classes[638], classes[639]) == ("maillot", "maillot tank suit")
     assert len(set(classes)) == 1000

@@ -1,4 +1,4 @@
-"""Against a server on this machine that breaks off, refuses and lies as it is told."""
+"""Downloads from a local server that interrupts connections and sends errors and wrong data."""
 
 import errno
 import hashlib
@@ -31,7 +31,7 @@ NAME = f"network-{SHA256[:8]}.pth"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content`, and notes the Range of each request and how many bytes it sent."""
+    """Serves `content`, and records the Range of each request and the number of bytes sent."""
 
     daemon_threads = True
 
@@ -39,14 +39,14 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
         self.log: list[tuple[str | None, int]] = []
-        # Of the connections to come, one after the other: the status, and the bytes after which it breaks or stalls.
+        # For each of the next connections: the status, and the number of bytes after which it breaks or stalls.
         self.statuses: list[int] = []
         self.breaks: list[int] = []
         self.stalls: list[int] = []
         self.knows_ranges = True
         self.tells_length = True
         self.shift = 0
-        # Bytes that it answers with instead of HTTP as it should be.
+        # Bytes to send in place of a valid HTTP response.
         self.answer: bytes | None = None
         self.asked, self.may_answer, self.over = threading.Event(), threading.Event(), threading.Event()
         self.may_answer.set()
@@ -125,7 +125,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def part(cache: Path) -> Path:
-    """Where a download that broke off lies."""
+    """The path of an interrupted download."""
     cache.mkdir()
     return cache / f"{NAME}.part"
 
@@ -144,20 +144,20 @@ def weights(server: Server) -> PublishedWeights:
 
 @pytest.fixture
 def offline() -> PublishedWeights:
-    """Weights at an address where nothing listens."""
+    """Weights at an address without a server."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     return weights_at(f"http://127.0.0.1:{port}/models/{NAME}")
 
 
 def failure(weights: PublishedWeights, path: Path) -> str:
-    """What `fetch` says when it fails: always one line, that tells the address and where the file could be put."""
+    """The error of `fetch`, which must be one line with the URL and the path for the file."""
     with pytest.raises(InputError) as raised:
         fetch(weights)
     line = str(raised.value)
     assert "\n" not in line
     assert weights.url in line
-    assert f"put it at {path}, or give the path of a copy as the weights (--weights PATH)" in line
+    assert f"copy it to {path}, or give the path of a copy as the weights (--weights PATH)" in line
     return line
 
 
@@ -187,39 +187,39 @@ def test_where_the_cache_is(weights: PublishedWeights, tmp_path: Path, monkeypat
     assert fetch(weights) == tmp_path / "home" / "there" / NAME
 
 
-def test_without_a_home_it_says_what_to_set(weights: PublishedWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_folder_is_reported(weights: PublishedWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("JAXNETS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "expanduser", unknown)
-    with pytest.raises(InputError, match=r"~/.cache/jaxnets is in no known home folder; set JAXNETS_CACHE"):
+    with pytest.raises(InputError, match=r"~/.cache/jaxnets: the home folder is unknown; set JAXNETS_CACHE"):
         fetch(weights)
 
 
-def test_a_cached_file_needs_neither_network_nor_a_folder_to_write_in(offline: PublishedWeights, cache: Path) -> None:
+def test_a_cached_file_needs_neither_network_nor_write_permission(offline: PublishedWeights, cache: Path) -> None:
     cache.mkdir()
     (cache / NAME).write_bytes(CONTENT)
     assert fetch(offline).read_bytes() == CONTENT
     assert [file.name for file in cache.iterdir()] == [NAME]
 
 
-def test_only_the_rest_of_a_broken_download_is_fetched(server: Server, weights: PublishedWeights, part: Path) -> None:
+def test_an_interrupted_download_resumes(server: Server, weights: PublishedWeights, part: Path) -> None:
     part.write_bytes(CONTENT[:123_456])
     assert fetch(weights).read_bytes() == CONTENT
     assert server.log == [("bytes=123456-", len(CONTENT) - 123_456)]
     assert not part.exists()
 
 
-def test_a_part_that_lacks_nothing_is_taken(offline: PublishedWeights, part: Path) -> None:
+def test_a_complete_part_is_used(offline: PublishedWeights, part: Path) -> None:
     part.write_bytes(CONTENT)
     assert fetch(offline).read_bytes() == CONTENT
     assert not part.exists()
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 1], ids=["as long", "longer"])
-def test_a_part_that_nothing_follows_is_begun_anew(
+def test_a_wrong_part_of_full_length_is_downloaded_again(
     server: Server, weights: PublishedWeights, part: Path, size: int
 ) -> None:
     part.write_bytes(b"x" * size)
@@ -227,23 +227,21 @@ def test_a_part_that_nothing_follows_is_begun_anew(
     assert server.ranges == [f"bytes={size}-", None]
 
 
-def test_a_server_without_ranges_makes_it_begin_anew(server: Server, weights: PublishedWeights, part: Path) -> None:
+def test_without_range_support_the_download_restarts(server: Server, weights: PublishedWeights, part: Path) -> None:
     server.knows_ranges = False
     part.write_bytes(b"x" * 1000)
     assert fetch(weights).read_bytes() == CONTENT
     assert server.log == [("bytes=1000-", len(CONTENT))]
 
 
-def test_another_range_than_the_one_asked_for_is_not_appended(
-    server: Server, weights: PublishedWeights, part: Path
-) -> None:
+def test_a_wrong_range_is_not_appended(server: Server, weights: PublishedWeights, part: Path) -> None:
     server.shift = 10
     part.write_bytes(CONTENT[:1000])
     assert fetch(weights).read_bytes() == CONTENT
     assert server.ranges == ["bytes=1000-", None]
 
 
-def test_a_broken_connection_goes_on_where_it_broke(server: Server, weights: PublishedWeights) -> None:
+def test_a_broken_connection_is_resumed(server: Server, weights: PublishedWeights) -> None:
     server.breaks = [100_000, 50_000, 1]
     assert fetch(weights).read_bytes() == CONTENT
     assert server.log == [
@@ -254,28 +252,28 @@ def test_a_broken_connection_goes_on_where_it_broke(server: Server, weights: Pub
     ]
 
 
-def test_any_number_of_breaks_is_borne_while_something_comes(server: Server, weights: PublishedWeights) -> None:
+def test_any_number_of_interruptions_is_allowed_while_bytes_arrive(server: Server, weights: PublishedWeights) -> None:
     server.breaks = [10_000] * (3 * download._ATTEMPTS)
     assert fetch(weights).read_bytes() == CONTENT
     assert len(server.log) == 3 * download._ATTEMPTS + 1
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
-def test_it_gives_up_when_nothing_more_comes(
+def test_it_gives_up_without_progress(
     server: Server, weights: PublishedWeights, cache: Path, knows_ranges: bool
 ) -> None:
     server.knows_ranges = knows_ranges
     server.breaks = [5000] + [0 if knows_ranges else 5000] * 100
     assert "broke after 5000 of 300000 bytes" in failure(weights, cache / NAME)
-    # The first brought something, as many again did not.
+    # The first attempt made progress, the following ones did not.
     assert len(server.log) == download._ATTEMPTS
     assert (cache / f"{NAME}.part").read_bytes() == CONTENT[:5000]
 
 
-def test_a_silent_connection_is_given_up_for_another(
+def test_a_stalled_connection_is_replaced(
     server: Server, weights: PublishedWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "_SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr(download, "_TIMEOUT", 0.2)
     server.stalls = [2 * download._CHUNK]
     started = time.monotonic()
     assert fetch(weights).read_bytes() == CONTENT
@@ -283,14 +281,16 @@ def test_a_silent_connection_is_given_up_for_another(
     assert server.ranges == [None, f"bytes={2 * download._CHUNK}-"]
 
 
-def test_what_is_not_as_published_is_never_kept(server: Server, weights: PublishedWeights, cache: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_not_kept(server: Server, weights: PublishedWeights, cache: Path) -> None:
     server.content = CONTENT[:-1] + b"?"
     found = hashlib.sha256(server.content).hexdigest()
-    assert f"SHA-256 {found[:8]}..., not {SHA256[:8]}..." in failure(weights, cache / NAME)
+    assert f"SHA-256 {found[:8]}..., expected {SHA256[:8]}..." in failure(weights, cache / NAME)
     assert [file.name for file in cache.iterdir()] == [f"{NAME}.lock"]
 
 
-def test_a_break_that_shows_in_no_length_is_found(server: Server, weights: PublishedWeights, cache: Path) -> None:
+def test_an_interruption_without_a_content_length_is_detected(
+    server: Server, weights: PublishedWeights, cache: Path
+) -> None:
     server.tells_length = False
     server.breaks = [1000]
     assert "SHA-256" in failure(weights, cache / NAME)
@@ -311,16 +311,16 @@ def test_a_damaged_cached_file_is_downloaded_again(
     capsys.readouterr()
     assert fetch(weights).read_bytes() == CONTENT
     assert server.log == [(None, len(CONTENT))] * 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == f"{path} is not as it was published; it is downloaded again"
-    assert len(said) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"{path} does not match its published checksum; downloading it again"
+    assert len(lines) == 2
 
     path.write_bytes(damaged)
     failure(offline, path)
-    assert path.read_bytes() == damaged  # whoever put it there may want it back
+    assert path.read_bytes() == damaged  # a failed download keeps the file
 
 
-def test_a_missing_file_is_asked_for_once(server: Server, weights: PublishedWeights, cache: Path) -> None:
+def test_a_missing_file_is_requested_once(server: Server, weights: PublishedWeights, cache: Path) -> None:
     server.statuses = [404] * 10
     assert "(HTTP 404 Not Found)" in failure(weights, cache / NAME)
     assert len(server.log) == 1
@@ -330,21 +330,21 @@ def test_a_missing_file_is_asked_for_once(server: Server, weights: PublishedWeig
     ("answer", "reason"),
     [
         (b"no HTTP\r\n\r\n", "(no HTTP)"),
-        (b"HTTP/1.0 206 Partial Content\r\n\r\nxyz", "answered with None, not from byte 0"),
+        (b"HTTP/1.0 206 Partial Content\r\n\r\nxyz", "Content-Range is None; expected it to start at byte 0"),
         (b"HTTP/1.0 302 Found\r\nLocation: /models/network.pth\r\n\r\n", "infinite loop"),
         (b"HTTP/1.0 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "not allowed"),
         (b"HTTP/1.0 200 OK\r\nContent-Length: many\r\n\r\nxyz", "SHA-256"),
     ],
     ids=["no HTTP", "part unasked for", "circle", "file", "no length"],
 )
-def test_nonsense_from_a_server_is_told_in_one_line(
+def test_an_invalid_response_is_reported_in_one_line(
     server: Server, weights: PublishedWeights, cache: Path, answer: bytes, reason: str
 ) -> None:
     server.answer = answer
     assert reason in failure(weights, cache / NAME)
 
 
-def test_a_busy_server_is_asked_again(server: Server, weights: PublishedWeights, cache: Path) -> None:
+def test_a_busy_server_is_retried(server: Server, weights: PublishedWeights, cache: Path) -> None:
     server.statuses = [503, 429, 500]
     assert fetch(weights).read_bytes() == CONTENT
     server.statuses = [503] * 10
@@ -353,8 +353,8 @@ def test_a_busy_server_is_asked_again(server: Server, weights: PublishedWeights,
     assert len(server.log) == 4 + download._ATTEMPTS
 
 
-def test_nothing_that_listens(offline: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_PAUSE", 100.0)  # it does not wait
+def test_no_server(offline: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_PAUSE", 100.0)  # fails without waiting
     assert "Connection refused" in failure(offline, cache / NAME)
 
 
@@ -367,7 +367,7 @@ def test_no_network(weights: PublishedWeights, cache: Path, monkeypatch: pytest.
     assert "Name or service not known" in failure(weights, cache / NAME)
 
 
-def test_a_network_that_is_gone_for_a_moment_is_waited_for(
+def test_a_short_network_failure_is_retried(
     server: Server, weights: PublishedWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urlopen, requests = download.urllib.request.urlopen, []
@@ -385,7 +385,7 @@ def test_a_network_that_is_gone_for_a_moment_is_waited_for(
     assert len(requests) == 3
 
 
-def test_a_cache_that_is_no_folder(weights: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_not_a_folder(weights: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write_text("a file")
     assert f"{cache}: File exists" in failure(weights, cache / NAME)
     monkeypatch.setenv("JAXNETS_CACHE", str(cache / "below"))
@@ -410,7 +410,7 @@ def test_threads_share_one_download(server: Server, weights: PublishedWeights) -
     assert len(server.log) == 1
 
 
-def test_without_locks_each_has_a_download_of_its_own(
+def test_without_locks_downloads_are_separate(
     server: Server, weights: PublishedWeights, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
@@ -436,7 +436,7 @@ def test_a_process_waits_for_the_download_of_another(server: Server, cache: Path
     assert server.asked.wait(60)
     second = start()
     assert second.stderr is not None
-    assert second.stderr.readline() == f"waiting for another process, which downloads {NAME}\n"
+    assert second.stderr.readline() == f"waiting for another process that downloads {NAME}\n"
     server.may_answer.set()
     for process in (first, second):
         assert process.communicate(timeout=60)[0] == f"{cache / NAME}\n"
@@ -444,7 +444,7 @@ def test_a_process_waits_for_the_download_of_another(server: Server, cache: Path
     assert server.ranges == [None, "bytes=1000-"]
 
 
-def test_on_a_terminal_a_bar_shows_bytes_and_time(
+def test_a_terminal_shows_a_progress_bar(
     server: Server, weights: PublishedWeights, part: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):

@@ -1,4 +1,4 @@
-"""Files of tensors: what torch and safetensors wrote is read exactly, and what is written they read."""
+"""Files of torch and safetensors are read exactly, and both libraries read the files that jaxnets writes."""
 
 import io
 import json
@@ -28,7 +28,7 @@ NAMES = sorted(path.name for path in FILES.iterdir() if path.suffix != ".npz")
 
 
 def expected(file: str) -> dict[str, np.ndarray]:
-    """The tensors of a file, whose name tells what it was made of before the first "."."""
+    """The expected tensors of a file; the part of its name before the first "." is their key."""
     what = file.split(".")[0]
     with np.load(FILES / "expected.npz") as arrays:
         found = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith(f"{what}/")}
@@ -49,7 +49,7 @@ def test_files_are_read_exactly(file: str) -> None:
         assert tensors.path == FILES / file
         assert set(tensors) == set(tensors.specs) == set(wanted)
         assert len(tensors) == len(wanted) > 0
-        # Any order: a storage is compared with its checksum when it is first read, later only a part of it is.
+        # In random order: the first read of a storage reads all of it for the checksum, later reads only a part.
         for name in [*wanted, *reversed(wanted)]:
             assert_same(tensors[name], wanted[name])
             assert tensors[name].flags.c_contiguous
@@ -57,7 +57,7 @@ def test_files_are_read_exactly(file: str) -> None:
             assert tensors.specs[name] == Spec(wanted[name].dtype, wanted[name].shape)
 
 
-def test_the_fixtures_hold_what_they_should() -> None:
+def test_the_fixtures_cover_all_cases() -> None:
     assert len(NAMES) == 26
     dtypes = expected("dtypes")
     assert {array.dtype.name for array in dtypes.values()} == set(DTYPES)
@@ -81,7 +81,7 @@ def test_the_order_and_the_metadata_are_kept() -> None:
         assert tensors.metadata == {}
 
 
-def test_a_prefix_is_taken_off_only_if_every_name_has_it() -> None:
+def test_a_prefix_is_removed_only_if_every_name_has_it() -> None:
     with open_tensors(FILES / "partly_wrapped.pth") as tensors:
         assert list(tensors) == ["module.a", "b"]
         assert "a" not in tensors
@@ -90,7 +90,7 @@ def test_a_prefix_is_taken_off_only_if_every_name_has_it() -> None:
 
 
 @pytest.mark.parametrize("file", ["dtypes.pth", "dtypes.legacy.pth", "dtypes.safetensors"])
-def test_a_tensor_is_read_only_when_it_is_asked_for(file: str, tmp_path: Path) -> None:
+def test_a_tensor_is_read_on_demand(file: str, tmp_path: Path) -> None:
     wanted = expected(file)["int64"]
     content = (FILES / file).read_bytes()
     start = content.index(wanted.tobytes())
@@ -104,7 +104,7 @@ def test_a_tensor_is_read_only_when_it_is_asked_for(file: str, tmp_path: Path) -
             tensors["int64"]
 
 
-def test_one_checksum_serves_all_tensors_of_a_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storages_checksum_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = expected("views")
     with open_tensors(FILES / "views.pth") as tensors:
         assert_same(tensors["column"], wanted["column"])
@@ -113,7 +113,7 @@ def test_one_checksum_serves_all_tensors_of_a_storage(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 100])
-def test_checksums_are_made_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_are_computed_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_file, "_CHUNK", chunk)
     for name, wanted in expected("views").items():
         with open_tensors(FILES / "views.pth") as tensors:
@@ -139,7 +139,7 @@ def specs_of(tensors: dict[str, np.ndarray]) -> dict[str, Spec]:
     return {name: Spec(array.dtype, array.shape) for name, array in tensors.items()}
 
 
-def test_what_is_written_is_read_again(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_written_files_can_be_read(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
     write_torch_file(tmp_path / "a.pth", specs_of(tensors), tensors.__getitem__)
     write_safetensors(tmp_path / "a.safetensors", specs_of(tensors), tensors.__getitem__, {"é": "1\n2", "empty": ""})
     for path in (tmp_path / "a.pth", tmp_path / "a.safetensors"):
@@ -165,13 +165,13 @@ def test_the_library_reads_the_safetensors(tensors: dict[str, np.ndarray], tmp_p
     header = json.loads(content[8 : 8 + length])
     assert length % 8 == 0
     for entry in header.values():
-        # torch's reader takes no others.
+        # torch's reader requires this alignment.
         kinds = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
         assert entry["data_offsets"][0] % kinds.get(entry["dtype"], 1) == 0
 
 
 class Stub(pickle.Unpickler):
-    """Stands in for torch's: names become themselves, and a call of one the name with what it was given."""
+    """Replaces torch's unpickler: returns names as text, and calls as a name with its arguments."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -184,7 +184,7 @@ class Stub(pickle.Unpickler):
         return identity
 
 
-def test_any_unpickler_reads_the_torch_file(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_pythons_unpickler_reads_the_torch_file(tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
     write_torch_file(tmp_path / "a.pth", specs_of(tensors), tensors.__getitem__)
     with zipfile.ZipFile(tmp_path / "a.pth") as archive:
         assert archive.testzip() is None
@@ -246,7 +246,7 @@ def test_torch_reads_the_safetensors(tensors: dict[str, np.ndarray], tmp_path: P
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_failure_leaves_what_was_there(suffix: str, tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(suffix: str, tensors: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"before")
     given = iter(tensors.values())
@@ -265,7 +265,7 @@ def test_a_failure_leaves_what_was_there(suffix: str, tensors: dict[str, np.ndar
 
     for function, error, match in (
         (read, InputError, "gone"),
-        (another, InputError, r"tensor .* is complex64\[.*, not as announced"),
+        (another, InputError, r"tensor .* is complex64\[.*; expected "),
         (interrupted, KeyboardInterrupt, None),
     ):
         with pytest.raises(error, match=match):
@@ -284,10 +284,10 @@ def write(path: Path, specs: dict[str, Spec], read: Any) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_what_can_not_be_written_is_refused(suffix: str, tmp_path: Path) -> None:
+def test_unsupported_tensors_and_paths_are_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     for dtype in (np.complex64, np.uint32, ml_dtypes.float8_e4m3fn, object):
-        with pytest.raises(InputError, match=rf"a{suffix}: tensor x is of type .*; expected float64, "):
+        with pytest.raises(InputError, match=rf"a{suffix}: tensor x has type .*; expected one of float64, "):
             write(path, {"x": Spec(np.dtype(dtype), (2,))}, np.zeros)
     with pytest.raises(InputError, match=rf"none/a{suffix} can't be written \(No such file or directory\)"):
         write(tmp_path / "none" / f"a{suffix}", {}, np.zeros)
@@ -296,7 +296,7 @@ def test_what_can_not_be_written_is_refused(suffix: str, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """96 MB, of which no tensor has more than 8."""
+    """A file of 96 MB whose tensors have at most 8 MB."""
     folder = tmp_path_factory.mktemp("large")
     specs = {f"layer{number:02}": Spec(np.dtype(np.float32), (2, 1 << 20)) for number in range(12)}
     write_torch_file(folder / "large.pth", specs, lambda name: np.ones((2, 1 << 20), np.float32))
@@ -327,11 +327,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_little_memory_is_taken(large: Path) -> None:
+def test_conversion_takes_little_memory(large: Path) -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", CONVERT, large / "large.pth", large / "again.safetensors"]
     taken = int(subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout)
-    # Two of 8 MiB at a time, the one before and the next.
+    # Two tensors of 8 MiB at a time, the previous and the next one.
     assert taken < 30 << 10
     command[3:] = [large / "again.safetensors", large / "again.pth"]
     taken = int(subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout)

@@ -1,0 +1,26 @@
+"""Every Python block of the documentation runs.
+
+The blocks of a page share one namespace and run in an empty folder, in their order. A block that can't run here has the
+comment `<!-- not run: REASON -->` on the line before it, and is only compiled.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, blocks, name_of
+
+_WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", _WITH_CODE, ids=name_of)
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": page.stem}
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        # Empty lines in front, so that a traceback shows the line of the page.
+        program = compile("\n" * (block.line - 1) + block.code, str(page), "exec", dont_inherit=True)
+        if not block.not_run:
+            exec(program, namespace)
