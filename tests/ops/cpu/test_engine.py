@@ -481,3 +481,23 @@ def test_a_kernel_with_other_uses_stays_as_it_is(used: str) -> None:
     run = specialised(function, kernel, images)
     for ours, theirs in zip(*map(jax.tree.leaves, (run(images), function(kernel, images))), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_call_after_the_end_fails_and_does_not_wait() -> None:
+    script = """
+import jax, jax.numpy as jnp
+from jaxnets.ops import conv2d, cpu
+from jaxnets.ops.cpu import handler
+
+assert cpu.available()
+function = jax.jit(conv2d)
+arguments = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 8, 8))
+print(float(function(*arguments).sum()))
+handler._close(next(one for one in handler._alive if isinstance(one, handler._Mailbox)))  # as at exit
+try:
+    function(*arguments).block_until_ready()
+except Exception as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines() == [f"{4 * 8 * 72:.1f}", "INTERNAL: jaxnets_cpu: the interpreter is ending"]
