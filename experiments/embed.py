@@ -8,7 +8,7 @@ import numpy as np
 from experiments.command import add_weights, images_of, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.models.features import blocks_of, head_inputs
-from jaxnets.training.extraction import FeatureExtractor
+from jaxnets.training.evaluation import FeatureExtractor
 from jaxnets.training.progress import counting
 
 

@@ -16,7 +16,7 @@ from jaxnets.errors import InputError
 from jaxnets.pretrained import describe
 from jaxnets.training.config import DTYPES, Config
 from jaxnets.training.interruption import Interruption
-from jaxnets.training.loop import SECONDS_A_CHECKPOINT, train
+from jaxnets.training.loop import CHECKPOINT_INTERVAL, train
 from jaxnets.training.parallel import PARALLEL, PLATFORMS, Parallel, choose_platform, join_processes
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
@@ -33,7 +33,7 @@ class Launch:
     workdir: Path
     resume: bool
     parallel: str
-    seconds_a_checkpoint: float
+    checkpoint_interval: float
     tensorboard: bool
     steps_per_call: int
 
@@ -89,9 +89,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="go on with the run in --workdir where it was stopped; if there is none, begin",
     )
     going_on.add_argument(
-        "--seconds-a-checkpoint",
+        "--checkpoint-interval",
         type=float,
-        help=f"seconds between checkpoints within an epoch (default: {SECONDS_A_CHECKPOINT:.0f})",
+        help=f"seconds between checkpoints within an epoch (default: {CHECKPOINT_INTERVAL:.0f})",
     )
 
     devices = parser.add_argument_group("devices and machines")
@@ -136,7 +136,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
     workdir, resume = given.pop("workdir", None), given.pop("resume", False)
     launch = {
         "parallel": given.pop("parallel", "auto"),
-        "seconds_a_checkpoint": given.pop("seconds_a_checkpoint", SECONDS_A_CHECKPOINT),
+        "checkpoint_interval": given.pop("checkpoint_interval", CHECKPOINT_INTERVAL),
         "tensorboard": given.pop("tensorboard", False),
         "steps_per_call": given.pop("steps_per_call", 1),
     }
@@ -217,7 +217,7 @@ def main() -> None:
             launch.workdir,
             parallel=parallel,
             resume=launch.resume,
-            seconds_a_checkpoint=launch.seconds_a_checkpoint,
+            checkpoint_interval=launch.checkpoint_interval,
             tensorboard=launch.tensorboard,
             interruption=interruption,
             steps_per_call=launch.steps_per_call,

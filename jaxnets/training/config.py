@@ -78,10 +78,10 @@ class Config:
         if recipe.head_epochs >= recipe.epochs:
             raise InputError(f"head_epochs={recipe.head_epochs} leaves none of epochs={recipe.epochs} for the rest")
 
-    def create_model(self, num_classes: int, **options: Any) -> nn.Module:
-        """The network, with what the recipe says about it. Raises InputError where it can't be had like that.
+    def create_model(self, num_classes: int, model: nn.Module | None = None, **options: Any) -> nn.Module:
+        """The network `arch`, or `model` in its place, with the options of the recipe and the given `options`.
 
-        `options` are those that came with the weights that it starts from.
+        Raises InputError if the network lacks an option, and if `model` has other classes or another dtype.
         """
         recipe = self.recipe
         if recipe.dropout_rate is not None:
@@ -90,14 +90,30 @@ class Config:
             options["stochastic_depth_rate"] = recipe.stochastic_depth_rate
         if recipe.zero_init_residual:
             options["zero_init_residual"] = True
-        model = create_model(self.arch, num_classes=num_classes, dtype=jnp.dtype(self.dtype))
+        if model is None:
+            model = create_model(self.arch, num_classes=num_classes, dtype=jnp.dtype(self.dtype))
+        else:
+            self._check_model(model, num_classes)
         for option, without in (
+            ("dropout_rate", "--dropout-rate"),
             ("stochastic_depth_rate", "--stochastic-depth-rate 0"),
             ("zero_init_residual", "--no-zero-init-residual"),
         ):
             if option in options and not hasattr(model, option):
-                raise InputError(f"{self.arch} has no {option}, as the recipe asks for; give {without}")
+                give = "leave out" if option == "dropout_rate" else "give"
+                raise InputError(f"{self.arch} has no {option}, as the recipe asks for; {give} {without}")
         return model.clone(**options)
+
+    def _check_model(self, model: Any, num_classes: int) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; expected an instance of flax.linen.Module")
+        if self.weights is not None:
+            raise InputError("weights need a network by name; register it with jaxnets.register_model")
+        classes, dtype = getattr(model, "num_classes", num_classes), getattr(model, "dtype", None)
+        if classes != num_classes:
+            raise InputError(f"the model has num_classes={classes}, but the data set has {num_classes} classes")
+        if dtype is not None and jnp.dtype(dtype) != jnp.dtype(self.dtype):
+            raise InputError(f"the model computes in {jnp.dtype(dtype).name}, but the run has dtype={self.dtype}")
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""

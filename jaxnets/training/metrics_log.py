@@ -27,8 +27,7 @@ class MetricsLog:
 
     def add(self, split: str, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Adds a line."""
-        # JSON has no infinity.
-        metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        metrics = {name: json_value(value) for name, value in metrics.items()}
         line = {"split": split, "step": step, "epoch": epoch, **metrics}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -49,6 +48,13 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def json_value(value: Any) -> Any:
+    """A number, or nested lists of numbers, with null in the place of what JSON lacks: infinity and NaN."""
+    if isinstance(value, list):
+        return [json_value(one) for one in value]
+    return value if math.isfinite(value) else None
 
 
 def require_tensorboard() -> None:

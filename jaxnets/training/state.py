@@ -28,26 +28,26 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
-    average: Any
+    ema: Any
     skipped: jax.Array
     frozen: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` reads in tests and later: the moving average, where there is one, and what is frozen."""
-        return join(self.frozen, self.average or {"params": self.params, "batch_stats": self.batch_stats})
+        return join(self.frozen, self.ema or {"params": self.params, "batch_stats": self.batch_stats})
 
     def with_variables(self, variables: Any) -> "TrainState":
         """The state with other values for all that `variables` gives."""
         kept, trained = split(variables, self.frozen.get("params", {}))
-        values = {"average": trained} if self.average else trained
+        values = {"ema": trained} if self.ema else trained
         return self.replace(frozen=kept if self.frozen else {}, **values)  # type: ignore[attr-defined]
 
     def with_batch_stats(self, batch_stats: Any) -> "TrainState":
         """The state with other running statistics beside the variables that are tested, but for frozen ones."""
         batch_stats = {name: batch_stats[name] for name in self.batch_stats}
-        if self.average:
-            return self.replace(average={**self.average, "batch_stats": batch_stats})  # type: ignore[attr-defined]
+        if self.ema:
+            return self.replace(ema={**self.ema, "batch_stats": batch_stats})  # type: ignore[attr-defined]
         return self.replace(batch_stats=batch_stats)  # type: ignore[attr-defined]
 
 
@@ -57,7 +57,7 @@ def create_state(
     seed: int,
     image_size: int,
     *,
-    average: bool = False,
+    ema: bool = False,
     variables: Any = None,
     frozen: Collection[str] = (),
     declared: Declaration | None = None,
@@ -81,7 +81,7 @@ def create_state(
             params={},
             batch_stats={},
             opt_state=own(optimizer.init(params)),
-            average=own({"params": params, "batch_stats": batch_stats}) if average else {},
+            ema=own({"params": params, "batch_stats": batch_stats}) if ema else {},
             skipped=jnp.zeros((), jnp.int32),
         )
 

@@ -130,7 +130,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         train = trainer(monkeypatch, **QUICK)
         assert train(folder / "whole")
-        assert not train(folder / "half", stop=13, seconds_a_checkpoint=0)
+        assert not train(folder / "half", stop=13, checkpoint_interval=0)
     return folder / "whole", folder / "half"
 
 

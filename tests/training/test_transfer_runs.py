@@ -13,7 +13,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.errors import InputError
 from jaxnets.pretrained import load_pretrained
-from jaxnets.training import loop, setup
+from jaxnets.training import setup, trainer
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.loop import train
@@ -239,7 +239,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
 ) -> None:
     found = []
     monkeypatch.setattr(
-        loop.Recalibration, "__call__", lambda self, variables, *_: found.append(1) or variables["batch_stats"]
+        trainer.Recalibration, "__call__", lambda self, variables, *_: found.append(1) or variables["batch_stats"]
     )
     run = config(trunk, "full", epochs=3, head_epochs=2, precise_batch_norm_images=40)
     train(run, tmp_path / "run", OTHERS, parallel=cpus(1))
