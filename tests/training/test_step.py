@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxnets.training.step as training_step
+from jaxnets.training import augmentations
 from jaxnets.training.losses import binary_cross_entropy, cross_entropy, smoothed_targets, training_loss
 from jaxnets.training.metrics import Totals, metric_sums
 from jaxnets.training.state import create_state, moving_average
@@ -150,18 +150,17 @@ def test_every_kind_of_chance_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPat
     def note(keys: jax.Array) -> None:
         used.extend(map(tuple, np.atleast_2d(jax.random.key_data(keys)).tolist()))
 
-    def spy(name: str) -> Any:
+    def spy(augmentation: augmentations.Augmentation) -> augmentations.Augmentation:
         def call(keys: jax.Array, images: jax.Array, *rest: Any) -> Any:
             note(keys)
-            if name == "mix":
+            if augmentation.on == "batch":
                 mixed.append(keys)
                 return images, rest[0]
             return images
 
-        return call
+        return replace(augmentation, function=call if augmentation.function else None)
 
-    for name in ("random_shift", "random_flip", "trivial_augment", "color_jitter", "random_erasing", "mix"):
-        monkeypatch.setattr(training_step, name, spy(name))
+    monkeypatch.setattr(augmentations, "AUGMENTATIONS", tuple(map(spy, augmentations.AUGMENTATIONS)))
     model = Listener()
     chances = {"shift": 0.2, "flip": 0.5, "trivial_augment": True, "color_jitter": 0.4, "random_erasing": 0.5}
     recipe = replace(PLAIN, **chances, mixup_alpha=0.2, cutmix_alpha=1.0)  # type: ignore[arg-type]
