@@ -73,6 +73,7 @@ def write_report(workdir: Path) -> Path:
 
 
 def _facts(result: dict[str, Any]) -> str:
+    waiting = result["waiting_for_data_seconds"] / max(result["training_seconds"], 1e-9)
     wrong = round(result["test_images"] * (1 - result["test_accuracy"]))
     facts = {
         "test accuracy": f"{result['test_accuracy']:.2%}",
@@ -80,7 +81,7 @@ def _facts(result: dict[str, Any]) -> str:
         "macro F1 of the test": f"{result['test_macro_f1']:.2%}",
         f"wrong of {result['test_images']} test images": str(wrong),
         "images/s in training": f"{result['train_images_per_second']:.0f}",
-        "of the training time waiting for data": f"{result['waiting_for_data_seconds'] / max(result['training_seconds'], 1e-9):.0%}",
+        "of the training time waiting for data": f"{waiting:.0%}",
         "s of compilation": f"{result['compile_seconds']:.1f}",
         "s in total": f"{result['seconds']:.0f}",
     }

@@ -1,4 +1,4 @@
-"""What stands in a checkpoint beside the numbers, and what a classifier is that comes back from one."""
+"""The metadata of a checkpoint, and the classifier that is loaded from one."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""What a training recipe consists of, and what each of its settings may be."""
+"""Training recipes: their settings and the values that these accept."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +16,7 @@ from jaxnets.training.settings import check_settings, setting, unused_settings
 
 BATCH_NORMS = ("local", "synchronised", "frozen")
 _MOMENTUM = ("optimizer", ("momentum", "nesterov", "adam", "adamw", "lars", "lamb", "muon"))
-# lars and lamb have a place of their own for it.
+# lars and lamb apply it within the trust ratio.
 _DECOUPLING = ("optimizer", ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "muon"))
 _DECAYING = ("schedule", ("step", "multi_step", "exponential"))
 _ENDING = ("schedule", ("linear", "cosine", "polynomial"))
@@ -24,75 +24,85 @@ _ENDING = ("schedule", ("linear", "cosine", "polynomial"))
 
 @dataclass(frozen=True)
 class Recipe(AugmentationSettings):
-    """The choices of a training run. Anything that is counted in epochs need not be whole."""
+    """The settings of a training run. Numbers of epochs for schedules may be fractions."""
 
-    image_size: int = setting("pixels a side of the images that the network is tested on", least=1)
-    epochs: int = setting("passes through the training images", least=1)
-    batch_size: int = setting("images a step, over all devices", least=1)
-    optimizer: str = setting("how gradients become updates", of=OPTIMIZERS)
-    learning_rate: float = setting("peak of the learning rate", least=1e-12)
+    image_size: int = setting("side of the test images in pixels", least=1)
+    epochs: int = setting("number of passes over the training images", least=1)
+    batch_size: int = setting("images in a step, over all devices", least=1)
+    optimizer: str = setting("optimizer", of=OPTIMIZERS)
+    learning_rate: float = setting("peak learning rate", least=1e-12)
     weight_decay: float = setting("weight decay of the kernels")
 
-    momentum: float = setting("momentum, or the first beta of adam and its kin", 0.9, most=0.99999, only_with=_MOMENTUM)
+    momentum: float = setting("momentum, or beta 1 of adam, adamw and lamb", 0.9, most=0.99999, only_with=_MOMENTUM)
     decoupled_weight_decay: bool = setting(
-        "decay weights beside the update, not through the gradient", False, only_with=_DECOUPLING
+        "subtract the weight decay from the weights, not through the gradients", False, only_with=_DECOUPLING
     )
-    decay_norms_and_biases: bool = setting("decay these too, not the kernels alone", False)
-    clip_norm: float = setting("largest global norm of the gradients; 0: any", 0.0)
-    accumulation: int = setting("parts that a step's batch is computed in, to save memory", 1, least=1)
-    loss: str = setting("what is minimised", "cross_entropy", of=LOSSES)
-    label_smoothing: float = setting("share of the targets that is spread over all classes", 0.1, most=1)
+    decay_norms_and_biases: bool = setting("decay norms and biases as well as kernels", False)
+    clip_norm: float = setting("largest global norm of the gradients; 0: no clipping", 0.0)
+    accumulation: int = setting("number of parts in which a batch is computed, to save memory", 1, least=1)
+    loss: str = setting("loss", "cross_entropy", of=LOSSES)
+    label_smoothing: float = setting("share of the target that is spread over all classes", 0.1, most=1)
     target_threshold: float = setting(
-        "binary_cross_entropy counts targets above it as 1, the others as 0; 0: takes them as they are",
+        "binary_cross_entropy: targets above this are 1, the others 0; 0: targets are not changed",
         0.0,
         most=1,
         only_with=("loss", ("binary_cross_entropy",)),
     )
     aux_weight: float = setting("weight of each auxiliary head's loss", 0.3)
 
-    schedule: str = setting("how the learning rate goes on after the warm-up", "cosine", of=SCHEDULES)
-    warmup_epochs: float = setting("epochs of linear warm-up, at most a fifth of all; one_cycle: of its rise", 1.0)
+    schedule: str = setting("learning rate schedule after the warm-up", "cosine", of=SCHEDULES)
+    warmup_epochs: float = setting(
+        "epochs of linear warm-up, at most a fifth of all; one_cycle: epochs of its rise", 1.0
+    )
     decay_epochs: tuple[float, ...] = setting(
-        "epochs at which multi_step decays, or the one period of step and exponential", (), only_with=_DECAYING
+        "epochs at which multi_step decays, or the period of step and exponential", (), only_with=_DECAYING
     )
     decay_factor: float = setting(
-        "what step, multi_step and exponential multiply the learning rate by", 0.1, most=1, only_with=_DECAYING
+        "factor of the learning rate for step, multi_step and exponential", 0.1, most=1, only_with=_DECAYING
     )
     end_share: float = setting(
-        "share of the peak at which linear, cosine and polynomial end", 0.0, most=1, only_with=_ENDING
+        "final learning rate of linear, cosine and polynomial, as a share of the peak", 0.0, most=1, only_with=_ENDING
     )
-    power: float = setting("of polynomial", 1.0, only_with=("schedule", ("polynomial",)))
+    power: float = setting("exponent of polynomial", 1.0, only_with=("schedule", ("polynomial",)))
 
     train_image_sizes: tuple[int, ...] = setting(
-        "pixels a side of the training images, each for as many epochs; none: image_size", (), least=1
+        "sides of the training images in pixels, each for an equal number of epochs; none: image_size", (), least=1
     )
-    crop_pct: float = setting("share of the short side that evaluation crops at the centre", 1.0, least=0.1, most=1)
-    repeats: int = setting("times that an image comes in a row, each time augmented otherwise", 1, least=1)
+    crop_pct: float = setting("share of the short side that the centre crop of the test keeps", 1.0, least=0.1, most=1)
+    repeats: int = setting(
+        "number of times that an image is repeated in a row, each with other augmentations", 1, least=1
+    )
 
-    head_epochs: int = setting("epochs in which the head alone is trained, before all is", 0)
+    head_epochs: int = setting("epochs at the start in which only the head is trained", 0)
     layer_decay: float = setting(
-        "what the learning rate is multiplied by for each block further from the head", 1.0, least=1e-6, most=1
+        "factor of the learning rate for each block further from the head", 1.0, least=1e-6, most=1
     )
 
-    dropout_rate: float | None = setting("of the network's dropout; none: the network's own", None, most=0.999)
+    dropout_rate: float | None = setting(
+        "dropout rate of the network; none: the default of the network", None, most=0.999
+    )
     stochastic_depth_rate: float = setting("probability of skipping the last block, falling to 0", 0.0, most=0.999)
-    zero_init_residual: bool = setting("let each residual branch start as zero", False)
-    batch_norm: str = setting("statistics of a replica, of all replicas, or those of before", "local", of=BATCH_NORMS)
+    zero_init_residual: bool = setting("initialise the last norm of each residual branch with zeros", False)
+    batch_norm: str = setting(
+        "batch normalisation uses statistics of a replica, of all replicas, or the frozen running ones",
+        "local",
+        of=BATCH_NORMS,
+    )
     precise_batch_norm_images: int = setting(
-        "training images over which the running statistics are found anew before each test; 0: none", 0
+        "number of training images to recompute the running statistics over before each test; 0: none", 0
     )
     ema_decay: float = setting(
-        "test a moving average of weights and statistics that keeps this share a step", 0.0, most=0.999999
+        "test an exponential moving average of weights and statistics with this decay; 0: none", 0.0, most=0.999999
     )
-    remat: bool = setting("compute activations again in the backward pass, to save memory", False)
-    patience_epochs: int = setting("stop after so many epochs without a better test accuracy; 0: never", 0)
+    remat: bool = setting("recompute activations in the backward pass, to save memory", False)
+    patience_epochs: int = setting("stop after this number of epochs without a better test accuracy; 0: never", 0)
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.batch_size % self.accumulation:
             raise InputError(f"batch_size={self.batch_size} can't be split into accumulation={self.accumulation} parts")
         if self.batch_norm == "frozen" and self.precise_batch_norm_images:
-            raise InputError("batch_norm=frozen keeps the statistics that precise_batch_norm_images would replace")
+            raise InputError("batch_norm=frozen keeps the statistics that precise_batch_norm_images replaces")
         if len(self.train_image_sizes) > self.epochs:
             raise InputError(f"{len(self.train_image_sizes)} train_image_sizes, but epochs={self.epochs}; give fewer")
 
@@ -110,12 +120,12 @@ class Recipe(AugmentationSettings):
         if self.schedule in ("step", "multi_step") and self.decay_epochs[0] >= self.epochs:
             warnings.append(
                 f"warning: the learning rate never decays: decay_epochs={self.decay_epochs} is beyond "
-                f"epochs={self.epochs}; give others by --decay-epochs"
+                f"epochs={self.epochs}; give smaller ones with --decay-epochs"
             )
         if max(self.train_image_sizes, default=0) > self.image_size:
             warnings.append(
-                f"warning: training images have train_image_sizes={self.train_image_sizes}, more than those of the "
-                f"test, image_size={self.image_size}; give others by --train-image-sizes"
+                f"warning: training images have train_image_sizes={self.train_image_sizes}, larger than the test "
+                f"images, image_size={self.image_size}; give smaller ones with --train-image-sizes"
             )
         return warnings
 
@@ -134,7 +144,7 @@ class Recipe(AugmentationSettings):
         return replace(self, image_size=preprocessing.crop_size, crop_pct=crop_pct)
 
     def schedule_of(self, steps: int, train_images: int) -> Schedule:
-        """The learning rate of each of so many steps through so many images."""
+        """The learning rates of a run of `steps` steps on `train_images` images."""
         steps_an_epoch = train_images / self.batch_size
         return make_schedule(
             self.schedule,
@@ -148,7 +158,7 @@ class Recipe(AugmentationSettings):
         )
 
     def make_optimizer(self, schedule: Schedule) -> optax.GradientTransformation:
-        """What turns gradients into updates."""
+        """The optimiser, with the learning rates of a schedule."""
         return make_optimizer(
             self.optimizer,
             schedule,
@@ -160,6 +170,6 @@ class Recipe(AugmentationSettings):
         )
 
     def train_image_size(self, epoch: int) -> int:
-        """Pixels a side of the training images of an epoch (from 0)."""
+        """The side [pixels] of the training images in an epoch (from 0)."""
         sizes = self.train_image_sizes or (self.image_size,)
         return sizes[epoch * len(sizes) // self.epochs]

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jaxnets.training.history import Position
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.training.checkpoint import Checkpoints, load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
+from jaxnets.training.run_log import Position
 from jaxnets.training.state import TrainState
 from tests.training.tiny import PLAIN, Tiny, make_state, make_variables
 
@@ -40,7 +40,7 @@ def state_at(number: int) -> TrainState:
 
 def position_at(number: int) -> dict[str, Any]:
     position = Position(step=number - 1, epochs_tested=1, best_accuracy=0.1 + number, log_bytes=2**40)
-    position.epoch.loss = 1 / 3
+    position.epoch.sums["loss"] = 1 / 3
     return position.to_dict()
 
 
