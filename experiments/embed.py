@@ -20,9 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.embed", description=main.__doc__)
     add_weights(parser, images=True)
     parser.add_argument("--output", type=Path, required=True, help="the .npz file")
-    parser.add_argument(
-        "--stage", help="stage of the network, such as layer3 or fc2 (default: the inputs of the classifier layer)"
-    )
+    parser.add_argument("--stage", help="such as layer3 or fc2 (default: the inputs of the classifier layer)")
     arguments = parser.parse_args()
     output: Path = arguments.output
     if output.suffix != ".npz":

@@ -14,12 +14,8 @@ def main() -> None:
     """Prints the most probable classes of images, by a run or by other weights."""
     parser = argparse.ArgumentParser(prog="python -m experiments.predict", description=main.__doc__)
     add_weights(parser, images=True)
-    parser.add_argument(
-        "--topk", type=int, default=5, metavar="N", help="number of classes for each image (default: 5)"
-    )
-    parser.add_argument(
-        "--format", choices=FORMATS, help="format of the output (default: by the name of --output, or text)"
-    )
+    parser.add_argument("--topk", type=int, default=5, metavar="N", help="classes for each image (default: 5)")
+    parser.add_argument("--format", choices=FORMATS, help="output format (default: by the name of --output, or text)")
     parser.add_argument("--output", type=Path, help="output file, such as predictions.csv (default: the terminal)")
     arguments = parser.parse_args()
     output: Path | None = arguments.output

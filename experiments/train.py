@@ -224,9 +224,7 @@ def main() -> None:
     if parallel.is_primary:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]
         if waiting > _WAITING_SHARE and result["waiting_for_data_seconds"] > 1:
-            print(
-                f"{waiting:.0%} of the training time was spent waiting for data; python -m experiments.prepare reduces it"
-            )
+            print(f"{waiting:.0%} of the training time was spent waiting for data; see python -m experiments.prepare")
         print(
             f"test accuracy {result['test_accuracy']:.2%} (best: {result['best_test_accuracy']:.2%} after epoch "
             f"{result['best_epoch']}), top-5 {result['test_top5_accuracy']:.2%}, after {result['seconds']:.0f} s; "

@@ -81,9 +81,9 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image [N, H, W, C] and its targets [N, K] with those of its neighbour, with one share for the batch.
 
-    mixup (Zhang et al. 2017) blends all pixels with a share from Beta(alpha, alpha); CutMix (Yun et al. 2019, section 3)
-    replaces a rectangle of that share. If both alphas are above 0, one of the two is drawn for the batch. In an odd
-    number of images the last is not mixed.
+    mixup (Zhang et al. 2017) blends all pixels with a share from Beta(alpha, alpha); CutMix (Yun et al. 2019,
+    section 3) replaces a rectangle of that share. If both alphas are above 0, one of the two is drawn for the batch. In
+    an odd number of images the last is not mixed.
     """
     height, width = images.shape[1:3]
     coin_key, mixup_key, cutmix_key, centre_key = jax.random.split(key, 4)

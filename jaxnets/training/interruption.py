@@ -31,9 +31,9 @@ class Interrupted(Exception):
 class Interruption:
     """Watches for SIGTERM and Ctrl-C, also while compiled code runs. Use as a context manager in the main thread.
 
-    While `can_save` is false, a signal ends the process at once. Otherwise `requested` becomes the number of the signal,
-    and the run has 9 s to save its state and end. After that, or after a second signal, the process ends with its last
-    checkpoint.
+    While `can_save` is false, a signal ends the process at once. Otherwise `requested` becomes the number of the
+    signal, and the run has 9 s to save its state and end. After that, or after a second signal, the process ends with
+    its last checkpoint.
     """
 
     def __init__(self) -> None:

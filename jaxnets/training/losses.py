@@ -40,7 +40,7 @@ def training_loss(
     target_threshold: float = 0.0,
     aux_weight: float,
 ) -> jax.Array:
-    """Mean loss of a batch, plus `aux_weight` times that of each auxiliary head (Szegedy et al. 2014, section 5: 0.3)."""
+    """Mean loss of a batch, plus `aux_weight` times that of each auxiliary head (Szegedy et al. 2014: 0.3)."""
 
     def mean_loss(logits: jax.Array) -> jax.Array:
         if loss == "binary_cross_entropy":

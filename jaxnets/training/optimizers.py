@@ -38,8 +38,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The optimiser `name` with the learning rates of `schedule`; raises InputError for an unknown name.
 
-    `momentum` is the momentum of momentum, nesterov, lars and muon, and beta 1 of adam, adamw and lamb. If `clip_norm` is
-    above 0, gradients are first clipped to that global norm.
+    `momentum` is the momentum of momentum, nesterov, lars and muon, and beta 1 of adam, adamw and lamb. If `clip_norm`
+    is above 0, gradients are first clipped to that global norm.
 
     `weight_decay` times the parameters is added to the gradients. If it is decoupled (Loshchilov & Hutter 2019), it is
     instead multiplied by the learning rate and subtracted from the parameters. adamw and muon always decouple it; lars

@@ -61,9 +61,7 @@ def join_processes(
         if num_processes is None or process_id is None or coordinator is None:
             raise InputError("give all of --coordinator HOST:PORT, --num-processes N and --process-id I, or none")
         if not 0 <= process_id < num_processes:
-            raise InputError(
-                f"process_id={process_id}; expected 0 to {num_processes - 1}, a different one for each process"
-            )
+            raise InputError(f"process_id={process_id}; expected 0 to {num_processes - 1}, each once")
         if ":" not in coordinator:
             raise InputError(f"coordinator={coordinator!r}; expected HOST:PORT of process 0, such as node1:7890")
     elif not _launched():
@@ -232,7 +230,7 @@ class Parallel:
         return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
     def on_primary(self, function: Callable[[], Any]) -> Any:
-        """The result of `function()` in process 0, None in the others; an InputError there is raised in all processes."""
+        """The result of `function()` in process 0, None in the others; all processes raise an InputError from it."""
         value = refusal = None
         if self.is_primary:
             try:

@@ -51,9 +51,7 @@ class Recipe(AugmentationSettings):
     aux_weight: float = setting("weight of each auxiliary head's loss", 0.3)
 
     schedule: str = setting("learning rate schedule after the warm-up", "cosine", of=SCHEDULES)
-    warmup_epochs: float = setting(
-        "epochs of linear warm-up, at most a fifth of all; one_cycle: epochs of its rise", 1.0
-    )
+    warmup_epochs: float = setting("epochs of linear warm-up, at most a fifth of all; one_cycle: of its rise", 1.0)
     decay_epochs: tuple[float, ...] = setting(
         "epochs at which multi_step decays, or the period of step and exponential", (), only_with=_DECAYING
     )
@@ -69,22 +67,18 @@ class Recipe(AugmentationSettings):
         "sides of the training images in pixels, each for an equal number of epochs; none: image_size", (), least=1
     )
     crop_pct: float = setting("share of the short side that the centre crop of the test keeps", 1.0, least=0.1, most=1)
-    repeats: int = setting(
-        "number of times that an image is repeated in a row, each with other augmentations", 1, least=1
-    )
+    repeats: int = setting("repeats of an image in a row, each with other augmentations", 1, least=1)
 
     head_epochs: int = setting("epochs at the start in which only the head is trained", 0)
     layer_decay: float = setting(
         "factor of the learning rate for each block further from the head", 1.0, least=1e-6, most=1
     )
 
-    dropout_rate: float | None = setting(
-        "dropout rate of the network; none: the default of the network", None, most=0.999
-    )
+    dropout_rate: float | None = setting("dropout rate; none: the default of the network", None, most=0.999)
     stochastic_depth_rate: float = setting("probability of skipping the last block, falling to 0", 0.0, most=0.999)
     zero_init_residual: bool = setting("initialise the last norm of each residual branch with zeros", False)
     batch_norm: str = setting(
-        "batch normalisation uses statistics of a replica, of all replicas, or the frozen running ones",
+        "statistics of each replica, of all replicas, or the running ones",
         "local",
         of=BATCH_NORMS,
     )

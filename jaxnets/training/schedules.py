@@ -41,9 +41,10 @@ def make_schedule(
     rises along half a cosine from peak / 25 to the peak at the last of `warmup_steps`, and falls along another to
     peak / 250000 at the last step (Smith & Topin 2018, without the cycle of the momentum).
 
-    step multiplies the rate by `decay_factor` after every `decay_steps[0]` steps, exponential does the same continuously,
-    and multi_step multiplies it at each of `decay_steps`; all three count from the start of training. linear, cosine and
-    polynomial (with exponent `power`) fall to `end_share` of the peak between the warm-up and the last step.
+    step multiplies the rate by `decay_factor` after every `decay_steps[0]` steps, exponential does the same
+    continuously, and multi_step multiplies it at each of `decay_steps`; all three count from the start of training.
+    linear, cosine and polynomial (with exponent `power`) fall to `end_share` of the peak between the warm-up and the
+    last step.
     """
     if name not in SCHEDULES:
         raise InputError(f"unknown schedule {name!r}; expected one of {', '.join(SCHEDULES)}")
