@@ -1,7 +1,7 @@
 """TrivialAugment (Müller & Hutter 2021, the "wide" space), on the device inside the training step.
 
 Each pixel equals that of torchvision 0.29.1's TrivialAugmentWide on a PIL image with the defaults: 31 magnitudes,
-nearest neighbour, black fill. Pillow computes partly in 16.16 fixed point, partly in float32 or float64. If a grey level
+nearest neighbour, black fill. Pillow computes partly in 16.16 fixed point, partly in float32 or float64. If a level
 depends on that, this module reproduces it with integers and float32.
 """
 

@@ -124,9 +124,9 @@ with interruption.Interruption() as asked:
 @pytest.mark.parametrize(
     ("seconds", "signals", "code", "line"),
     [
-        (60, (signal.SIGTERM, signal.SIGINT), 130, "ended by a second signal; what was saved before is kept"),
+        (60, (signal.SIGTERM, signal.SIGINT), 130, "ended by a second signal; the last checkpoint is kept"),
         pytest.param(
-            *(1, (signal.SIGTERM,), 143, "could not save in time; the checkpoint before is kept"),
+            *(1, (signal.SIGTERM,), 143, "could not save in time; the last checkpoint is kept"),
             marks=pytest.mark.exhaustive,
         ),
     ],
