@@ -14,6 +14,7 @@ from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe
+from jaxnets.training.augmentations import AugmentationSettings
 from jaxnets.training.config import DTYPES, Config
 from jaxnets.training.interruption import Interruption
 from jaxnets.training.loop import CHECKPOINT_INTERVAL, train
@@ -109,9 +110,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", metavar="NAME", help=f"start from {', '.join(RECIPES)} (default: by architecture)")
-    types_of = get_type_hints(Recipe)
+    augmentation = parser.add_argument_group("augmentation, as part of the recipe")
+    types_of, augmentations = get_type_hints(Recipe), {setting.name for setting in fields(AugmentationSettings)}
     for setting in fields(Recipe):
-        add_setting(recipe, setting.name, types_of[setting.name], dict(setting.metadata))
+        group = augmentation if setting.name in augmentations else recipe
+        add_setting(group, setting.name, types_of[setting.name], dict(setting.metadata))
     return parser
 
 

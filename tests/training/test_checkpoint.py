@@ -177,7 +177,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     broken = state_at(4)
     broken.ema["params"]["fc"]["kernel"][0, 0] = np.inf
     with Checkpoints(tmp_path, CONTENTS) as checkpoints:
-        with pytest.raises(InputError, match=r"^the state is not finite after step .*, and is not saved; train again"):
+        with pytest.raises(InputError, match=r"^the state is not finite after step .* and is not saved; train again"):
             checkpoints.save(2, broken, position_at(2))
         checkpoints.save(3, state_at(3), position_at(3))
         good = tmp_path / "checkpoints" / "3"
