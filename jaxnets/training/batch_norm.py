@@ -1,4 +1,4 @@
-"""Whose statistics batch normalisation uses in training, and how the running ones are found anew for the test."""
+"""Batch normalisation: whose statistics it uses in training, and the recalibration of the running ones for the test."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.data.batches import training_slots
-from jaxnets.data.pipeline import Batch, on_device, read_batches
+from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
 from jaxnets.models.layers import param_dtype
 from jaxnets.training.config import Config
+from jaxnets.training.evaluation import run_batches
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 
@@ -39,14 +40,14 @@ def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> nn.Mo
 
 
 def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> list[str]:
-    """What to say where too few images are normalised together to do it well."""
+    """A warning if too few images are normalised together."""
     kind = recipe.batch_norm
     together = recipe.batch_size // recipe.accumulation // (1 if kind == "synchronised" else replicas)
     if not has_norm or kind == "frozen" or together >= _SMALL_BATCH:
         return []
     way = "" if replicas == 1 or kind == "synchronised" else "--batch-norm synchronised, "
     return [
-        f"warning: batch normalisation sees {together} images at a time, which is few (below {_SMALL_BATCH}); "
+        f"warning: batch normalisation sees only {together} images at a time (fewer than {_SMALL_BATCH}); "
         f"{way}a larger --batch-size, or --precise-batch-norm-images may help"
     ]
 
@@ -78,10 +79,11 @@ def batch_moments(
 
 
 class Recalibration:
-    """Finds the running statistics anew over training images, as the test sees images (Wu & Johnson 2021, section 3).
+    """Computes the running statistics again over training images, preprocessed as in the test.
 
-    The statistics are those of the whole population of batches of one size: the mean of their means, and of their mean
-    squares less its square, in float64, as they differ little where the mean is large.
+    They are the statistics of the whole population of batches of one size (Wu & Johnson 2021, section 3): the mean of
+    the means, and the mean of the mean squares minus its square. These two are summed in float64, because they
+    differ little if the mean is large.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Recalibration:
         config: Config,
         done: Callable[[int], None] = lambda count: None,
     ) -> Any:
-        """batch_stats of `variables` over so many images as the recipe says, in whole batches; `done` counts them."""
+        """The new batch_stats of `variables`, over as many images as the recipe says; `done` gets the images so far."""
         parallel, size, seed = self._parallel, config.recipe.batch_size, config.seed
         images = config.recipe.precise_batch_norm_images
         batches = max(1, min(images, len(source)) // size)
@@ -113,8 +115,9 @@ class Recalibration:
         plan = (training_slots(seed, step, size, len(source), *process) for step in range(batches))
         squared = partial(jax.tree.map, _with_square, is_leaf=_is_moments)
         total: Any = None
-        for number, batch in enumerate(on_device(read_batches(source, self._preprocessing, plan), parallel.put)):
-            moments = squared(jax.tree.map(np.float64, parallel.fetch(self._moments(variables, batch))))
+        results = run_batches(self._moments, variables, source, self._preprocessing, plan, parallel)
+        for number, result in enumerate(results):
+            moments = squared(jax.tree.map(np.float64, result))
             total = moments if total is None else jax.tree.map(np.add, total, moments)
             done((number + 1) * size)
 

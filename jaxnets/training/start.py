@@ -9,9 +9,9 @@ import jax
 from jaxnets.pretrained import Origin, describe, starting_variables
 from jaxnets.training.checkpoint import Checkpoints, saved_contents
 from jaxnets.training.config import Config
-from jaxnets.training.history import Position
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import Progress
+from jaxnets.training.run_log import Position
 from jaxnets.training.setup import Setup
 from jaxnets.training.state import TrainState, create_state
 
@@ -38,7 +38,7 @@ def saved_or_new(
         run.optimizer,
         config.seed,
         recipe.image_size,
-        average=recipe.ema_decay > 0,
+        ema=recipe.ema_decay > 0,
         frozen=run.frozen,
         declared=run.declared,
     )
