@@ -2,8 +2,8 @@
 
 from jaxnets.errors import InputError
 from jaxnets.models.features import features
-from jaxnets.models.registry import create_model, list_models
+from jaxnets.models.registry import create_model, list_models, register_model
 from jaxnets.pretrained import Pretrained, load_pretrained
 
-__all__ = ["InputError", "Pretrained", "create_model", "features", "list_models", "load_pretrained"]
+__all__ = ["InputError", "Pretrained", "create_model", "features", "list_models", "load_pretrained", "register_model"]
 __version__ = "0.1.0"

@@ -48,7 +48,7 @@ def network(name: str, dtype: Any = jnp.float32) -> tuple[Any, dict[str, Any], j
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_the_same(name: str) -> None:
     model, variables, images = network(name)
-    folded, weights = fold(model, variables)
+    folded, weights, _ = fold(model, variables)
     assert set(weights) == {"params"}
     assert not {"aux1", "aux2"} & set(weights["params"])
     expected = jax.jit(partial(model.apply, train=False))(variables, images)
@@ -63,7 +63,7 @@ def test_logits_are_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "resnet1001_v2_cifar"])
 def test_only_rounding_differs(name: str) -> None:
     model, variables, images = network(name, jnp.float64)
-    folded, weights = fold(model, variables)
+    folded, weights, _ = fold(model, variables)
     expected = jax.jit(partial(model.apply, train=False))(variables, images)
     actual = jax.jit(partial(folded.apply, train=False))(weights, images)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
@@ -71,7 +71,7 @@ def test_only_rounding_differs(name: str) -> None:
 
 def test_weights_may_be_short() -> None:
     model, variables, images = network("resnet18")
-    folded, weights = fold(model, variables, jnp.bfloat16)
+    folded, weights, _ = fold(model, variables, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype(jnp.bfloat16)}
     logits = jax.jit(partial(folded.apply, train=False))(weights, images)
     assert logits.dtype == jnp.bfloat16

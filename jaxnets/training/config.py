@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
-from jaxnets.models.registry import create_model
 from jaxnets.training.recipe import Recipe
 from jaxnets.transfer import TRANSFERS
+from jaxnets.weights.runs import network_of
 
 DTYPES = ("float32", "bfloat16", "float64")
 # What may change while a run stands still: where the images lie (whether they are the same is seen from themselves),
@@ -79,25 +78,11 @@ class Config:
             raise InputError(f"head_epochs={recipe.head_epochs} leaves none of epochs={recipe.epochs} for the rest")
 
     def create_model(self, num_classes: int, **options: Any) -> nn.Module:
-        """The network, with what the recipe says about it. Raises InputError where it can't be had like that.
+        """The network with the recipe's settings. Raises InputError if it does not have one of them.
 
-        `options` are those that came with the weights that it starts from.
+        `options` are those of the weights that it starts from.
         """
-        recipe = self.recipe
-        if recipe.dropout_rate is not None:
-            options["dropout_rate"] = recipe.dropout_rate
-        if recipe.stochastic_depth_rate:
-            options["stochastic_depth_rate"] = recipe.stochastic_depth_rate
-        if recipe.zero_init_residual:
-            options["zero_init_residual"] = True
-        model = create_model(self.arch, num_classes=num_classes, dtype=jnp.dtype(self.dtype))
-        for option, without in (
-            ("stochastic_depth_rate", "--stochastic-depth-rate 0"),
-            ("zero_init_residual", "--no-zero-init-residual"),
-        ):
-            if option in options and not hasattr(model, option):
-                raise InputError(f"{self.arch} has no {option}, as the recipe asks for; give {without}")
-        return model.clone(**options)
+        return network_of(asdict(self), num_classes, options)
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""

@@ -17,9 +17,10 @@ from jaxnets.data.preprocessing import AsTheyAre, Preprocessing
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
+from jaxnets.models.contract import check_image_sizes, check_variables
 from jaxnets.models.features import head_inputs, head_of
 from jaxnets.models.initialization import Declaration, declaration
-from jaxnets.pretrained import Origin
+from jaxnets.models.norms import check_norms
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
@@ -30,6 +31,7 @@ from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
 from jaxnets.transfer import HeadOnTrunk, frozen_modules, make_head, scale_by_layer, with_frozen_norms
+from jaxnets.weights.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,10 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
         theirs = origin.preprocessing
         preprocessing = replace(preprocessing, mean=theirs.mean, std=theirs.std, interpolation=theirs.interpolation)
     network = config.create_model(len(dataset.class_names), **options)
-    if getattr(network, "norm", None) is None and (recipe.batch_norm != "local" or recipe.precise_batch_norm_images):
-        raise InputError(
-            f"{config.arch} has no batch normalisation; leave out --batch-norm and --precise-batch-norm-images"
-        )
     declared = _declaration(network, recipe)
+    check_variables(declared.shapes, config.arch)
+    if recipe.batch_norm != "local" or recipe.precise_batch_norm_images:
+        check_norms(network, declared.shapes.get("batch_stats", {}), config.arch)
     params = declared.shapes["params"]
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     with counting("checking images", len(dataset.train) + len(dataset.test), quiet=quiet) as (done, say):
@@ -181,6 +182,7 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
 
 def _declaration(network: nn.Module, recipe: Recipe) -> Declaration:
     """The network's. Also refuses images that are too small for it, at every size that it will see."""
+    check_image_sizes(network, (*recipe.train_image_sizes, recipe.image_size))
     for size in recipe.train_image_sizes:
         declaration(network, size)
     return declaration(network, recipe.image_size)
