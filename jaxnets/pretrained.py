@@ -31,7 +31,7 @@ Variables = Mapping[str, Any]
 
 
 class Pretrained(NamedTuple):
-    """A network with weights. `preprocess(image)` is its input for an image; `categories` are the class names in order."""
+    """A network with weights. `preprocess(image)` is its input; `categories` are the class names in order."""
 
     model: nn.Module
     variables: dict[str, Any]

@@ -200,7 +200,7 @@ def _stages_found(model: Any) -> Stages:
         )
     head = heads[-1]
     before = [name for name in names if name != head]
-    stages = {name: (name,) for name in before}
+    stages: Stages = {name: (name,) for name in before}
     # Parameters that the network holds itself are frozen first.
     own = tuple(dict.fromkeys(name for tree in network.shapes.values() for name in tree if name not in names))
     first = before[0] if before else HEAD_INPUTS

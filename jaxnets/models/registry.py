@@ -133,12 +133,10 @@ def _imported(name: str) -> Factory:
     except Exception as error:  # whatever a module from outside raises
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(f"network {name!r}: there is no module {error.name}{_near_modules(error.name)}") from None
-        raise InputError(
-            f"network {name!r}: importing {module_name} failed ({type(error).__name__}: {error})"
-        ) from error
+        raise InputError(f"network {name!r}: importing it failed ({type(error).__name__}: {error})") from error
     factory = getattr(module, attribute, None)
     if callable(factory):
-        return factory  # type: ignore[no-any-return]
+        return factory
     callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise InputError(f"network {name!r}: {module_name} has no function {attribute}{_hint(attribute, callables)}")
 

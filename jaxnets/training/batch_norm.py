@@ -34,7 +34,7 @@ def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> Any:
     knows_axis = has_option(model, "axis_name")
     if kind == "synchronised" and not knows_axis:
         raise InputError(
-            f"{type(model).__name__} has no field axis_name, which --batch-norm synchronised needs; use --batch-norm local"
+            f"{type(model).__name__} has no field axis_name, as --batch-norm synchronised needs; use --batch-norm local"
         )
     if axis_name is not None and knows_axis:
         model = model.clone(axis_name=axis_name)
