@@ -201,19 +201,25 @@ def test_later_layers_move_further_with_layer_decay(trunk: Path, tmp_path: Path)
                 assert np.abs(plain).max() > 1e-4
 
 
-def test_a_run_goes_on_without_the_weights_that_it_began_with(trunk: Path, tmp_path: Path) -> None:
-    weights = tmp_path / "weights"
+@pytest.mark.parametrize(
+    ("transfer", "train_from", "changes"),
+    slow_except(
+        [("partial", "layer2", {"ema_decay": 0.9})],
+        [("head", None, {}), ("partial", "layer2", {"ema_decay": 0.9}), ("full", None, {"head_epochs": 1})],
+    ),
+)
+def test_a_run_goes_on_without_the_weights_that_it_began_with(
+    trunk: Path, transfer: str, train_from: str | None, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    weights, whole, parts = tmp_path / "weights", tmp_path / "whole", tmp_path / "parts"
     shutil.copytree(trunk, weights)
-    for transfer, changes in (("head", {}), ("partial", {"ema_decay": 0.9}), ("full", {"head_epochs": 1})):
-        run = config(weights, transfer, "layer2" if transfer == "partial" else None, **changes)
-        whole, parts = tmp_path / f"{transfer}-whole", tmp_path / f"{transfer}-parts"
-        train(run, whole, OTHERS, parallel=cpus(1))
-        with pytest.raises(BaseException, match="SIGTERM"):
-            train(run, parts, OTHERS, parallel=cpus(1), interruption=Stop(8))
-        weights.rename(tmp_path / "gone")
-        train(run, parts, OTHERS, parallel=cpus(1), resume=True)
-        (tmp_path / "gone").rename(weights)
-        assert_same_bytes(saved(parts), saved(whole))
+    run = config(weights, transfer, train_from, **changes)
+    train(run, whole, OTHERS, parallel=cpus(1))
+    with pytest.raises(BaseException, match="SIGTERM"):
+        train(run, parts, OTHERS, parallel=cpus(1), interruption=Stop(8))
+    shutil.rmtree(weights)
+    train(run, parts, OTHERS, parallel=cpus(1), resume=True)
+    assert_same_bytes(saved(parts), saved(whole))
 
 
 @pytest.mark.slow
