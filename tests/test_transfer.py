@@ -92,7 +92,7 @@ def test_what_is_trained_follows_torch(name: str) -> None:
 def small(arch: str) -> tuple[Any, Any]:
     """A network of a family, small enough, with variables as if it were trained."""
     options: dict[str, Any] = {
-        "resnet20_cifar": {"num_filters": 4, "stage_sizes": (1, 1, 1)},
+        "resnet20_cifar": {"num_filters": 4, "stage_sizes": (1, 1, 3)},
         "resnet164_v2_cifar": {"num_filters": 4, "stage_sizes": (1, 1, 1)},
         "googlenet": {"aux_logits": False},
         "alexnet": {"hidden_features": 16},
