@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxnets.data.augmentation import color_jitter, image_keys, mix, random_erasing, random_flip, random_shift
+from tests.tiers import slow_except
 
 SEVERAL = 4000
 
@@ -64,7 +65,7 @@ def augment(images: jax.Array, targets: jax.Array, axis_name: str | None) -> tup
     return flipped, erased, *mix(mix_key, erased, targets, 0.2, 1.0)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", slow_except([4], [2, 4]))
 def test_images_do_not_depend_on_the_number_of_devices(replicas: int) -> None:
     images, targets = random_images(16, 12, 10), np.eye(16, dtype=np.float32)
     whole = jax.jit(partial(augment, axis_name=None))(images, targets)
@@ -153,7 +154,7 @@ def factors_of(keys: jax.Array, strength: float) -> np.ndarray:
     return np.stack([brightness, contrast, (colour[:, 0] - colour[:, 2]) / 20 / brightness / contrast], axis=1)
 
 
-@pytest.mark.parametrize("strength", [0.1, 0.5])
+@pytest.mark.parametrize("strength", slow_except([0.5], [0.1, 0.5]))
 def test_color_jitter_is_torchvisions(strength: float) -> None:
     keys = keys_of(1, 64)
     for name in CASES["photos"]:
@@ -251,7 +252,7 @@ def neighbours(array: np.ndarray) -> np.ndarray:
     return array[np.array([*np.ravel(places), *range(len(array) // 2 * 2, len(array))], int)]
 
 
-@pytest.mark.parametrize("count", [1, 5, 8])
+@pytest.mark.parametrize("count", slow_except([1, 5], [1, 5, 8]))
 @pytest.mark.parametrize("seed", range(4))
 def test_mixup_is_the_formula(count: int, seed: int) -> None:
     images, targets, new_images, new_targets = mixed(seed, count, 0.8, 0.0)
@@ -266,7 +267,7 @@ def test_mixup_is_the_formula(count: int, seed: int) -> None:
     np.testing.assert_allclose(new_targets.sum(1), 1, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 5, 8])
+@pytest.mark.parametrize("count", slow_except([1, 5], [1, 5, 8]))
 @pytest.mark.parametrize("seed", range(4))
 def test_cutmix_pastes_a_rectangle_and_counts_its_area(count: int, seed: int) -> None:
     images, targets, new_images, new_targets = mixed(seed, count, 0.0, 1.0)
@@ -297,9 +298,9 @@ def weights_of(seed: int, count: int, size: tuple[int, int], mixup: float, cutmi
     ("alpha", "quantile"),
     [
         # Beta distributions whose quantile function has a closed form.
-        (1.0, lambda share: share),
+        pytest.param(1.0, lambda share: share, marks=pytest.mark.slow),
         (0.5, lambda share: np.sin(np.pi / 2 * share) ** 2),
-        (2.0, lambda share: 0.5 - np.sin(np.arcsin(1 - 2 * share) / 3)),
+        pytest.param(2.0, lambda share: 0.5 - np.sin(np.arcsin(1 - 2 * share) / 3), marks=pytest.mark.slow),
     ],
 )
 def test_the_share_of_mixup_is_betas(alpha: float, quantile: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -308,7 +309,7 @@ def test_the_share_of_mixup_is_betas(alpha: float, quantile: Callable[[np.ndarra
     np.testing.assert_allclose(pixels, np.broadcast_to(shares[:, None, None], pixels.shape), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", CASES["cutmix_alphas"])
+@pytest.mark.parametrize("alpha", slow_except([1.0], CASES["cutmix_alphas"]))
 def test_the_share_of_cutmix_is_distributed_as_torchvisions(alpha: float) -> None:
     height, width = CASES["cutmix_size"]
     pixels, shares = weights_of(1, SEVERAL, (height, width), 0.0, alpha)

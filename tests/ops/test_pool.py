@@ -10,6 +10,7 @@ import pytest
 
 from jaxnets.errors import InputError
 from jaxnets.ops import adaptive_avg_pool, avg_pool, max_pool
+from tests.tiers import slow_except
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -25,12 +26,10 @@ def windows(size: int, window: int, stride: int, padding: int, ceil_mode: bool) 
     raise AssertionError
 
 
-@pytest.mark.parametrize("size", [(4, 4), (5, 7), (6, 9), (15, 15)])
+@pytest.mark.parametrize("size", slow_except([[5, 7], [6, 9]], [[4, 4], [5, 7], [6, 9], [15, 15]]))
 @pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)])
 @pytest.mark.parametrize("ceil_mode", [False, True])
-def test_max_pool_and_its_gradient(
-    size: tuple[int, int], window: int, stride: int, padding: int, ceil_mode: bool
-) -> None:
+def test_max_pool_and_its_gradient(size: list[int], window: int, stride: int, padding: int, ceil_mode: bool) -> None:
     # Few distinct values, all below zero: ties are common, and zero padding would win.
     inputs = -1.0 - np.random.RandomState(0).randint(0, 3, (2, *size, 3)).astype(np.float64)
     rows, columns = (windows(pixels, window, stride, padding, ceil_mode) for pixels in size)

@@ -19,6 +19,7 @@ from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.config import Config
 from jaxnets.training.feed import TrainingFeed
 from jaxnets.training.recipe import Recipe
+from tests.tiers import slow_except
 from tests.training.tiny import (
     PLAIN,
     PREPROCESSING,
@@ -466,11 +467,15 @@ IN_RUNS = {
 }
 
 
+# Take long to compile; other tests show what they do.
+LONG = ("accumulation", "cutmix_alpha", "dropout_rate", "mixup_alpha", "trivial_augment")
+
+
 def test_every_setting_has_a_test() -> None:
     assert {setting.name for setting in fields(Recipe)} == set(TECHNIQUES) | set(IN_RUNS)
 
 
-@pytest.mark.parametrize("name", TECHNIQUES)
+@pytest.mark.parametrize("name", slow_except([name for name in TECHNIQUES if name not in LONG], TECHNIQUES))
 def test_a_setting_does_what_it_says(name: str) -> None:
     case = TECHNIQUES[name]
     recipe = replace(PLAIN, **dict(case.beside), **{name: case.on})

@@ -240,9 +240,15 @@ print(total, "/jax/compilation_cache/cache_hits" in hits)
     assert [run.stdout.split() for run in printed] == [[f"{total:.1f}", "False"], [f"{total:.1f}", "True"]]
 
 
-@pytest.mark.parametrize("shape", [(4, 7, 5, 32), (2, 5, 5, 24), (3, 4, 4, 5), (2, 6, 5, 160), (9, 16), (1, 1, 1, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    slow_except(
+        [[2, 5, 5, 24], [3, 4, 4, 5], [9, 16]],
+        [[4, 7, 5, 32], [2, 5, 5, 24], [3, 4, 4, 5], [2, 6, 5, 160], [9, 16], [1, 1, 1, 3]],
+    ),
+)
 @pytest.mark.parametrize("relu", [False, True])
-def test_batch_norm(shape: tuple[int, ...], relu: bool) -> None:
+def test_batch_norm(shape: list[int], relu: bool) -> None:
     random = np.random.RandomState(0)
     inputs, gradient = random.normal(3, 2, shape), random.standard_normal(shape)
     vectors = [random.standard_normal(shape[-1]) for _ in range(2)]
@@ -309,9 +315,7 @@ def test_max_pools_gradient(window: int, stride: int, padding: int, ceil_mode: b
 
 
 def test_a_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = jaxnets.create_model(
-        "resnext29_8x64d_cifar", num_classes=3, stage_sizes=(1, 1), groups=4, width_per_group=32
-    )
+    model = jaxnets.create_model("resnext29_8x64d_cifar", num_classes=3, stage_sizes=(1,), groups=4, width_per_group=32)
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     variables = initial_variables(model, jax.random.key(0), 16)
 
@@ -413,16 +417,16 @@ def test_a_convolution_with_what_follows_it(
 
 
 def test_a_folded_networks_kernels_are_laid_out_once() -> None:
-    model = jaxnets.create_model("resnet50", num_classes=5, stage_sizes=(2, 1, 1, 1))
-    weights = initial_variables(model, jax.random.key(0), 64)
-    images = jax.random.normal(jax.random.key(2), (2, 64, 64, 3))
+    model = jaxnets.create_model("resnet50", num_classes=5, stage_sizes=(2, 1))
+    weights = initial_variables(model, jax.random.key(0), 32)
+    images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
     expected = jax.jit(partial(model.apply, train=False))(weights, images)
     folded, params, _ = fold(model, weights)
     run = specialised(partial(folded.apply, train=False), params, images)
     np.testing.assert_allclose(run(images), expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
     kernels = [leaf for leaf in run.args[0] if leaf.ndim == 4]
     assert not kernels
-    with pytest.raises(TypeError, match=r"compiled with float32\[2,64,64,3\]"):
+    with pytest.raises(TypeError, match=r"compiled with float32\[2,32,32,3\]"):
         run(images[:1])
 
 
