@@ -50,8 +50,8 @@ GOOGLENET_2014 = Recipe(
 )
 
 # He et al. 2015, section 3.4: 600,000 steps of 256 are 120 epochs; a tenth when the error plateaus. Crops of 224 in
-# images scaled to 256 to 480 pixels are 16 % to 57 % of a 4:3 photo, here 16 % and more. The paper changes colours along
-# principal components; here brightness, contrast and saturation change.
+# images scaled to 256 to 480 pixels are 16 % to 57 % of a 4:3 photo, here 16 % and more. The paper changes colours
+# along principal components; here brightness, contrast and saturation change.
 RESNET_2015 = Recipe(
     image_size=224,
     epochs=120,
@@ -111,9 +111,9 @@ TORCHVISION_V1 = Recipe(
     flip=0.5,
 )
 
-# Vryniotis 2021, "How to train state-of-the-art models using TorchVision's latest primitives": the V2 weights. The decay
-# of the average, 0.99998 every 32 steps scaled by batch size and epochs, is 0.99997 a step. Here the copies of a repeated
-# image are on one device, and the bias of the last layer does not decay; there it is otherwise.
+# Vryniotis 2021, "How to train state-of-the-art models using TorchVision's latest primitives": the V2 weights. The
+# decay of the average, 0.99998 every 32 steps scaled by batch size and epochs, is 0.99997 a step. Here the copies of a
+# repeated image are on one device, and the bias of the last layer does not decay; there it is otherwise.
 TORCHVISION_V2 = Recipe(
     image_size=224,
     epochs=600,
@@ -191,8 +191,8 @@ LINEAR_PROBE = Recipe(
     crop_pct=0.875,
 )
 
-# Our own, similar to FFCV's 16 epochs (Leclerc et al. 2023): growing images, a rate that rises and falls linearly, large
-# batches.
+# Our own, similar to FFCV's 16 epochs (Leclerc et al. 2023): growing images, a rate that rises and falls linearly,
+# large batches.
 FAST = Recipe(
     image_size=224,
     epochs=16,
