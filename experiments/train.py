@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train a classifier. Settings that are not given are chosen for the family of the network.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--arch", help="network, such as resnet50; jaxnets.list_models() names them all")
+    parser.add_argument("--arch", help="network, such as resnet50 (jaxnets.list_models()), or package.module:factory")
     parser.add_argument(
         "--dataset",
         help="folder of images (train/CLASS/*.jpg and val/ or test/, or CLASS/*.jpg) or of prepared records, name of a "
@@ -201,7 +201,7 @@ def absolute_weights(weights: str) -> str:
 def default_workdir(config: Config) -> Path:
     """runs/ARCH-DATASET, or with -2, -3, ... appended if that exists."""
     name = Path(config.dataset).name if is_path(config.dataset) else config.dataset
-    name = f"{config.arch}-" + "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{config.arch}-{name}")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1

@@ -24,6 +24,7 @@ from jaxnets.benchmarking.machine import arithmetic_ceiling, bandwidth_ceiling, 
 from jaxnets.data.pipeline import Batch, available_cores
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
+from jaxnets.models.contract import option_of
 from jaxnets.models.initialization import initial_variables
 from jaxnets.models.registry import create_model, family_of
 from jaxnets.training.batch_norm import with_batch_norm
@@ -126,7 +127,7 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
 
     with jax.default_matmul_precision("highest"):
         loss = None
-        if job.mode == "train" and not getattr(model, "dropout_rate", 0):
+        if job.mode == "train" and not option_of(model, "dropout_rate", 0):
             apply = partial(model.apply, train=True, mutable=["batch_stats", "aux_logits"])
             training_logits, _ = jax.jit(apply)(variables, training_images)
             targets = smoothed_targets(jnp.asarray(labels), CLASSES)
@@ -134,7 +135,7 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
         if job.mode == "inference":
             from jaxnets.inference import fold
 
-            model, variables = fold(model, variables)
+            model, variables, _ = fold(model, variables)
         logits = jax.jit(partial(model.apply, train=False))(variables, images)
     return {"logits": np.asarray(logits).tolist(), "loss": loss}
 
@@ -225,7 +226,8 @@ def _inference(job: Job, parallel: Parallel, model: Any) -> _Step:
 
     started = time.perf_counter()
     variables = initial_variables(model, jax.random.key(0), job.image_size)
-    model, variables = jax.block_until_ready(fold(model, variables, dtype=jnp.dtype(job.dtype)))
+    model, variables, _ = fold(model, variables, dtype=jnp.dtype(job.dtype))
+    jax.block_until_ready(variables)
     initial_seconds = time.perf_counter() - started
 
     def classify(variables: Any, images: jax.Array) -> jax.Array:

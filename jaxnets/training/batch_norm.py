@@ -13,7 +13,10 @@ from jaxnets.data.batches import training_slots
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
+from jaxnets.errors import InputError
+from jaxnets.models.contract import has_option
 from jaxnets.models.layers import param_dtype
+from jaxnets.models.norms import with_norms
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import run_batches
 from jaxnets.training.parallel import Parallel
@@ -23,20 +26,25 @@ from jaxnets.training.recipe import Recipe
 _SMALL_BATCH = 16
 
 
-def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> nn.Module:
-    """The network with statistics of each replica ("local"), of all of them ("synchronised"), or of before ("frozen").
+def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> Any:
+    """The network with statistics of each replica ("local"), of all replicas ("synchronised"), or running ("frozen").
 
-    The replicas of `axis_name` draw their chances apart from each other in any case.
+    Dropout differs between the replicas of `axis_name` in any case. Raises InputError for "synchronised" if the network
+    does not have the field `axis_name`.
     """
-    model = model.clone(axis_name=axis_name)
-    norm = getattr(model, "norm", None)
-    if norm is None:
-        return model
+    knows_axis = has_option(model, "axis_name")
+    if kind == "synchronised" and not knows_axis:
+        raise InputError(
+            f"{type(model).__name__} has no field axis_name, as --batch-norm synchronised needs; use --batch-norm local"
+        )
+    if axis_name is not None and knows_axis:
+        model = model.clone(axis_name=axis_name)
+    changes: dict[str, Any] = {}
     if kind == "frozen":
-        return model.clone(norm=partial(norm, frozen=True))
-    if kind == "local" and axis_name is not None:
-        return model.clone(norm=lambda **arguments: norm(**{**arguments, "axis_name": None}))
-    return model
+        changes["frozen"] = None
+    if axis_name is not None:
+        changes |= {"local": kind == "local"} if knows_axis else {"replicas": axis_name}
+    return with_norms(model, **changes) if changes else model
 
 
 def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> list[str]:
@@ -55,12 +63,11 @@ def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> lis
 def batch_moments(
     variables: Any, batch: Batch, *, model: Any, preprocessing: Preprocessing, axis_name: str | None
 ) -> Any:
-    """Mean and variance of what enters each norm, for one batch of uint8 images [N, H, W, 3]."""
-    # Nothing is kept of the running statistics, and nothing but them is left to chance.
-    options: dict[str, Any] = {"norm": partial(model.norm, momentum=0.0, unbiased_variance=False)}
-    if hasattr(model, "stochastic_depth_rate"):
-        options["stochastic_depth_rate"] = 0.0
-    _, updates = model.clone(**options).apply(
+    """Mean and variance of the inputs of each norm, for one batch of uint8 images [N, H, W, 3]."""
+    model = with_norms(model, moments=True)
+    if has_option(model.network, "stochastic_depth_rate"):
+        model = model.clone(stochastic_depth_rate=0.0)  # it would change the inputs of norms
+    _, updates = model.apply(
         variables,
         preprocessing.normalise(jnp.asarray(batch.images), param_dtype(model.dtype)),
         train=True,

@@ -1,10 +1,8 @@
 """Checkpoints of a run, written by orbax: the state, and all that is needed to use it."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,15 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.models.initialization import declaration
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents, TrainedClassifier
 from jaxnets.training.state import TrainState
+from jaxnets.weights.runs import FOLDER, first_line, orbax_files, read_run
 
 CHECKPOINTS = ("latest", "best")
-_FOLDER = "checkpoints"
 
 
 class Checkpoints:
@@ -46,7 +42,7 @@ class Checkpoints:
         self._opened: Any = None
         if workdir is None:
             return
-        self._folder = workdir.resolve() / _FOLDER
+        self._folder = workdir.resolve() / FOLDER
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,7 +85,7 @@ class Checkpoints:
         if number in self._manager.all_steps():
             return  # the same state: a run that was stopped here, and again before its next step
         try:
-            _files().write(self._manager, number, {"variables": variables, "training": rest}, metadata)
+            orbax_files().write(self._manager, number, {"variables": variables, "training": rest}, metadata)
         except (OSError, ValueError) as error:
             raise self._failure(error) from None
         # orbax begins a checkpoint when the one before is complete.
@@ -115,7 +111,7 @@ class Checkpoints:
         """
         if self._folder is None:
             return None
-        files = _files()
+        files = orbax_files()
         damaged: list[tuple[int, Exception]] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -134,7 +130,7 @@ class Checkpoints:
             return _joined(like, variables, list(rest.values())), metadata["position"]
         if damaged:
             raise InputError(
-                f"none of the checkpoints in {self._folder} can be read ({_first_line(damaged[0][1])}); "
+                f"none of the checkpoints in {self._folder} can be read ({first_line(damaged[0][1])}); "
                 "train again in another workdir"
             )
         return None
@@ -167,7 +163,7 @@ class Checkpoints:
     @property
     def _manager(self) -> Any:
         if self._opened is None:
-            self._opened = _files().writer(self._folder, lambda: self.best)
+            self._opened = orbax_files().writer(self._folder, lambda: self.best)
         return self._opened
 
     def _move_aside(self, number: int, error: Exception, say: Callable[[str], None]) -> None:
@@ -176,24 +172,10 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(self._folder / str(number), aside)
         self._manager.reload()
-        say(f"warning: checkpoint {number} is damaged ({_first_line(error)}); it is moved to {aside}")
+        say(f"warning: checkpoint {number} is damaged ({first_line(error)}); it is moved to {aside}")
 
     def _failure(self, error: Exception) -> InputError:
-        return InputError(f"a checkpoint can't be written to {self._folder} ({_first_line(error)}); is the disk full?")
-
-
-def saved_contents(workdir: Path) -> dict[str, Any] | None:
-    """The metadata of the latest readable checkpoint; None if there is none."""
-    folder = workdir.resolve() / _FOLDER
-    if not folder.is_dir():
-        return None
-    files = _files()
-    with files.reader(folder) as manager:
-        for number in sorted(manager.all_steps(), reverse=True):
-            with suppress(Exception):  # orbax and tensorstore raise many types
-                found: dict[str, Any] = files.read_metadata(manager, number)
-                return found
-    return None
+        return InputError(f"a checkpoint can't be written to {self._folder} ({first_line(error)}); is the disk full?")
 
 
 def load_classifier(workdir: Path, which: str = "latest", *, model: nn.Module | None = None) -> TrainedClassifier:
@@ -201,50 +183,13 @@ def load_classifier(workdir: Path, which: str = "latest", *, model: nn.Module | 
 
     If `train` was given a `model`, it has to be given here too. Raises InputError if the checkpoint can't be read.
     """
-    folder = Path(os.path.abspath(workdir)) / _FOLDER
-    if not os.path.isdir(folder):
-        raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
+    run = read_run(workdir, which, model)
     try:
-        return _read_classifier(folder, which, model)
-    except InputError as error:
-        raise InputError(f"{workdir}: {error}") from None
-    except Exception as error:
-        # orbax and tensorstore raise many types for a file that is missing, truncated or of another format.
-        raise InputError(
-            f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
-            f"{_first_line(error)}); train --resume falls back to the one before, or train again in another workdir"
-        ) from None
-
-
-def _read_classifier(folder: Path, which: str, given: nn.Module | None) -> TrainedClassifier:
-    files = _files()
-    with files.reader(folder) as manager:
-        number = manager.latest_step()
-        if number is None:
-            raise InputError("no checkpoint was finished; train again in another workdir")
-        metadata = files.read_metadata(manager, number)
-        if which == "best" and metadata["best"] in manager.all_steps():
-            number = metadata["best"]
-            metadata = files.read_metadata(manager, number)
-        config = Config.from_dict(metadata["config"])
-        preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-        class_names = tuple(metadata["class_names"])
-        trained = metadata["custom"].get("model")
-        if trained is not None and given is None:
-            raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
-        model = config.create_model(len(class_names), given, **metadata["options"])
-        side = preprocessing.crop_size
-        shapes = declaration(model, side).shapes
-        like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-        variables = files.read_arrays(manager, number, "variables", metadata, like)
-    return TrainedClassifier(config, model, jax.device_put(variables), preprocessing, class_names, metadata["options"])
-
-
-def _files() -> Any:
-    # orbax takes as long to import as Flax and optax together; the first step of a run does not wait for it.
-    from jaxnets.training import checkpoint_files
-
-    return checkpoint_files
+        config = Config.from_dict(run.settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{workdir}: its checkpoint is from another version ({first_line(error)})") from None
+    origin = run.origin
+    return TrainedClassifier(config, run.model, run.variables, origin.preprocessing, origin.class_names, origin.options)
 
 
 def _rest(state: TrainState) -> TrainState:
@@ -262,7 +207,3 @@ def _joined(like: TrainState, variables: Any, rest: list[Any]) -> TrainState:
 def _numbered(tree: Any) -> dict[str, Any]:
     """The leaves by their index, independent of the classes that hold them."""
     return {f"{index:05}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]

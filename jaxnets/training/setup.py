@@ -15,9 +15,10 @@ from jaxnets.data.preprocessing import AsTheyAre, Preprocessing
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
+from jaxnets.models.contract import check_image_sizes, check_variables
 from jaxnets.models.features import head_inputs, head_of
 from jaxnets.models.initialization import Declaration, declaration
-from jaxnets.pretrained import Origin
+from jaxnets.models.norms import check_norms
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
@@ -28,6 +29,7 @@ from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
 from jaxnets.transfer import HeadOnTrunk, frozen_modules, make_head, scale_by_layer, with_frozen_norms
+from jaxnets.weights.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,10 @@ def set_up(
     preprocessing = _preprocessing(recipe, dataset, origin)
     options = _options(config, origin)
     network = config.create_model(len(dataset.class_names), custom.model, **options)
-    if getattr(network, "norm", None) is None and (recipe.batch_norm != "local" or recipe.precise_batch_norm_images):
-        raise InputError(
-            f"{config.arch} has no batch normalisation; leave out --batch-norm and --precise-batch-norm-images"
-        )
     declared = _declaration(network, recipe)
+    check_variables(declared.shapes, config.arch)
+    if recipe.batch_norm != "local" or recipe.precise_batch_norm_images:
+        check_norms(network, declared.shapes.get("batch_stats", {}), config.arch)
     params = declared.shapes["params"]
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     trained = {name: tree for name, tree in params.items() if name not in frozen}
@@ -208,7 +209,8 @@ def _optimizer(
 
 
 def _declaration(network: nn.Module, recipe: Recipe) -> Declaration:
-    """The variables of the network. Raises InputError if the images of any epoch are too small for it."""
+    """The variables of the network. Raises InputError if it cannot take the images of any epoch."""
+    check_image_sizes(network, (*recipe.train_image_sizes, recipe.image_size))
     for size in recipe.train_image_sizes:
         declaration(network, size)
     return declaration(network, recipe.image_size)
