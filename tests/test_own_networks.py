@@ -28,7 +28,7 @@ ARCHS = {
     "tests.test_own_networks:narrow_resnet18d": 32,
     "tests.examples.plain:PlainNetwork": 16,
 }
-CLASSES = ("dark", "middle", "light")
+CLASSES = ("bright", "dark", "grey")
 
 
 def invoke(name: str, *arguments: object) -> str:
@@ -77,7 +77,7 @@ def test_later_commands_find_the_network_again(run: Path, photos: Path, tmp_path
     result = json.loads((run / "result.json").read_text())
     assert result["arch"] == arch_of(run) in ARCHS
     assert f"test accuracy {result['test_accuracy']:.2%}" in invoke("evaluate", run)
-    image = photos / "val" / "dark" / "0.png"
+    image = photos / "val" / CLASSES[0] / "0.png"
     answer = json.loads(_answers("predict", run, image, "--topk", 3, "--format", "json", folder=tmp_path))
     assert {guess["class"] for guess in answer[0]["classes"]} == set(CLASSES)
     invoke("embed", run, photos / "val", "--output", tmp_path / "embedded.npz")

@@ -96,7 +96,7 @@ def anatomy(model: Any) -> Anatomy:
     stages = getattr(model, "stages", None)
     return Anatomy(
         stages=_stages_found(model) if stages is None else _checked(model, dict(stages)),
-        auxiliary_heads=getattr(model, "auxiliary_heads", {}),
+        auxiliary_heads=auxiliary_heads_of(model),
         head_dropout_rate=getattr(model, "head_dropout_rate", 0.0),
         smallest_image=getattr(model, "smallest_image", 1),
         image_size=getattr(model, "image_size", None),
@@ -106,6 +106,17 @@ def anatomy(model: Any) -> Anatomy:
 def has_option(model: Any, name: str) -> bool:
     """Whether a network has a field that `model.clone(name=value)` can set."""
     return name in {field.name for field in fields(model)}
+
+
+def option_of(model: Any, name: str, default: Any) -> Any:
+    """The value of a network's field, or `default` if it has no such field."""
+    return getattr(model, name) if has_option(model, name) else default
+
+
+def auxiliary_heads_of(model: Any) -> Mapping[str, str]:
+    """The modules of a network's auxiliary heads, each with the name of its classifier inside."""
+    heads: Mapping[str, str] = getattr(model, "auxiliary_heads", {})
+    return heads
 
 
 def check_network(model: Any, name: str, num_classes: int) -> None:

@@ -209,7 +209,7 @@ def _optimizer(
 
 
 def _declaration(network: nn.Module, recipe: Recipe) -> Declaration:
-    """The variables of the network. Raises InputError if the images of any epoch are too small for it."""
+    """The variables of the network. Raises InputError if it cannot take the images of any epoch."""
     check_image_sizes(network, (*recipe.train_image_sizes, recipe.image_size))
     for size in recipe.train_image_sizes:
         declaration(network, size)

@@ -213,7 +213,7 @@ def test_frozen_norms_leave_the_rest_of_a_norm_alone() -> None:
 def test_networks_without_norms_refuse_what_is_about_norms(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Tiny(norm=None, **options))
+    monkeypatch.setattr("jaxnets.weights.runs.create_model", lambda name, **options: Tiny(norm=None, **options))
     with pytest.raises(InputError, match="has no batch normalisation; leave out --batch-norm"):
         train(Config("resnet20_cifar", replace(PLAIN, **change), "greys"), tmp_path / "run", GREYS, parallel=JIT)
     assert not (tmp_path / "run").exists()
