@@ -24,8 +24,8 @@ def run() -> None:
 
     def computed(images, kernel, gradient, scale, bias, pooled):  # type: ignore[no-untyped-def]
         outputs, winners = operations.max_pool(images, counts=(2, 2), winners=True, **pooling)
-        normalised = operations.batch_norm(images, scale, bias, epsilon=_EPSILON, relu=True)
-        pulled = images, gradient, *normalised[1:], scale, normalised[0]
+        *normalised, residual = operations.batch_norm(images, scale, bias, epsilon=_EPSILON, relu=True)
+        operands = images, gradient, *normalised[1:], scale, normalised[0], residual
         return {
             "convolution": [operations.convolution(images, kernel, **geometry)],
             "convolution's gradients": operations.convolution_gradients(images, kernel, gradient, **geometry),
@@ -35,7 +35,7 @@ def run() -> None:
             "max-pooling": [outputs],
             "max-pooling's gradient": operations.max_pool_gradient(winners, pooled, sizes=(5, 5), **pooling),
             "normalisation": normalised,
-            "normalisation's gradients": operations.batch_norm_gradients(*pulled, epsilon=_EPSILON),
+            "normalisation's gradients": operations.batch_norm_gradients(*operands, epsilon=_EPSILON),
         }
 
     arrays = images, kernel, gradient, scale, bias, pooled
