@@ -1,7 +1,7 @@
 """Fewer calls of the engine in a program that is lowered but not compiled, and calls on rows of stacked arrays.
 
 Each call costs a handover between threads, and what a loop reads of stacked arrays, or writes to them, is copied for
-it. So calls are joined unless XLA computes something in between, and a call gets a stacked array and the index of a row.
+it. So calls are joined unless XLA computes something in between, and calls get a stacked array and the row's index.
 """
 
 import json
