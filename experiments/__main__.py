@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "Test a trained network again.",
     "predict": "Classify images.",
     "embed": "Write the features of images to a file.",
+    "summary": "List the layers of a network, with shapes and parameters.",
     "convert": "Convert weights between PyTorch files, safetensors and runs.",
     "export": "Write a network and its weights as a StableHLO program.",
     "prepare": "Download a data set, or resize images once for faster training.",

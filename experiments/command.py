@@ -86,7 +86,7 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
     parser.usage = f"%(prog)s (WORKDIR | --arch NAME [--weights W]) {'IMAGE... ' if images else ''}[options]"
     help = "folder of a run, unless --arch is given" + ("; then image files, and folders of them" if images else "")
     parser.add_argument("paths", type=Path, nargs="*", metavar="path", help=help)
-    parser.add_argument("--arch", help="network, such as resnet50, in the place of a run's folder")
+    parser.add_argument("--arch", help="network, such as resnet50 or package.module:factory, instead of a run's folder")
     parser.add_argument(
         "--weights", default="DEFAULT", help="of --arch: a published name (default: DEFAULT), or a file"
     )

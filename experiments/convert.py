@@ -13,21 +13,23 @@ from jaxnets.training.checkpoint import CHECKPOINTS
 
 
 def main() -> None:
-    """Turns weights of PyTorch into safetensors that say what goes with them, and runs into state dicts of torchvision.
+    """Converts PyTorch weights to safetensors with metadata, and runs to state dicts with torchvision's names.
 
-    A file's tensors stay as they are, types included.
+    The tensors of a file keep their values and types.
     """
     parser = argparse.ArgumentParser(prog=program("convert"), description=main.__doc__)
     parser.add_argument(
         "source", help="a .pth, .pt or .safetensors file, IMAGENET1K_V1 and its like, or the folder of a run"
     )
-    parser.add_argument("--arch", help="network of the weights, such as resnet50; a run knows it")
+    parser.add_argument(
+        "--arch", help="network of the weights, such as resnet50, or package.module:factory; a run knows it"
+    )
     parser.add_argument("--output", type=Path, required=True, help=f"the file, ending in {', '.join(SUFFIXES)}")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="latest", help="of a run (default: latest)")
-    known = parser.add_argument_group("what goes with the weights, where the file does not say it")
+    known = parser.add_argument_group("metadata of the weights, if the file has none")
     known.add_argument("--class-names", type=Path, metavar="FILE", help="text file with a class name a line")
-    known.add_argument("--crop-size", type=int, help="pixels a side that the network reads")
-    known.add_argument("--resize-size", type=int, help="pixels of the short side before that")
+    known.add_argument("--crop-size", type=int, help="image side in pixels for the network")
+    known.add_argument("--resize-size", type=int, help="pixels of the short side before the crop")
     known.add_argument("--mean", type=float, nargs=3, metavar="X", help="of the channels, from 0 to 1")
     known.add_argument("--std", type=float, nargs=3, metavar="X", help="of the channels")
     known.add_argument("--interpolation", help="bilinear or bicubic")
@@ -41,7 +43,9 @@ def main() -> None:
     }
     if source.is_dir():
         if given or arguments.class_names:
-            raise InputError("a run knows its classes and its preprocessing; leave out what says other ones")
+            raise InputError(
+                "a run knows its classes and its preprocessing; leave out --class-names and those of the preprocessing"
+            )
         prepare_for(source)
         arch, origin = convert_run(source, arguments.output, arguments.checkpoint, arguments.arch)
     elif arguments.arch is None:

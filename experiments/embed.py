@@ -1,4 +1,4 @@
-"""Images as vectors: python -m experiments.embed (WORKDIR | --arch NAME) FOLDER --output FILE.npz."""
+"""Features of images: python -m experiments.embed (WORKDIR | --arch NAME) FOLDER --output FILE.npz."""
 
 import argparse
 from pathlib import Path
@@ -8,25 +8,25 @@ import numpy as np
 from experiments.command import add_weights, images_of, program, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.models.features import blocks_of, head_inputs
-from jaxnets.training.extraction import FeatureExtractor
+from jaxnets.training.evaluation import FeatureExtractor
 from jaxnets.training.progress import counting
 
 
 def main() -> None:
-    """Writes what a stage of a network makes of each image, by default what its classifier reads, into an .npz file.
+    """Writes features of images, by default the inputs of the classifier layer, to an .npz file.
 
-    It holds "embeddings" [N, ...], "images" [N] (their paths) and "stage".
+    The file holds "embeddings" [N, ...], "images" [N] (their paths) and "stage".
     """
     parser = argparse.ArgumentParser(prog=program("embed"), description=main.__doc__)
     add_weights(parser, images=True)
     parser.add_argument("--output", type=Path, required=True, help="the .npz file")
-    parser.add_argument("--stage", help="such as layer3 or fc2 (default: what the classifier reads)")
+    parser.add_argument("--stage", help="such as layer3 or fc2 (default: the inputs of the classifier layer)")
     arguments = parser.parse_args()
     output: Path = arguments.output
     if output.suffix != ".npz":
         raise InputError(f"--output {output}; expected a name that ends in .npz")
     if output.exists():
-        raise InputError(f"--output {output} exists already; give another name, or remove it")
+        raise InputError(f"--output {output} exists already; give another name or remove it")
     images = images_of(arguments)
     _, classifier = weights_of(arguments)
     stage = arguments.stage or head_inputs(classifier.model)

@@ -1,32 +1,88 @@
-"""Repeat a run's test: python -m experiments.evaluate WORKDIR."""
+"""Evaluate a classifier: python -m experiments.evaluate (WORKDIR | --arch NAME --weights W)."""
 
 import argparse
+import re
 
-from experiments.command import add_classifier, classifier_of, program, run
+from experiments.command import add_weights, classifier_of, program, run, weights_of
 from jaxnets.data.datasets import load_dataset
-from jaxnets.data.verification import judge, usable
+from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
+from jaxnets.errors import InputError
+from jaxnets.pretrained import Pretrained
+from jaxnets.training.contents import check_classes
 from jaxnets.training.evaluation import Evaluator
+from jaxnets.training.metrics import TOP5, all_metrics, class_metrics
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 
 
 def main() -> None:
-    """Evaluates the run's latest checkpoint on the test images of the data set that it was trained on."""
+    """Evaluates a run, or other weights, on the test images of a data set, by default that of the run."""
     parser = argparse.ArgumentParser(prog=program("evaluate"), description=main.__doc__)
-    classifier = classifier_of(add_classifier(parser).parse_args())
-    config = classifier.config
-    dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)
-    classifier.check_classes(dataset.class_names)
+    add_weights(parser)
+    parser.add_argument("--dataset", help="folder, or name of a data set (default: the one that the run trained on)")
+    parser.add_argument("--data-dir", help="where TFDS keeps its data sets (default: that of the run)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images at a time (default: that of the run, or 32)"
+    )
+    parser.add_argument(
+        "--on-bad-image",
+        choices=ON_BAD_IMAGE,
+        help="stop at an image that can't be read, or skip it (default: as the run)",
+    )
+    arguments = parser.parse_args()
+    if len(arguments.paths) > (arguments.arch is None):
+        raise InputError(f"unexpected {arguments.paths[-1]}; give the folder of one run, or --arch and --weights")
+    config = None
+    if arguments.arch is None and arguments.paths:
+        arguments.workdir = arguments.paths[0]
+        trained = classifier_of(arguments)
+        config = trained.config
+        classifier = Pretrained(trained.model, trained.variables, trained.preprocessing, trained.class_names)
+    else:
+        _, classifier = weights_of(arguments)
+        if arguments.dataset is None:
+            raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
+    batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}; expected at least 1")
+    name = arguments.dataset or (config.dataset if config else "")
+    dataset = load_dataset(
+        name,
+        data_dir=arguments.data_dir or (config.data_dir if config else None),
+        test_share=config.test_share if config else 0.2,
+    )
+    if not _are_wordnet_ids(classifier.categories, dataset.class_names):
+        check_classes(classifier.categories, dataset.class_names)
     with counting("checking images", len(dataset.test)) as (done, say):
         test, bad, _ = usable(dataset.test, len(dataset.class_names), done)
-        judge(bad, len(dataset.train) + len(dataset.test), config.on_bad_image, say)
+        on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
+        judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
     parallel = Parallel.choose()
-    evaluate = Evaluator(classifier.model, classifier.preprocessing, config.recipe.batch_size, parallel)
+    evaluate = Evaluator(classifier.model, classifier.preprocess, batch_size, parallel, metrics=all_metrics(None))
     with counting("evaluating", len(test)) as (done, _):
-        metrics = evaluate(parallel.replicate(classifier.variables), test, done).metrics
-    count = round(metrics["count"])
-    right = round(metrics["accuracy"] * count)
-    print(f"test accuracy {metrics['accuracy']:.2%} ({right} of {count} images), test loss {metrics['loss']:.4f}")
+        result = evaluate(parallel.replicate(classifier.variables), test, done)
+    count = round(result.metrics["count"])
+    right = round(result.metrics["accuracy"] * count)
+    print(
+        f"test accuracy {result.metrics['accuracy']:.2%} ({right} of {count} images), "
+        f"test loss {result.metrics['loss']:.4f}"
+    )
+    classes = class_metrics(result.labels, result.predicted, classifier.categories)
+    print(
+        f"top-5 accuracy {result.metrics[TOP5]:.2%}, macro precision {classes['macro_precision']:.2%}, "
+        f"macro recall {classes['macro_recall']:.2%}, macro F1 {classes['macro_f1']:.2%}"
+    )
+    width = max(len("class"), *(len(name) for name in classifier.categories))
+    print(f"{'class':{width}}  precision   recall       F1  images")
+    for row in classes["per_class"]:
+        numbers = f"{row['precision']:9.2%}  {row['recall']:7.2%}  {row['f1']:7.2%}  {row['support']:6}"
+        print(f"{row['class']:{width}}  {numbers}")
+
+
+def _are_wordnet_ids(categories: tuple[str, ...], class_names: tuple[str, ...]) -> bool:
+    """Whether a data set has ImageNet's 1000 classes by their WordNet ids, whose order is that of published weights."""
+    ids = [name for name in class_names if re.fullmatch(r"n\d{8}", name)]
+    return len(categories) == len(class_names) == len(ids) == 1000 and ids == sorted(ids)
 
 
 if __name__ == "__main__":

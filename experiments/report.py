@@ -1,4 +1,4 @@
-"""Write a run's page again: python -m experiments.report WORKDIR..."""
+"""Write the report of a run again: python -m experiments.report WORKDIR..."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from jaxnets.report import write_report
 
 
 def main() -> None:
-    """Writes report.html, one self-contained page, into each run's workdir."""
+    """Writes report.html, one self-contained page, to the workdir of each run."""
     parser = argparse.ArgumentParser(prog=program("report"), description=main.__doc__)
     parser.add_argument(
         "workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run of experiments.train"

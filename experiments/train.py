@@ -14,46 +14,47 @@ from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe
+from jaxnets.training.augmentations import AugmentationSettings
 from jaxnets.training.config import DTYPES, Config
 from jaxnets.training.interruption import Interruption
-from jaxnets.training.loop import SECONDS_A_CHECKPOINT, train
+from jaxnets.training.loop import CHECKPOINT_INTERVAL, train
 from jaxnets.training.parallel import PARALLEL, PLATFORMS, Parallel, choose_platform, join_processes
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
 from jaxnets.transfer import TRANSFERS
 
 _FLAGS = {"learning_rate": "--lr"}
-_MUCH_WAITING = 0.1
+_WAITING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a command line asks for beside the configuration: where, on what, and how it is watched."""
+    """What a command line says beside the configuration: where and how to run."""
 
     workdir: Path
     resume: bool
     parallel: str
-    seconds_a_checkpoint: float
+    checkpoint_interval: float
     tensorboard: bool
     steps_per_call: int
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All options; those of the recipe are made of its fields. An option that is not given is absent."""
+    """The parser. The recipe's options follow from its fields; options that are not given are absent."""
     parser = argparse.ArgumentParser(
         prog=program("train"),
         usage="%(prog)s --arch NAME [--dataset FOLDER] [--recipe NAME] [options]",
-        description="Train a classifier. What is not given is chosen for the architecture's family.",
+        description="Train a classifier. Settings that are not given are chosen for the family of the network.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--arch", help="network, such as resnet50; jaxnets.list_models() names them all")
+    parser.add_argument("--arch", help="network, such as resnet50 (jaxnets.list_models()), or package.module:factory")
     parser.add_argument(
         "--dataset",
         help="folder of images (train/CLASS/*.jpg and val/ or test/, or CLASS/*.jpg) or of prepared records, name of a "
         "TFDS data set, or digits (default), which needs no download",
     )
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data sets (default: its own choice)")
-    parser.add_argument("--test-share", type=float, help="share held out where there are no test images (default: 0.2)")
+    parser.add_argument("--test-share", type=float, help="share to hold out if there are no test images (default: 0.2)")
     parser.add_argument(
         "--on-bad-image",
         choices=ON_BAD_IMAGE,
@@ -65,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-every", type=int, help="steps between lines of metrics (default: 10)")
     parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well")
 
-    start = parser.add_argument_group("starting from weights that are there already")
+    start = parser.add_argument_group("starting from weights")
     start.add_argument(
         "--weights",
         help="IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT (downloaded once), a .pth, .pt or .safetensors file, or the "
@@ -74,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     start.add_argument(
         "--transfer",
         choices=TRANSFERS,
-        help="train all of them (default), those from --train-from on, or a new head alone; without --weights: DEFAULT",
+        help="train all weights (default), those from --train-from on, or a new head; without --weights: DEFAULT",
     )
     start.add_argument(
         "--train-from",
@@ -82,35 +83,38 @@ def make_parser() -> argparse.ArgumentParser:
         help="first stage that --transfer partial trains, such as layer4 (default: the latest half of the parameters)",
     )
 
-    going_on = parser.add_argument_group("stopping and going on")
-    going_on.add_argument(
+    checkpoints = parser.add_argument_group("checkpoints")
+    checkpoints.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --workdir where it was stopped; if there is none, begin",
+        help="continue the run in --workdir from its last checkpoint; start it if there is none",
     )
-    going_on.add_argument(
-        "--seconds-a-checkpoint",
+    checkpoints.add_argument(
+        "--checkpoint-interval",
         type=float,
-        help=f"seconds between checkpoints within an epoch (default: {SECONDS_A_CHECKPOINT:.0f})",
+        metavar="SECONDS",
+        help=f"seconds between checkpoints within an epoch (default: {CHECKPOINT_INTERVAL:.0f})",
     )
 
     devices = parser.add_argument_group("devices and machines")
-    devices.add_argument("--platform", choices=PLATFORMS, help="refuse to train on anything else (default: auto)")
+    devices.add_argument("--platform", choices=PLATFORMS, help="train on this platform or fail (default: auto)")
     devices.add_argument(
-        "--parallel", choices=PARALLEL, help="how steps are spread (default: jit on one device, pmap on several)"
+        "--parallel", choices=PARALLEL, help="how to use several devices (default: jit on one device, pmap on several)"
     )
     devices.add_argument(
         "--steps-per-call", type=int, metavar="N", help="steps that the device takes without the host (default: 1)"
     )
-    devices.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where no launcher tells")
-    devices.add_argument("--num-processes", type=int, help="how many processes there are in all")
-    devices.add_argument("--process-id", type=int, help="which of them this is, from 0")
+    devices.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, if no launcher sets it")
+    devices.add_argument("--num-processes", type=int, help="number of processes")
+    devices.add_argument("--process-id", type=int, help="index of this process, from 0")
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", metavar="NAME", help=f"start from {', '.join(RECIPES)} (default: by architecture)")
-    types_of = get_type_hints(Recipe)
+    augmentation = parser.add_argument_group("augmentation, as part of the recipe")
+    types_of, augmentations = get_type_hints(Recipe), {setting.name for setting in fields(AugmentationSettings)}
     for setting in fields(Recipe):
-        add_setting(recipe, setting.name, types_of[setting.name], dict(setting.metadata))
+        group = augmentation if setting.name in augmentations else recipe
+        add_setting(group, setting.name, types_of[setting.name], dict(setting.metadata))
     return parser
 
 
@@ -129,19 +133,19 @@ def add_setting(group: Any, name: str, kind: Any, rule: dict[str, Any]) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
-    """The configuration and the launch that the command line asks for."""
+    """The configuration and the launch of a command line."""
     given = vars(make_parser().parse_args(arguments))
     join_processes(*(given.pop(name, None) for name in ("coordinator", "num_processes", "process_id")))
     choose_platform(given.pop("platform", "auto"))
     workdir, resume = given.pop("workdir", None), given.pop("resume", False)
     launch = {
         "parallel": given.pop("parallel", "auto"),
-        "seconds_a_checkpoint": given.pop("seconds_a_checkpoint", SECONDS_A_CHECKPOINT),
+        "checkpoint_interval": given.pop("checkpoint_interval", CHECKPOINT_INTERVAL),
         "tensorboard": given.pop("tensorboard", False),
         "steps_per_call": given.pop("steps_per_call", 1),
     }
     if resume and workdir is None:
-        raise InputError("--resume needs the --workdir of the run that is to go on")
+        raise InputError("--resume needs the --workdir of the run to continue")
     workdir = workdir and workdir.expanduser()
     if "dataset" in given:
         given["dataset"] = absolute(given["dataset"])
@@ -158,7 +162,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
 
 
 def configuration(given: dict[str, Any], before: Path | None) -> Config:
-    """What was given, on top of the recipe; or, where a run goes on and no --arch is given, on top of its own."""
+    """The recipe with the given changes. Without --arch, a resumed run keeps its own configuration and recipe."""
     changes: dict[str, Any] = {
         setting.name: tuple(value) if isinstance(value := given.pop(setting.name), list) else value
         for setting in fields(Recipe)
@@ -169,37 +173,35 @@ def configuration(given: dict[str, Any], before: Path | None) -> Config:
         if before is None or not (before / "config.json").exists():
             raise InputError("give the network as --arch, such as --arch resnet50")
         if name is not None:
-            raise InputError(f"--recipe {name} needs --arch; without both the run goes on by its own recipe")
+            raise InputError(f"--recipe {name} needs --arch; without both, the run keeps its own recipe")
         config = Config.read(before / "config.json")
         return replace(config, recipe=replace(config.recipe, **changes), **given)
     if "weights" in given:
         name = name or ("linear_probe" if given.get("transfer") == "head" else "finetune")
     recipe = recipe_for(given["arch"], given.get("dataset", "digits"), name)
     if "weights" in given:
-        recipe = seen_as_before(recipe, given, before)
+        recipe = with_sizes_of_weights(recipe, given, before)
     return Config(recipe=replace(recipe, **changes), **given)
 
 
-def seen_as_before(recipe: Recipe, given: dict[str, Any], before: Path | None) -> Recipe:
-    """The recipe, with images of the size that the weights were tested on; where a run goes on, of its own."""
+def with_sizes_of_weights(recipe: Recipe, given: dict[str, Any], before: Path | None) -> Recipe:
+    """The recipe with the image size and the crop that the weights were tested with; a resumed run keeps its own."""
     if before is not None and (before / "config.json").exists():
         theirs = Config.read(before / "config.json").recipe
         return replace(recipe, image_size=theirs.image_size, crop_pct=theirs.crop_pct)
-    preprocessing = describe(given["arch"], given["weights"]).preprocessing
-    crop_pct = preprocessing.crop_size / preprocessing.resize_size
-    return replace(recipe, image_size=preprocessing.crop_size, crop_pct=crop_pct)
+    return recipe.with_sizes_of(describe(given["arch"], given["weights"]).preprocessing)
 
 
 def absolute_weights(weights: str) -> str:
-    """A published name as it is, a path wherever one is then."""
+    """A published name unchanged, or an absolute path."""
     path = Path(weights).expanduser()
     return str(path.absolute()) if path.exists() or os.sep in weights or path.suffix else weights
 
 
 def default_workdir(config: Config) -> Path:
-    """runs/ARCH-DATASET, or the same with -2, -3, ... where that is taken."""
+    """runs/ARCH-DATASET, or with -2, -3, ... appended if that exists."""
     name = Path(config.dataset).name if is_path(config.dataset) else config.dataset
-    name = f"{config.arch}-" + "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{config.arch}-{name}")
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1
@@ -208,7 +210,7 @@ def default_workdir(config: Config) -> Path:
 
 
 def main() -> None:
-    """Trains, and says where the result lies."""
+    """Trains, and prints the result."""
     config, launch = parse()
     parallel = Parallel.choose(launch.parallel)
     with Interruption() as interruption:
@@ -217,18 +219,19 @@ def main() -> None:
             launch.workdir,
             parallel=parallel,
             resume=launch.resume,
-            seconds_a_checkpoint=launch.seconds_a_checkpoint,
+            checkpoint_interval=launch.checkpoint_interval,
             tensorboard=launch.tensorboard,
             interruption=interruption,
             steps_per_call=launch.steps_per_call,
         )
     if parallel.is_primary:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]
-        if waiting > _MUCH_WAITING and result["waiting_for_data_seconds"] > 1:
-            print(f"{waiting:.0%} of the training time was spent waiting for data; python -m experiments.prepare helps")
+        if waiting > _WAITING_SHARE and result["waiting_for_data_seconds"] > 1:
+            print(f"{waiting:.0%} of the training time was spent waiting for data; see python -m experiments.prepare")
         print(
             f"test accuracy {result['test_accuracy']:.2%} (best: {result['best_test_accuracy']:.2%} after epoch "
-            f"{result['best_epoch']}) after {result['seconds']:.0f} s; look at {launch.workdir}/report.html"
+            f"{result['best_epoch']}), top-5 {result['test_top5_accuracy']:.2%}, after {result['seconds']:.0f} s; "
+            f"see {launch.workdir}/report.html"
         )
 
 

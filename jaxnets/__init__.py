@@ -2,7 +2,7 @@
 
 from jaxnets.errors import InputError
 from jaxnets.models.features import features
-from jaxnets.models.registry import create_model, list_models
+from jaxnets.models.registry import create_model, list_models, register_model
 from jaxnets.ops import compile, keep_memory
 from jaxnets.pretrained import Pretrained, load_pretrained
 
@@ -15,5 +15,6 @@ __all__ = [
     "keep_memory",
     "list_models",
     "load_pretrained",
+    "register_model",
 ]
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Weights from one file format to another, tensor by tensor, with what goes with them."""
+"""Weights from one file format to another, tensor by tensor, with their origin."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.pretrained import Origin, open_weights, used_names
-from jaxnets.training.checkpoint import load_classifier
+from jaxnets.pretrained import open_weights, used_names
 from jaxnets.weights.download import sha256_of
+from jaxnets.weights.origin import Origin
+from jaxnets.weights.runs import read_run
 from jaxnets.weights.safetensors_file import write_safetensors
 from jaxnets.weights.tensors import Spec
 from jaxnets.weights.torch_file import write_torch_file
@@ -31,14 +32,13 @@ def convert_weights(
 ) -> Origin:
     """Writes published weights, or those of a file, as a state dict with torchvision's names.
 
-    Returns what goes with them. A .safetensors file says what that is in its metadata, for `load_pretrained`.
-    `preprocessing` and `class_names` take
-    the places of what is known. Tensors keep their types; one at a time is in memory. Raises InputError where they do
-    not fit the network, before anything is written.
+    Returns their origin, which a .safetensors file holds in its metadata, for `load_pretrained`. `preprocessing` and
+    `class_names` replace what is known. Tensors keep their types; one at a time is in memory. Raises InputError,
+    before anything is written, if they do not fit the network.
     """
     check_output(output)
     with open_weights(arch, weights) as (tensors, origin, source):
-        names = used_names(tensors, origin)
+        names = used_names(arch, tensors, origin)
         if class_names is not None:
             if len(class_names) != len(origin.class_names):
                 raise InputError(f"{len(class_names)} class names for a head of {len(origin.class_names)} classes")
@@ -51,29 +51,28 @@ def convert_weights(
 
 
 def convert_run(workdir: Path, output: Path, which: str = "latest", arch: str | None = None) -> tuple[str, Origin]:
-    """Writes what a run has learnt as a state dict that torchvision loads, where it has the network.
+    """Writes a run's weights as a state dict, which torchvision loads if it has the network.
 
-    Returns the network's name, and what goes with the weights. Raises InputError where it can't be read or written, or
-    where it is of another network than `arch`.
+    Returns the network's name and the weights' origin. Raises InputError if they can't be read or written, or are of
+    another network than `arch`.
     """
     check_output(output)
-    run = load_classifier(workdir, which)
-    if arch not in (None, run.config.arch):
-        raise InputError(f"{workdir} is a run of {run.config.arch}, not of {arch}")
-    arch = run.config.arch
-    origin = Origin(run.preprocessing, run.class_names, run.options)
+    run = read_run(workdir, which)
+    if arch not in (None, run.arch):
+        raise InputError(f"{workdir} is a run of {run.arch}, not of {arch}")
+    arch, origin = run.arch, run.origin
     tensors = to_torchvision(arch, run.variables)
     for name in list(tensors):
         if name.endswith("running_var"):  # torch counts the batches behind its statistics, and asks for the counter
             tensors[name.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
-    metadata = _metadata(arch, origin) | {"source": f"a run of jaxnets on {Path(run.config.dataset).name}"}
+    metadata = _metadata(arch, origin) | {"source": f"a run of jaxnets on {Path(run.settings['dataset']).name}"}
     specs = {name: Spec(array.dtype, array.shape) for name, array in sorted(tensors.items())}
     _write(output, specs, tensors.__getitem__, metadata)
     return arch, origin
 
 
 def check_output(output: Path) -> None:
-    """Raises InputError for a file that is there already, or whose name has another ending than `SUFFIXES`."""
+    """Raises InputError for a file that exists, or whose name does not end in one of `SUFFIXES`."""
     if output.suffix not in SUFFIXES:
         raise InputError(f"output {output}; expected a name that ends in {', '.join(SUFFIXES)}")
     if output.exists():

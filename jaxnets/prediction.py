@@ -1,4 +1,4 @@
-"""What a classifier makes of images: the likeliest classes of each."""
+"""Prediction: the most probable classes of images."""
 
 import csv
 import json
@@ -9,18 +9,18 @@ from typing import IO, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnets.data.batches import evaluation_slots
-from jaxnets.data.pipeline import Batch, on_device, read_batches
+from jaxnets.data.pipeline import Batch
 from jaxnets.data.sources import Source
 from jaxnets.errors import InputError
 from jaxnets.models.layers import param_dtype
 from jaxnets.pretrained import Pretrained
+from jaxnets.training.evaluation import EachImage
 
 FORMATS = ("text", "csv", "json")
 
 
 class Guess(NamedTuple):
-    """A class, by its place and name, and its probability."""
+    """A class: its index, its name and its probability."""
 
     label: int
     name: str
@@ -28,7 +28,7 @@ class Guess(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """An image and its likeliest classes, the likeliest first."""
+    """An image and its most probable classes, in decreasing order."""
 
     image: str
     guesses: list[Guess]
@@ -42,39 +42,40 @@ def predict(
     batch_size: int = 32,
     done: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Prediction]:
-    """The `top` likeliest classes of each image, in their order, batch by batch; `done` counts the images.
+    """Yields the `top` most probable classes of each image, in order; `done` gets the number of images so far.
 
-    Raises InputError for an image that can't be read.
+    Raises InputError for an image that cannot be read.
     """
     if top < 1:
         raise InputError(f"top={top}; expected at least 1 class")
     top = min(top, len(classifier.categories))
-    step = jax.jit(partial(_likeliest, classifier=classifier, top=top))
-    size = min(batch_size, len(images))
-    batches = read_batches(images, classifier.preprocess, evaluation_slots(size, len(images)))
-    seen = 0
-    for batch in on_device(batches, jax.device_put):
-        shares, indices = jax.device_get(step(classifier.variables, batch))
-        for row in range(min(size, len(images) - seen)):
+    step = partial(_top_classes, classifier=classifier, top=top)
+    run = EachImage(step, classifier.preprocess, min(batch_size, len(images)))
+    index = 0
+    for count, (probabilities, labels) in run(classifier.variables, images, done):
+        for row in range(count):
             guesses = [
-                Guess(int(index), classifier.categories[index], float(share))
-                for index, share in zip(indices[row], shares[row], strict=True)
+                Guess(int(label), classifier.categories[label], float(probability))
+                for label, probability in zip(labels[row], probabilities[row], strict=True)
             ]
-            yield Prediction(images.where(seen + row), guesses)
-        seen = min(seen + size, len(images))
-        done(seen)
+            yield Prediction(images.where(index), guesses)
+            index += 1
 
 
-def _likeliest(variables: Any, batch: Batch, *, classifier: Pretrained, top: int) -> tuple[jax.Array, jax.Array]:
+def _top_classes(
+    variables: Any, batch: Batch, *, classifier: Pretrained, top: int, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
     model: Any = classifier.model
     inputs = classifier.preprocess.normalise(jnp.asarray(batch.images), param_dtype(model.dtype))
     logits = model.apply(variables, inputs, train=False)
-    shares, indices = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), top)
-    return shares, indices
+    probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), top)
+    if axis_name is not None:
+        probabilities, labels = jax.lax.all_gather((probabilities, labels), axis_name, tiled=True)
+    return probabilities, labels
 
 
 def write_predictions(predictions: Iterable[Prediction], file: IO[str], format: str) -> None:
-    """As they come: text to read, CSV (image, rank, index, class, probability), or one JSON array."""
+    """Writes predictions as they come: text, CSV (image, rank, index, class, probability), or one JSON array."""
     match format:
         case "csv":
             rows = csv.writer(file)

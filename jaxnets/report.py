@@ -1,4 +1,4 @@
-"""A run's files -> one self-contained HTML page."""
+"""The report of a run: one self-contained HTML page from the files of the run."""
 
 import base64
 import csv
@@ -24,16 +24,19 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.
 .facts div { background: #f4f6fa; border-radius: .5rem; padding: .7rem .9rem; }
 .facts b { display: block; font-size: 1.3rem; } .facts span { color: #5b6478; font-size: .85rem; }
 .plots svg, .plots img { max-width: 100%; height: auto; }
+.classes { max-height: 26rem; overflow: auto; } table { border-collapse: collapse; font-size: .9rem; }
+td, th { padding: .15rem .9rem; text-align: right; } td:first-child, th:first-child { text-align: left; }
+tr:last-child { border-top: 1px solid #5b6478; }
 figure { display: inline-block; margin: 0 .9rem .9rem 0; text-align: center; font-size: .85rem; color: #5b6478; }
 figure img { width: 84px; height: 84px; image-rendering: pixelated; border-radius: .3rem; display: block;
   margin: auto; }
 pre { background: #f4f6fa; border-radius: .5rem; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 """
-_MOST_CLASSES_SHOWN = 40
+_MAX_CLASSES_SHOWN = 40
 
 
 def write_report(workdir: Path) -> Path:
-    """Writes report.html beside the files that it shows; returns its path. Raises InputError where one is missing."""
+    """Writes report.html to the workdir of a finished run and returns its path; InputError if a file is missing."""
     try:
         config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
         result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
@@ -52,6 +55,7 @@ def write_report(workdir: Path) -> Path:
         _facts(result),
         "<h2>Learning</h2>",
         f'<div class="plots">{_curves(metrics)}</div>',
+        _classes_section(result),
         _confusion_section(predictions, result["class_names"]),
         _mistakes_section(workdir, predictions),
         "<h2>Configuration</h2>",
@@ -69,14 +73,17 @@ def write_report(workdir: Path) -> Path:
 
 
 def _facts(result: dict[str, Any]) -> str:
+    waiting = result["waiting_for_data_seconds"] / max(result["training_seconds"], 1e-9)
     wrong = round(result["test_images"] * (1 - result["test_accuracy"]))
     facts = {
         "test accuracy": f"{result['test_accuracy']:.2%}",
+        "top-5 test accuracy": f"{result['test_top5_accuracy']:.2%}",
+        "macro F1 of the test": f"{result['test_macro_f1']:.2%}",
         f"wrong of {result['test_images']} test images": str(wrong),
         "images/s in training": f"{result['train_images_per_second']:.0f}",
-        "of it waiting for data": f"{result['waiting_for_data_seconds'] / max(result['training_seconds'], 1e-9):.0%}",
-        "s to compile": f"{result['compile_seconds']:.1f}",
-        "s in all": f"{result['seconds']:.0f}",
+        "of the training time waiting for data": f"{waiting:.0%}",
+        "s of compilation": f"{result['compile_seconds']:.1f}",
+        "s in total": f"{result['seconds']:.0f}",
     }
     if result["best_test_accuracy"] > result["test_accuracy"]:
         facts[f"best test accuracy, after epoch {result['best_epoch']}"] = f"{result['best_test_accuracy']:.2%}"
@@ -90,7 +97,7 @@ def _facts(result: dict[str, Any]) -> str:
 
 
 def _figure(columns: int, width: float, height: float) -> tuple[Any, Any]:
-    # Without pyplot: no display, and no figures kept alive.
+    # pyplot would need a display and keep figures alive.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -101,7 +108,7 @@ def _svg(figure: Any) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    # Text as text: the browser has letters for class names in any script, matplotlib has not, and would say so.
+    # The browser has fonts for class names in any script; matplotlib has not, and warns.
     with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -129,7 +136,7 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> str:
 
 
 def _confusion_section(predictions: Sequence[dict[str, str]], names: Sequence[str]) -> str:
-    if len(names) > _MOST_CLASSES_SHOWN:
+    if len(names) > _MAX_CLASSES_SHOWN:
         return ""
     counts = np.zeros((len(names), len(names)), int)
     for row in predictions:
@@ -142,27 +149,39 @@ def _confusion_section(predictions: Sequence[dict[str, str]], names: Sequence[st
         if count:
             colour = "white" if shares[row, column] > 0.5 else "#1d2433"
             axis.text(column, row, str(count), ha="center", va="center", fontsize=9, color=colour)
-    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
-    axis.set_xticks(range(len(names)), names, parse_math=False, **turned)
+    rotation = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+    axis.set_xticks(range(len(names)), names, parse_math=False, **rotation)
     axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("class")
-    return f'<h2>Which classes are taken for which</h2><div class="plots">{_svg(figure)}</div>'
+    return f'<h2>Confusion matrix</h2><div class="plots">{_svg(figure)}</div>'
+
+
+def _classes_section(result: dict[str, Any]) -> str:
+    columns = ("precision", "recall", "f1")
+    macro = {"class": "unweighted mean", "support": result["test_images"]}
+    macro |= {column: result[f"test_macro_{column}"] for column in columns}
+    rows = []
+    for row in [*result["test_per_class"], macro]:
+        cells = "".join(f"<td>{row[column]:.2%}</td>" for column in columns)
+        rows.append(f"<tr><td>{html.escape(row['class'])}</td>{cells}<td>{row['support']}</td></tr>")
+    head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>test images</th></tr>"
+    return f'<h2>Classes</h2><div class="classes"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _mistakes_section(workdir: Path, predictions: Sequence[dict[str, str]]) -> str:
     wrong = [row for row in predictions if row["class"] != row["predicted"]]
     if not wrong:
-        return "<h2>Mistakes</h2><p>None: every test image was classified rightly.</p>"
+        return "<h2>Mistakes</h2><p>None: every test image was classified correctly.</p>"
     figures = []
     for row in sorted(wrong, key=lambda row: -float(row["probability"])):
         file = workdir / "mistakes" / f"{row['index']}.png"
         if not file.exists():
             continue
         image = base64.b64encode(file.read_bytes()).decode()
-        caption = html.escape(f"{row['class']}, taken for {row['predicted']} ({float(row['probability']):.0%})")
+        caption = html.escape(f"{row['class']}, predicted {row['predicted']} ({float(row['probability']):.0%})")
         figures.append(
             f'<figure><img alt="{caption}" src="data:image/png;base64,{image}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    return f"<h2>Mistakes, the surest first</h2><div>{''.join(figures)}</div>"
+    return f"<h2>Mistakes, the most confident first</h2><div>{''.join(figures)}</div>"

@@ -1,11 +1,10 @@
 """The three ways of transfer learning: train all the weights, the later ones, or a new head alone.
 
-What is frozen has no gradient and no optimiser state, and keeps its parameters and statistics to the bit.
+Frozen modules have no gradient and no optimiser state, and keep their parameters and statistics to the bit.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +14,10 @@ import optax
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
-from jaxnets.models.features import blocks_of, features, head_inputs, head_of
-from jaxnets.models.layers import Dense, Dropout
+from jaxnets.models.contract import anatomy, trace
+from jaxnets.models.features import features
+from jaxnets.models.layers import Dropout
+from jaxnets.models.norms import with_norms
 
 TRANSFERS = ("full", "partial", "head")
 
@@ -25,24 +26,25 @@ Variables = Mapping[str, Mapping[str, Any]]
 
 
 def frozen_modules(model: Any, transfer: str | None, train_from: str | None, params: Mapping[str, Any]) -> list[str]:
-    """The modules of a network that stay as they are: none, those before the stage `train_from`, or all but the head.
+    """The modules of a network that are not trained: none, those before the stage `train_from`, or all but the head.
 
     Without `train_from`, "partial" trains from the first stage that leaves at most half of the parameters to train.
-    Raises InputError for a stage that the network lacks, and where nothing would be frozen.
+    Raises InputError for a stage that the network does not have, and if nothing would be frozen.
     """
     if transfer not in ("partial", "head"):
         return []
-    stages = list(model.stages)
+    parts = anatomy(model)
+    stages = list(parts.stages)
     if transfer == "head":
         first = len(stages) - 1
     elif train_from is not None:
-        first = stages.index(blocks_of(model, train_from)[0])
+        first = stages.index(parts.blocks(train_from, type(model).__name__)[0])
         if first == 0:
             raise InputError(f"train_from={train_from} is the first stage, which freezes nothing; use transfer=full")
     else:
-        sizes = [sum(leaf.size for m in model.stages[s] for leaf in jax.tree.leaves(params.get(m))) for s in stages]
+        sizes = [sum(leaf.size for m in parts.stages[s] for leaf in jax.tree.leaves(params.get(m))) for s in stages]
         first = next(i for i in range(len(stages)) if sum(sizes[i:]) <= sum(sizes) / 2 or i == len(stages) - 1)
-    return [module for stage in stages[:first] for module in model.stages[stage]]
+    return [module for stage in stages[:first] for module in parts.stages[stage]]
 
 
 def split(variables: Variables, modules: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,16 +62,17 @@ def join(*parts: Variables) -> dict[str, Any]:
 
 def with_frozen_norms(model: Any, modules: Collection[str]) -> Any:
     """The network, whose norms within these modules use their running statistics in training, and keep them."""
-    norm = getattr(model, "norm", None)
-    if norm is None or not modules:
-        return model
-    return model.clone(norm=partial(norm, frozen_modules=frozenset(modules)))
+    return with_norms(model, frozen=frozenset(modules)) if modules else model
 
 
 class Head(nn.Module):
-    """A network's classifier by itself, with the dropout before it: features [N, C] -> logits [N, num_classes]."""
+    """A network's head alone, with the dropout before it: what it reads [N, C] -> logits [N, num_classes].
+
+    `layer(name=..., parent=...)` makes the network's own module of that name.
+    """
 
     module: str
+    layer: Callable[..., nn.Module]
     num_classes: int
     dropout_rate: float = 0.0
     axis_name: str | None = None
@@ -78,17 +81,20 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         x = Dropout(self.dropout_rate, train=train, axis_name=self.axis_name)(inputs.astype(self.dtype))
-        return Dense(self.num_classes, dtype=self.dtype, name=self.module)(x)
+        logits: jax.Array = self.layer(name=self.module, parent=self)(x)
+        return logits
 
 
 def make_head(model: Any, axis_name: str | None = None) -> Head:
     """The head of a network; it reads the network's variables."""
-    return Head(head_of(model), model.num_classes, model.head_dropout_rate, axis_name, model.dtype)
+    parts = anatomy(model)
+    layer = trace(model).modules[parts.head]
+    return Head(parts.head, layer.clone, model.num_classes, parts.head_dropout_rate, axis_name, model.dtype)
 
 
 @dataclass(frozen=True)
 class HeadOnTrunk:
-    """A network whose head is trained, on a trunk that evaluates: by its running statistics and without dropout."""
+    """A network whose head is trained, on a trunk in evaluation: with running statistics and without dropout."""
 
     trunk: Any
     head: Head
@@ -102,18 +108,19 @@ class HeadOnTrunk:
         return self.head.dtype
 
     def apply(self, variables: Variables, images: jax.Array, **options: Any) -> Any:
-        """As a network's `apply`, of images [N, H, W, 3]."""
-        stage = head_inputs(self.trunk)
+        """As a network's `apply`, for images [N, H, W, 3]."""
+        stage = anatomy(self.trunk).head_inputs
         inputs = features(self.trunk, variables, images, [stage])[stage]
         return self.head.apply(variables, jax.lax.stop_gradient(inputs), **options)
 
 
 def scale_by_layer(model: Any, decay: float) -> optax.GradientTransformation:
-    """Updates times `decay` once for each stage with parameters that comes after theirs; those of the head as they are.
+    """Layer-wise learning-rate decay (Clark et al. 2020, ELECTRA), by stages.
 
-    Layer-wise learning-rate decay (Clark et al. 2020, ELECTRA), by blocks.
+    Updates of the head are unchanged, those of the stage before it are multiplied by `decay`, those of the stage before
+    that by its square, and so on.
     """
-    levels = [modules for modules in model.stages.values() if modules]
+    levels = [modules for modules in anatomy(model).stages.values() if modules]
     shares = {name: decay**distance for distance, modules in enumerate(reversed(levels)) for name in modules}
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

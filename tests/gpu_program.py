@@ -59,7 +59,7 @@ def program(arch: str, mode: str, batch_size: int) -> str:
     model: Any = create_model(arch, num_classes=1000, dtype=jnp.bfloat16)
     images = jax.ShapeDtypeStruct((batch_size, SIZE, SIZE, 3), jnp.bfloat16 if mode == "inference" else jnp.uint8)
     if mode == "inference":
-        model, variables = fold(model, initial_variables(model, jax.random.key(0), SIZE), dtype=jnp.bfloat16)
+        model, variables, _ = fold(model, initial_variables(model, jax.random.key(0), SIZE), dtype=jnp.bfloat16)
         return _compiled(partial(model.apply, train=False), variables, images)
     recipe = Recipe(
         image_size=SIZE, epochs=1, batch_size=batch_size, optimizer="momentum", learning_rate=0.1, weight_decay=1e-4

@@ -58,7 +58,7 @@ def trained(
         )
     )
     average = recipe.ema_decay > 0
-    state = create_state(model, optimizer, 0, pixels, variables=variables, frozen=frozen, average=average)
+    state = create_state(model, optimizer, 0, pixels, variables=variables, frozen=frozen, ema=average)
     state = parallel.replicate(state)
     labels = reference.labels(count, classes).astype(np.int32)
     copies = len(parallel.devices)
@@ -153,7 +153,7 @@ def test_the_head_phase_holds_the_rest_and_its_optimiser() -> None:
     recipe = replace(RECIPE, optimizer="adam", ema_decay=0.9)
     pixels, count, classes = reference.TRANSFER_CASE
     optimizer = recipe.make_optimizer(recipe.schedule_of(reference.STEPS, 1000))
-    state = create_state(model, optimizer, 0, pixels, variables=variables, average=True)
+    state = create_state(model, optimizer, 0, pixels, variables=variables, ema=True)
     held = set(state.params) - {"fc"}
     batch = Batch(
         reference.random_images(pixels, count).astype(np.float32),
@@ -161,7 +161,7 @@ def test_the_head_phase_holds_the_rest_and_its_optimiser() -> None:
         np.ones(count, bool),
     )
     step = partial(train_step, optimizer=optimizer, preprocessing=AsTheyAre(), recipe=recipe)
-    head = jax.jit(partial(step, model=HeadOnTrunk(model, make_head(model)), held=held))
+    head = jax.jit(partial(step, model=HeadOnTrunk(model, make_head(model)), frozen=held))
     after: TrainState = state
     for _ in range(3):
         after, _ = head(after, batch)
@@ -176,7 +176,7 @@ def test_the_head_phase_holds_the_rest_and_its_optimiser() -> None:
         assert all(not np.asarray(leaf).any() for name in held for leaf in jax.tree.leaves(moment[name]))
         assert np.asarray(moment["fc"]["kernel"]).any()
     # As if only the head were there: the trunk frozen altogether.
-    alone = create_state(model, optimizer, 0, pixels, variables=variables, average=True, frozen=held)
+    alone = create_state(model, optimizer, 0, pixels, variables=variables, ema=True, frozen=held)
     for _ in range(3):
         alone, _ = jax.jit(partial(step, model=HeadOnTrunk(model, make_head(model))))(alone, batch)
     np.testing.assert_array_equal(after.params["fc"]["kernel"], alone.params["fc"]["kernel"])

@@ -60,7 +60,7 @@ def benchmark_data(
     preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
     # More epochs than a measurement takes.
     feed = TrainingFeed(source, preprocessing, replace(recipe, epochs=_MAX_EPOCHS, train_image_sizes=()), 0)
-    ready = feed.hold(recipe.image_size)
+    ready = feed.images(recipe.image_size)
 
     def pipeline(times: int) -> int:
         steps = min(times * len(source) // recipe.batch_size, feed.steps_through(_MAX_EPOCHS))
@@ -144,7 +144,7 @@ def _device_rates(arch: str, recipe: Recipe, dataset: Dataset) -> tuple[float, f
     optimizer = recipe.make_optimizer(recipe.schedule_of(100, len(dataset.train)))
     preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
     step = partial(train_step, model=model, optimizer=optimizer, preprocessing=preprocessing, recipe=recipe)
-    state = create_state(model, optimizer, 0, recipe.image_size, average=recipe.ema_decay > 0)
+    state = create_state(model, optimizer, 0, recipe.image_size, ema=recipe.ema_decay > 0)
     compiled = Parallel.choose("jit").wrap(step, donate=True)
     batch = jax.device_put(Batch(images, labels, np.ones(recipe.batch_size, bool)))
 

@@ -135,7 +135,7 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
         if job.mode == "inference":
             from jaxnets.inference import fold
 
-            model, variables = fold(model, variables)
+            model, variables, _ = fold(model, variables)
         logits = jax.jit(partial(model.apply, train=False))(variables, images)
     return {"logits": np.asarray(logits).tolist(), "loss": loss}
 
@@ -227,7 +227,8 @@ def _inference(job: Job, parallel: Parallel, model: Any) -> _Step:
 
     started = time.perf_counter()
     variables = initial_variables(model, jax.random.key(0), job.image_size)
-    model, variables = jax.block_until_ready(fold(model, variables, dtype=jnp.dtype(job.dtype)))
+    model, variables, _ = fold(model, variables, dtype=jnp.dtype(job.dtype))
+    jax.block_until_ready(variables)
     initial_seconds = time.perf_counter() - started
 
     def classify(variables: Any, images: jax.Array) -> jax.Array:

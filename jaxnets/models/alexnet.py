@@ -97,7 +97,7 @@ class AlexNet2012(nn.Module):
 
     @property
     def head_dropout_rate(self) -> float:
-        """Of the dropout between the stage before the last and the last."""
+        """The rate of the dropout before the head."""
         return self.dropout_rate
 
     @nn.compact

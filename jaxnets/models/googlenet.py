@@ -4,7 +4,7 @@
 `googlenet_2014` is the same class with the paper's choices. Table 1 gives the widths of both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from jaxnets.models.layers import (
     Dropout,
     Initializer,
     NormFactory,
+    Pairs,
     Stages,
     check_image_size,
     convolved,
@@ -52,6 +53,7 @@ class ConvUnit(nn.Module):
     kernel_init: Initializer = Scaled("normal", factor=0.01)
     bias_init: Initializer = initializers.zeros
     dtype: DTypeLike = jnp.float32
+    conv_norm_pairs: ClassVar[Pairs] = (("conv", "bn"),)
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -172,10 +174,11 @@ class GoogLeNet(nn.Module):
         "pool": (),
         "fc": ("fc",),
     }
+    auxiliary_heads: ClassVar[Mapping[str, str]] = {"aux1": "fc2", "aux2": "fc2"}
 
     @property
     def head_dropout_rate(self) -> float:
-        """Of the dropout between the stage before the last and the last."""
+        """The rate of the dropout before the head."""
         return self.dropout_rate
 
     @nn.compact

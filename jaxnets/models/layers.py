@@ -11,14 +11,13 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
+from jaxnets.models.contract import Pairs as Pairs
+from jaxnets.models.contract import Stages as Stages
 from jaxnets.models.initialization import Scaled, parameter
 from jaxnets.ops import batch_norm, conv2d, conv2d_bias, dense, image_keys
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = initializers.Initializer
-# A network's stages in their order, each with the names of its modules (and so of its parameters). The last is the
-# classifier, which reads what the one before it puts out.
-Stages = dict[str, tuple[str, ...]]
 
 # What torch gives nn.Conv2d and nn.Linear: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_kernel_init = Scaled("uniform", variance=1 / 3)
@@ -76,7 +75,7 @@ class Conv(nn.Module):
     def __call__(
         self, inputs: jax.Array, activation: Activation | None = None, added: jax.Array | None = None
     ) -> jax.Array:
-        """Convolves, adds [N, H', W', features] and applies the activation, which both may cost little with a bias."""
+        """Convolves, adds `added` [N, H', W', features] and applies the activation, in one pass where possible."""
         if inputs.shape[-1] % self.groups or self.features % self.groups:
             raise InputError(
                 f"groups={self.groups} must divide the {inputs.shape[-1]} input and {self.features} output channels"
@@ -85,7 +84,7 @@ class Conv(nn.Module):
         kernel = parameter(self, "kernel", self.kernel_init, shape, param_dtype(self.dtype)).astype(self.dtype)
         inputs = inputs.astype(self.dtype)
         options = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
-        if not self.use_bias:
+        if not (self.use_bias or self.has_variable("params", "bias")):  # a folded norm adds one
             outputs = checkpoint_name(self.op(inputs, kernel, **options), "convolution")
         else:
             bias_init = self.bias_init or torch_bias_init(self.window**2 * shape[2])
@@ -121,9 +120,9 @@ class Dense(nn.Module):
 class Dropout(nn.Module):
     """In training sets values of [N, ...] to zero with probability `rate`, and divides the others by 1 - rate.
 
-    With `whole_images` all values of an image share one fate, as in stochastic depth (Huang et al. 2016). What becomes
-    of an image is drawn from a key of its own (rng "dropout"), by its place in the whole batch over all replicas of
-    `axis_name`: one device and several drop the same.
+    With `whole_images` all values of an image are kept or dropped together, as in stochastic depth (Huang et al. 2016).
+    Each image has its own key, derived from rng "dropout" and its index in the batch over all replicas of `axis_name`,
+    so one device and several devices drop the same values.
     """
 
     rate: float | jax.Array
@@ -154,9 +153,9 @@ class Dropout(nn.Module):
 
 
 def sow_feature(module: nn.Module, stage: str, value: jax.Array) -> jax.Array:
-    """Returns `value`, and sows it as what `stage` puts out, for `jaxnets.features`; costs nothing where nobody asks.
+    """Returns `value`, and sows it as the output of `stage` for `jaxnets.features`; free if nobody reads it.
 
-    All stages share one variable of the collection "features", a dict: a name of its own would be the submodule's.
+    All stages share one variable of the collection "features", a dict, as a stage's name may be that of a submodule.
     """
     if not module.is_initializing():
         module.sow("features", "outputs", {stage: value}, init_fn=dict, reduce_fn=lambda old, new: old | new)
@@ -164,7 +163,7 @@ def sow_feature(module: nn.Module, stage: str, value: jax.Array) -> jax.Array:
 
 
 class NormFactory(Protocol):
-    """What a network's `norm` argument must accept: `BatchNorm`, a partial of it, or a class of the same form."""
+    """What a network takes as `norm`: `BatchNorm`, a partial of it, or a class with the same arguments."""
 
     def __call__(
         self, *, train: bool, dtype: DTypeLike, axis_name: str | None, name: str, scale_init: Initializer = ...
@@ -178,9 +177,8 @@ class BatchNorm(nn.Module):
     taken over the replicas of `axis_name` as well, where one is given. Mean and variance are found in two passes, in
     float32 at least: E[x^2] - E[x]^2 loses digits where the mean is large against the deviation.
     `unbiased_variance` stores the running variance with torch's n / (n - 1); Flax's own BatchNorm does not.
-    `frozen` uses the running statistics in training too, and leaves them as they are; so does every norm within one of
-    `frozen_modules`, the names of a network's own modules.
-    Variables: params `scale`, `bias`; batch_stats `mean`, `var`; each [C].
+    Variables: params `scale`, `bias`; batch_stats `mean`, `var`; each [C]. After `inference.fold` it has the param
+    `folded` [0] alone, and returns its inputs.
     """
 
     train: bool
@@ -188,14 +186,19 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     unbiased_variance: bool = True
-    frozen: bool = False
-    frozen_modules: frozenset[str] = frozenset()
     dtype: DTypeLike = jnp.float32
     scale_init: Initializer = initializers.ones
 
+    @property
+    def folded(self) -> bool:
+        """Whether the convolution before the norm does its work."""
+        return self.has_variable("params", "folded")
+
     @nn.compact
     def __call__(self, inputs: jax.Array, activation: Activation | None = None) -> jax.Array:
-        """Normalises [..., C], and then applies the activation, which may cost nothing so."""
+        """Normalises [..., C] and applies the activation, in one pass where possible."""
+        if self.folded:
+            return inputs if activation is None else activation(inputs)
         stats_dtype = param_dtype(self.dtype)
         shape = (inputs.shape[-1],)
         scale = parameter(self, "scale", self.scale_init, shape, stats_dtype)
@@ -203,8 +206,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         mean, var = running_mean.value, running_var.value
-        frozen = self.frozen or not self.frozen_modules.isdisjoint(self.path[:1])
-        if not self.train or frozen:
+        if not self.train:
             factor = scale * jax.lax.rsqrt(var + self.epsilon)
             outputs = ((inputs.astype(stats_dtype) - mean) * factor + bias).astype(self.dtype)
             return outputs if activation is None else activation(outputs)
@@ -222,7 +224,7 @@ class BatchNorm(nn.Module):
 
 
 def activated(norm: nn.Module | None, activation: Activation | None, inputs: jax.Array) -> jax.Array:
-    """`activation(norm(inputs))`, in one where the norm can."""
+    """`activation(norm(inputs))`, in one pass where possible."""
     if isinstance(norm, BatchNorm):
         outputs: jax.Array = norm(inputs, activation)
         return outputs
@@ -238,7 +240,9 @@ def convolved(
     added: jax.Array | None = None,
     drop: Dropout | None = None,
 ) -> jax.Array:
-    """`activation(drop(norm(conv(inputs))) + added)`, in as few passes over memory as can be."""
+    """`activation(drop(norm(conv(inputs))) + added)`, in as few passes over memory as possible."""
+    if isinstance(norm, BatchNorm) and norm.folded:
+        norm = None
     if norm is None and (drop is None or drop.keeps_all):
         outputs: jax.Array = conv(inputs, activation, added)
         return outputs

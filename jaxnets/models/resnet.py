@@ -25,6 +25,7 @@ from jaxnets.models.layers import (
     Dropout,
     Initializer,
     NormFactory,
+    Pairs,
     Stages,
     check_image_size,
     convolved,
@@ -34,42 +35,23 @@ from jaxnets.models.layers import (
 )
 from jaxnets.ops import max_pool
 
-Shortcut = Literal["A", "B", "C", "none"]
-Stem = Literal["imagenet", "cifar"]
+# Named, or a factory of a module: `factory(features=, stride=, conv=, norm=, name=)` maps [N, H, W, C] to
+# [N, H', W', features], in the blocks that change the shape.
 ModuleFactory = Callable[..., Any]
+Shortcut = Literal["A", "B", "C", "none"] | ModuleFactory
+# Named, or a factory of a module: `factory(features=, activation=, conv=, norm=, name=)` maps images [N, H, W, 3] to
+# [N, H', W', features].
+Stem = Literal["imagenet", "cifar"] | ModuleFactory
 
 
-def shortcut_of(
-    inputs: jax.Array, features: int, *, kind: Shortcut, stride: int, conv: ModuleFactory, norm: ModuleFactory
-) -> jax.Array | None:
-    """What one of the paper's shortcuts (sections 3.3 and 4.1) adds to a residual: [N, H, W, C] -> [N, H', W', F].
+class Block(nn.Module):
+    """What the blocks of a residual network share; a block of your own derives from it.
 
-    A: identity, subsampled, new channels zero, no parameters. B: a projection where the shape changes, identity
-    elsewhere. C: projections everywhere. none: no shortcut at all, which makes the network plain.
+    A subclass sets `expansion` and defines `__call__(inputs, drop_rate=0.0)`, which maps [N, H, W, C] to
+    [N, H', W', filters * expansion]. `conv` and `norm` make layers with the network's settings, as in
+    `self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")` and `self.norm(name="bn1")`.
+    `conv_norm_pairs` names the convolutions and the norms that read them, for `inference.fold`.
     """
-    channels = inputs.shape[-1]
-    changes = stride != 1 or channels != features
-    match kind:
-        case "none":
-            return None
-        case "C":
-            project = True
-        case "B":
-            project = changes
-        case "A":
-            project = False
-        case _:
-            raise InputError(f"shortcut={kind!r} is unknown; expected 'A', 'B', 'C' or 'none'")
-    if project:
-        projection = conv(features, 1, stride=stride, name="downsample_conv")
-        return convolved(projection, norm(name="downsample_bn"), inputs)
-    if changes:
-        return jnp.pad(inputs[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - channels)))
-    return inputs
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (figure 5, left)."""
 
     filters: int
     stride: int
@@ -82,6 +64,41 @@ class BasicBlock(nn.Module):
     norm: ModuleFactory
     drop: ModuleFactory = partial(Dropout, train=False)
     expansion: ClassVar[int] = 1
+    conv_norm_pairs: ClassVar[Pairs] = ()
+
+    def added(self, inputs: jax.Array) -> jax.Array | None:
+        """What the shortcut adds to the residual: [N, H, W, C] -> [N, H', W', filters * expansion], or None.
+
+        The paper's shortcuts (sections 3.3 and 4.1): A is the identity, subsampled, with new channels of zeros. B is a
+        projection where the shape changes, and the identity elsewhere. C projects everywhere. "none" makes the network
+        plain. A factory's module takes the place of B's projection.
+        """
+        channels, features = inputs.shape[-1], self.filters * self.expansion
+        changes = self.stride != 1 or channels != features
+        if self.shortcut == "none":
+            return None
+        if self.shortcut == "C" or (self.shortcut == "B" and changes):
+            projection = self.conv(features, 1, stride=self.stride, name="downsample_conv")
+            return convolved(projection, self.norm(name="downsample_bn"), inputs)
+        if not changes:
+            return inputs
+        if self.shortcut == "A":
+            subsampled = inputs[:, :: self.stride, :: self.stride]
+            return jnp.pad(subsampled, ((0, 0), (0, 0), (0, 0), (0, features - channels)))
+        assert callable(self.shortcut)
+        module = self.shortcut(features=features, stride=self.stride, conv=self.conv, norm=self.norm, name="downsample")
+        outputs: jax.Array = module(inputs)
+        return outputs
+
+    def last_norm(self, name: str) -> Any:
+        """The residual's last norm, whose scale starts at zero with `zero_init_residual`."""
+        return self.norm(name=name, scale_init=initializers.zeros if self.zero_init_residual else initializers.ones)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions and a shortcut (figure 5, left)."""
+
+    conv_norm_pairs: ClassVar[Pairs] = (("conv1", "bn1"), ("conv2", "bn2"), ("downsample_conv", "downsample_bn"))
 
     @nn.compact
     def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
@@ -90,37 +107,25 @@ class BasicBlock(nn.Module):
                 f"a basic block got groups={self.groups} and width_per_group={self.width_per_group}; "
                 "it only takes 1 and 64: use a network of bottlenecks"
             )
-        added = shortcut_of(
-            inputs, self.filters, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm
-        )
+        added = self.added(inputs)
         conv1 = self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")
         conv2 = self.conv(self.filters, 3, padding=1, name="conv2")
-        bn2 = self.norm(name="bn2", scale_init=_last_scale_init(self.zero_init_residual))
+        bn2 = self.last_norm("bn2")
         x = convolved(conv1, self.norm(name="bn1"), inputs, self.activation)
         return convolved(conv2, bn2, x, self.activation, added, self.drop(drop_rate))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1 to the inner width, 3x3 in `groups`, 1x1 to four times `filters`, and a shortcut (figure 5, right)."""
 
-    filters: int
-    stride: int
-    groups: int
-    width_per_group: int
-    shortcut: Shortcut
-    zero_init_residual: bool
-    activation: Activation
-    conv: ModuleFactory
-    norm: ModuleFactory
-    drop: ModuleFactory = partial(Dropout, train=False)
     expansion: ClassVar[int] = 4
+    conv_norm_pairs: ClassVar[Pairs] = (*BasicBlock.conv_norm_pairs, ("conv3", "bn3"))
 
     @nn.compact
     def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
-        features = self.filters * self.expansion
-        added = shortcut_of(inputs, features, kind=self.shortcut, stride=self.stride, conv=self.conv, norm=self.norm)
+        added = self.added(inputs)
         reduce, transform, expand = self.convolutions()
-        bn3 = self.norm(name="bn3", scale_init=_last_scale_init(self.zero_init_residual))
+        bn3 = self.last_norm("bn3")
         x = convolved(reduce, self.norm(name="bn1"), inputs, self.activation)
         x = convolved(transform, self.norm(name="bn2"), x, self.activation)
         return convolved(expand, bn3, x, self.activation, added, self.drop(drop_rate))
@@ -139,24 +144,21 @@ class Bottleneck(nn.Module):
         )
 
 
-def _last_scale_init(zero_init_residual: bool) -> Initializer:
-    return initializers.zeros if zero_init_residual else initializers.ones
-
-
 class ResNet(nn.Module):
     """A residual network: [N, H, W, 3] -> logits [N, num_classes]. Any image size works.
 
     `stem`: "imagenet" is a 7x7 convolution with stride 2 and a 3x3 max-pooling with stride 2; "cifar" is one 3x3
-    convolution, for small images. `groups` is the cardinality. `norm=None` leaves normalisation out and gives the
+    convolution, for small images. `block` is a subclass of `Block`. Stem and shortcut may also be factories of modules,
+    as `Stem` and `Shortcut` say. `groups` is the cardinality. `norm=None` leaves normalisation out and gives the
     convolutions biases. In training each image loses the residual of a block at random (stochastic depth), of the last
     block with probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`.
-    With `repeated_blocks` the alike blocks of a stage are compiled once, and their variables stacked (depth.py).
+    With `repeated_blocks` equal blocks of a stage are compiled once, and their variables stacked (depth.py).
     Initialisation: convolutions by `kernel_init` (He et al. 2015; fan out is torchvision's, fan in the paper's), the
     last layer by torch's default.
     """
 
     stage_sizes: Sequence[int]
-    block: type[BasicBlock] | type[Bottleneck]
+    block: type[Block]
     num_classes: int = 1000
     num_filters: int = 64
     groups: int = 1
@@ -173,12 +175,13 @@ class ResNet(nn.Module):
     kernel_init: Initializer = he_fan_out
     dtype: DTypeLike = jnp.float32
     smallest_image: ClassVar[int] = 1
+    conv_norm_pairs: ClassVar[Pairs] = (("conv1", "bn1"),)
 
     @property
     def stages(self) -> Stages:
-        """The stages in their order, with the names of their modules; each block is one."""
+        """The stages in order, with the names of their modules; each block is one."""
         return {
-            "conv1": ("conv1", "bn1"),
+            **({"stem": ("stem",)} if callable(self.stem) else {"conv1": ("conv1", "bn1")}),
             **block_stages(self.stage_sizes, self.repeated_blocks),
             "pool": (),
             "fc": ("fc",),
@@ -186,7 +189,7 @@ class ResNet(nn.Module):
 
     @property
     def head_dropout_rate(self) -> float:
-        """Of the dropout between the stage before the last and the last."""
+        """The rate of the dropout before the head."""
         return self.dropout_rate
 
     @nn.compact
@@ -199,6 +202,8 @@ class ResNet(nn.Module):
                 f"stochastic_depth_rate={self.stochastic_depth_rate} needs shortcuts, which are all that is left of a "
                 "block without its residual; shortcut is 'none'"
             )
+        if not callable(self.shortcut) and self.shortcut not in _SHORTCUTS:
+            raise InputError(f"shortcut={self.shortcut!r} is unknown; expected {_SHORTCUTS_NAMED} or a module factory")
         drop_rates = linear_drop_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
         dropout = partial(Dropout, train=train, axis_name=self.axis_name)
         conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)
@@ -214,15 +219,16 @@ class ResNet(nn.Module):
             drop=partial(dropout, whole_images=True),
         )
         keep = partial(sow_feature, self)
-        if self.stem == "imagenet":
-            conv1 = conv(self.num_filters, 7, stride=2, padding=3, name="conv1")
+        if callable(self.stem):
+            stem = self.stem(features=self.num_filters, activation=self.activation, conv=conv, norm=norm, name="stem")
+            x = keep("stem", stem(images))
+        elif self.stem in ("imagenet", "cifar"):
+            large = self.stem == "imagenet"
+            conv1 = conv(self.num_filters, *((7, 2, 3) if large else (3, 1, 1)), name="conv1")
             x = keep("conv1", convolved(conv1, norm(name="bn1"), images, self.activation))
-            x = max_pool(x, 3, stride=2, padding=1)
-        elif self.stem == "cifar":
-            conv1 = conv(self.num_filters, 3, padding=1, name="conv1")
-            x = keep("conv1", convolved(conv1, norm(name="bn1"), images, self.activation))
+            x = max_pool(x, 3, stride=2, padding=1) if large else x
         else:
-            raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet' or 'cifar'")
+            raise InputError(f"stem={self.stem!r} is unknown; expected 'imagenet', 'cifar' or a module factory")
         x = run_stages(
             block,
             x,
@@ -239,7 +245,7 @@ class ResNet(nn.Module):
 def bind_layers(
     norm: NormFactory | None, train: bool, axis_name: str | None, kernel_init: Initializer, dtype: DTypeLike
 ) -> tuple[ModuleFactory, ModuleFactory]:
-    """Convolution and normalisation with a network's settings bound once, to hand to its blocks."""
+    """Factories of convolutions and norms with a network's settings, for its blocks."""
     conv = partial(Conv, kernel_init=kernel_init, dtype=dtype, use_bias=norm is None)
     if norm is None:
         return conv, lambda **_: None
@@ -252,6 +258,9 @@ def linear_drop_rates(rate: float, blocks: int) -> Iterator[float]:
         raise InputError(f"stochastic_depth_rate={rate}; expected one from 0 to below 1")
     return (rate * (block / blocks) for block in range(1, blocks + 1))
 
+
+_SHORTCUTS = ("A", "B", "C", "none")
+_SHORTCUTS_NAMED = ", ".join(map(repr, _SHORTCUTS))
 
 _cifar = partial(ResNet, block=BasicBlock, num_filters=16, stem="cifar", shortcut="A", kernel_init=he_fan_in)
 _wide = partial(ResNet, block=Bottleneck, width_per_group=128)

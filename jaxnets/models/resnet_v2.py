@@ -22,6 +22,7 @@ from jaxnets.models.layers import (
     Dropout,
     Initializer,
     NormFactory,
+    Pairs,
     Stages,
     activated,
     check_image_size,
@@ -33,7 +34,7 @@ from jaxnets.models.resnet import ModuleFactory, bind_layers, linear_drop_rates
 
 
 class PreActivationBottleneck(nn.Module):
-    """Norm, activation, convolution three times (1x1, 3x3, 1x1), and a shortcut that nothing interrupts (figure 4e)."""
+    """Norm, activation, convolution three times (1x1, 3x3, 1x1), and an identity shortcut (figure 4e)."""
 
     filters: int
     stride: int
@@ -42,6 +43,7 @@ class PreActivationBottleneck(nn.Module):
     norm: ModuleFactory
     drop: ModuleFactory = partial(Dropout, train=False)
     expansion: ClassVar[int] = 4
+    conv_norm_pairs: ClassVar[Pairs] = (("conv1", "bn2"), ("conv2", "bn3"))
 
     @nn.compact
     def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
@@ -62,10 +64,9 @@ class PreActivationResNet(nn.Module):
     """A pre-activation network for small images: [N, H, W, 3] -> logits [N, num_classes]. Any image size works.
 
     In training each image loses the residual of a block at random (stochastic depth), of the last block with
-    probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`. With
-    `repeated_blocks` the alike blocks of a stage are compiled once, and their variables stacked (depth.py).
-    Initialisation:
-    convolutions as He et al. 2015 (fan out), the last layer by torch's default.
+    probability `stochastic_depth_rate`, and values before the last layer with `dropout_rate`. With `repeated_blocks`
+    equal blocks of a stage are compiled once, and their variables stacked (depth.py). Initialisation: convolutions as
+    He et al. 2015 (fan out), the last layer by torch's default.
     """
 
     stage_sizes: Sequence[int]
@@ -83,13 +84,13 @@ class PreActivationResNet(nn.Module):
 
     @property
     def stages(self) -> Stages:
-        """The stages in their order, with the names of their modules; each block is one."""
+        """The stages in order, with the names of their modules; each block is one."""
         blocks = block_stages(self.stage_sizes, self.repeated_blocks)
         return {"conv1": ("conv1",), **blocks, "bn1": ("bn1",), "pool": (), "fc": ("fc",)}
 
     @property
     def head_dropout_rate(self) -> float:
-        """Of the dropout between the stage before the last and the last."""
+        """The rate of the dropout before the head."""
         return self.dropout_rate
 
     @nn.compact

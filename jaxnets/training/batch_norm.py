@@ -1,4 +1,4 @@
-"""Whose statistics batch normalisation uses in training, and how the running ones are found anew for the test."""
+"""Batch normalisation: whose statistics it uses in training, and the recalibration of the running ones for the test."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.data.batches import training_slots
-from jaxnets.data.pipeline import Batch, on_device, read_batches
+from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
+from jaxnets.errors import InputError
+from jaxnets.models.contract import has_option
 from jaxnets.models.layers import param_dtype
+from jaxnets.models.norms import with_norms
 from jaxnets.training.config import Config
+from jaxnets.training.evaluation import run_batches
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 
@@ -22,31 +26,36 @@ from jaxnets.training.recipe import Recipe
 _SMALL_BATCH = 16
 
 
-def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> nn.Module:
-    """The network with statistics of each replica ("local"), of all of them ("synchronised"), or of before ("frozen").
+def with_batch_norm(model: nn.Module, kind: str, axis_name: str | None) -> Any:
+    """The network with statistics of each replica ("local"), of all replicas ("synchronised"), or running ("frozen").
 
-    The replicas of `axis_name` draw their chances apart from each other in any case.
+    Dropout differs between the replicas of `axis_name` in any case. Raises InputError for "synchronised" if the network
+    does not have the field `axis_name`.
     """
-    model = model.clone(axis_name=axis_name)
-    norm = getattr(model, "norm", None)
-    if norm is None:
-        return model
+    knows_axis = has_option(model, "axis_name")
+    if kind == "synchronised" and not knows_axis:
+        raise InputError(
+            f"{type(model).__name__} has no field axis_name, as --batch-norm synchronised needs; use --batch-norm local"
+        )
+    if axis_name is not None and knows_axis:
+        model = model.clone(axis_name=axis_name)
+    changes: dict[str, Any] = {}
     if kind == "frozen":
-        return model.clone(norm=partial(norm, frozen=True))
-    if kind == "local" and axis_name is not None:
-        return model.clone(norm=lambda **arguments: norm(**{**arguments, "axis_name": None}))
-    return model
+        changes["frozen"] = None
+    if axis_name is not None:
+        changes |= {"local": kind == "local"} if knows_axis else {"replicas": axis_name}
+    return with_norms(model, **changes) if changes else model
 
 
 def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> list[str]:
-    """What to say where too few images are normalised together to do it well."""
+    """A warning if too few images are normalised together."""
     kind = recipe.batch_norm
     together = recipe.batch_size // recipe.accumulation // (1 if kind == "synchronised" else replicas)
     if not has_norm or kind == "frozen" or together >= _SMALL_BATCH:
         return []
     way = "" if replicas == 1 or kind == "synchronised" else "--batch-norm synchronised, "
     return [
-        f"warning: batch normalisation sees {together} images at a time, which is few (below {_SMALL_BATCH}); "
+        f"warning: batch normalisation sees only {together} images at a time (fewer than {_SMALL_BATCH}); "
         f"{way}a larger --batch-size, or --precise-batch-norm-images may help"
     ]
 
@@ -54,12 +63,11 @@ def small_batch_warning(recipe: Recipe, replicas: int, *, has_norm: bool) -> lis
 def batch_moments(
     variables: Any, batch: Batch, *, model: Any, preprocessing: Preprocessing, axis_name: str | None
 ) -> Any:
-    """Mean and variance of what enters each norm, for one batch of uint8 images [N, H, W, 3]."""
-    # Nothing is kept of the running statistics, and nothing but them is left to chance.
-    options: dict[str, Any] = {"norm": partial(model.norm, momentum=0.0, unbiased_variance=False)}
-    if hasattr(model, "stochastic_depth_rate"):
-        options["stochastic_depth_rate"] = 0.0
-    _, updates = model.clone(**options).apply(
+    """Mean and variance of the inputs of each norm, for one batch of uint8 images [N, H, W, 3]."""
+    model = with_norms(model, moments=True)
+    if has_option(model.network, "stochastic_depth_rate"):
+        model = model.clone(stochastic_depth_rate=0.0)  # it would change the inputs of norms
+    _, updates = model.apply(
         variables,
         preprocessing.normalise(jnp.asarray(batch.images), param_dtype(model.dtype)),
         train=True,
@@ -78,10 +86,11 @@ def batch_moments(
 
 
 class Recalibration:
-    """Finds the running statistics anew over training images, as the test sees images (Wu & Johnson 2021, section 3).
+    """Computes the running statistics again over training images, preprocessed as in the test.
 
-    The statistics are those of the whole population of batches of one size: the mean of their means, and of their mean
-    squares less its square, in float64, as they differ little where the mean is large.
+    They are the statistics of the whole population of batches of one size (Wu & Johnson 2021, section 3): the mean of
+    the means, and the mean of the mean squares minus its square. These two are summed in float64, because they
+    differ little if the mean is large.
     """
 
     def __init__(
@@ -105,7 +114,7 @@ class Recalibration:
         config: Config,
         done: Callable[[int], None] = lambda count: None,
     ) -> Any:
-        """batch_stats of `variables` over so many images as the recipe says, in whole batches; `done` counts them."""
+        """The new batch_stats of `variables`, over as many images as the recipe says; `done` gets the images so far."""
         parallel, size, seed = self._parallel, config.recipe.batch_size, config.seed
         images = config.recipe.precise_batch_norm_images
         batches = max(1, min(images, len(source)) // size)
@@ -113,8 +122,9 @@ class Recalibration:
         plan = (training_slots(seed, step, size, len(source), *process) for step in range(batches))
         squared = partial(jax.tree.map, _with_square, is_leaf=_is_moments)
         total: Any = None
-        for number, batch in enumerate(on_device(read_batches(source, self._preprocessing, plan), parallel.put)):
-            moments = squared(jax.tree.map(np.float64, parallel.fetch(self._moments(variables, batch))))
+        results = run_batches(self._moments, variables, source, self._preprocessing, plan, parallel)
+        for number, result in enumerate(results):
+            moments = squared(jax.tree.map(np.float64, result))
             total = moments if total is None else jax.tree.map(np.add, total, moments)
             done((number + 1) * size)
 

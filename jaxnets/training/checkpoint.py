@@ -1,45 +1,48 @@
-"""Checkpoints by orbax: what a run has learnt, with all that is needed to use it."""
+"""Checkpoints of a run, written by orbax: the state, and all that is needed to use it."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.models.initialization import declaration
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents, TrainedClassifier
 from jaxnets.training.state import TrainState
+from jaxnets.weights.runs import FOLDER, first_line, orbax_files, read_run
 
 CHECKPOINTS = ("latest", "best")
-_FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """A run's checkpoints: the two latest are kept, and the best. Written in the background. Use as a context manager.
+    """The checkpoints of a run: the two latest, and the best. Use as a context manager.
 
-    A checkpoint's number counts what the run has done: steps and tests. Without a folder nothing is kept, as in the
-    processes that write no files. Raises InputError where one can't be written.
+    They are written in the background. The number of a checkpoint is the number of steps and tests before it. Without a
+    folder, as in processes that write no files, nothing is saved. `complete` is called in `poll`, `wait` and `save` for
+    each checkpoint that is complete on the disk, with the number of steps before it and its folder. Raises InputError
+    if a checkpoint can't be written.
     """
 
-    def __init__(self, workdir: Path | None, contents: Contents) -> None:
+    def __init__(
+        self, workdir: Path | None, contents: Contents, complete: Callable[[int, Path], None] | None = None
+    ) -> None:
         self._contents = contents
+        self._complete = complete
+        self._incomplete: tuple[int, int] | None = None
         self._best: int | None = None
         self._last = time.perf_counter()
         self._folder: Any = None
         self._opened: Any = None
         if workdir is None:
             return
-        self._folder = workdir.resolve() / _FOLDER
+        self._folder = workdir.resolve() / FOLDER
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -47,7 +50,7 @@ class Checkpoints:
 
     @property
     def seconds_since_last(self) -> float:
-        """Since the last checkpoint was begun, or since there could be one."""
+        """The time since the last checkpoint began, or since this object was created."""
         return time.perf_counter() - self._last
 
     @property
@@ -56,13 +59,13 @@ class Checkpoints:
         return self._best
 
     def last(self) -> Path | None:
-        """The folder of the latest checkpoint that is on the disk as a whole; None if there is none here."""
+        """The folder of the latest complete checkpoint; None if there is none here."""
         self.wait()
         number = self._manager.latest_step() if self._folder else None
         return None if number is None else self._folder / str(number)
 
     def save(self, number: int, state: TrainState, position: dict[str, Any], *, best: bool = False) -> None:
-        """Starts to write `state`, in this process's memory, and where the run stands; `best` keeps it as the best."""
+        """Starts to write `state`, on the host, and the run's `position`; `best` marks it as the best so far."""
         self._last = time.perf_counter()
         if best:
             self._best = number
@@ -71,10 +74,10 @@ class Checkpoints:
         if not all(
             np.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, np.floating)
         ):
-            kept = self.last()
-            good = f"the last good checkpoint is {kept}; " if kept else ""
+            last = self.last()
+            good = f"the last good checkpoint is {last}; " if last else ""
             raise InputError(
-                f"the state is not finite after step {int(state.step)}, and is not saved; {good}train again in another "
+                f"the state is not finite after step {int(state.step)} and is not saved; {good}train again in another "
                 "--workdir with a smaller --lr or --weight-decay"
             )
         variables, rest = state.variables, _numbered(_rest(state))
@@ -82,19 +85,33 @@ class Checkpoints:
         if number in self._manager.all_steps():
             return  # the same state: a run that was stopped here, and again before its next step
         try:
-            _files().write(self._manager, number, {"variables": variables, "training": rest}, metadata)
+            orbax_files().write(self._manager, number, {"variables": variables, "training": rest}, metadata)
         except (OSError, ValueError) as error:
             raise self._failure(error) from None
+        # orbax begins a checkpoint when the one before is complete.
+        self._report()
+        self._incomplete = number, int(state.step)
+
+    def poll(self) -> None:
+        """Reports a checkpoint that has been completed since the last call."""
+        if self._incomplete and self._complete and not self._opened.is_saving_in_progress():
+            self._report()
+
+    def _report(self) -> None:
+        incomplete, self._incomplete = self._incomplete, None
+        if incomplete and self._complete:
+            number, step = incomplete
+            self._complete(step, self._folder / str(number))
 
     def restore(self, like: TrainState, say: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
-        """The latest state and where the run stood, or None if there is none; `like` gives its shapes and types.
+        """The latest state and position, or None without a checkpoint; `like` is a state of the same shapes and types.
 
-        A damaged checkpoint is moved aside, and the one before it taken. Raises InputError where none can be read, and
-        for one of other classes, data or settings.
+        A damaged checkpoint is moved aside, and the one before it is read. Raises InputError if none can be read, and
+        for a checkpoint of other classes, data or settings.
         """
         if self._folder is None:
             return None
-        files = _files()
+        files = orbax_files()
         damaged: list[tuple[int, Exception]] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -108,24 +125,25 @@ class Checkpoints:
                 damaged.append((number, error))
                 continue
             for one, reason in damaged:
-                self._put_aside(one, reason, say)
+                self._move_aside(one, reason, say)
             self._best = metadata["best"]
             return _joined(like, variables, list(rest.values())), metadata["position"]
         if damaged:
             raise InputError(
-                f"none of the checkpoints in {self._folder} can be read ({_first_line(damaged[0][1])}); "
+                f"none of the checkpoints in {self._folder} can be read ({first_line(damaged[0][1])}); "
                 "train again in another workdir"
             )
         return None
 
     def wait(self) -> None:
-        """Returns when all is on the disk."""
+        """Waits until all checkpoints are complete on the disk."""
         if self._opened is None:
             return
         try:
             self._opened.wait_until_finished()
         except (OSError, ValueError) as error:
             raise self._failure(error) from None
+        self._report()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -145,99 +163,47 @@ class Checkpoints:
     @property
     def _manager(self) -> Any:
         if self._opened is None:
-            self._opened = _files().writer(self._folder, lambda: self.best)
+            self._opened = orbax_files().writer(self._folder, lambda: self.best)
         return self._opened
 
-    def _put_aside(self, number: int, error: Exception, say: Callable[[str], None]) -> None:
+    def _move_aside(self, number: int, error: Exception, say: Callable[[str], None]) -> None:
         aside = self._folder.parent / "damaged-checkpoints" / str(number)
         aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(self._folder / str(number), aside)
         self._manager.reload()
-        say(f"warning: checkpoint {number} is damaged ({_first_line(error)}); it is moved to {aside}")
+        say(f"warning: checkpoint {number} is damaged ({first_line(error)}); it is moved to {aside}")
 
     def _failure(self, error: Exception) -> InputError:
-        return InputError(f"a checkpoint can't be written to {self._folder} ({_first_line(error)}); is the disk full?")
+        return InputError(f"a checkpoint can't be written to {self._folder} ({first_line(error)}); is the disk full?")
 
 
-def saved_contents(workdir: Path) -> dict[str, Any] | None:
-    """What stands beside the numbers in the latest checkpoint that can be read; None if there is none."""
-    folder = workdir.resolve() / _FOLDER
-    if not folder.is_dir():
-        return None
-    files = _files()
-    with files.reader(folder) as manager:
-        for number in sorted(manager.all_steps(), reverse=True):
-            with suppress(Exception):  # orbax and tensorstore raise many types
-                found: dict[str, Any] = files.read_metadata(manager, number)
-                return found
-    return None
+def load_classifier(workdir: Path, which: str = "latest", *, model: nn.Module | None = None) -> TrainedClassifier:
+    """The classifier in the "latest" or the "best" checkpoint of a run.
 
-
-def load_classifier(workdir: Path, which: str = "latest") -> TrainedClassifier:
-    """The "latest" or the "best" checkpoint of a run, without what only training needs.
-
-    Raises InputError where it can't be read.
+    If `train` was given a `model`, it has to be given here too. Raises InputError if the checkpoint can't be read.
     """
-    folder = Path(os.path.abspath(workdir)) / _FOLDER
-    if not os.path.isdir(folder):
-        raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
+    run = read_run(workdir, which, model)
     try:
-        return _read_classifier(folder, which)
-    except InputError as error:
-        raise InputError(f"{workdir}: {error}") from None
-    except Exception as error:
-        # orbax and tensorstore raise many types for a file that is missing, cut short or of another form.
-        raise InputError(
-            f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
-            f"{_first_line(error)}); train --resume falls back to the one before, or train again in another workdir"
-        ) from None
-
-
-def _read_classifier(folder: Path, which: str) -> TrainedClassifier:
-    files = _files()
-    with files.reader(folder) as manager:
-        number = manager.latest_step()
-        if number is None:
-            raise InputError("no checkpoint was finished; train again in another workdir")
-        metadata = files.read_metadata(manager, number)
-        if which == "best" and metadata["best"] in manager.all_steps():
-            number = metadata["best"]
-            metadata = files.read_metadata(manager, number)
-        config = Config.from_dict(metadata["config"])
-        preprocessing = Preprocessing.from_dict(metadata["preprocessing"])
-        class_names = tuple(metadata["class_names"])
-        model = config.create_model(len(class_names), **metadata["options"])
-        side = preprocessing.crop_size
-        shapes = declaration(model, side).shapes
-        like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-        variables = files.read_arrays(manager, number, "variables", metadata, like)
-    return TrainedClassifier(config, model, jax.device_put(variables), preprocessing, class_names, metadata["options"])
-
-
-def _files() -> Any:
-    # A run's first step does not wait for orbax, which takes as long to import as Flax and optax together.
-    from jaxnets.training import checkpoint_files
-
-    return checkpoint_files
+        config = Config.from_dict(run.settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{workdir}: its checkpoint is from another version ({first_line(error)})") from None
+    origin = run.origin
+    return TrainedClassifier(config, run.model, run.variables, origin.preprocessing, origin.class_names, origin.options)
 
 
 def _rest(state: TrainState) -> TrainState:
-    """What `state.variables` does not hold."""
-    if state.average:
-        return state.replace(average={}, frozen={})  # type: ignore[attr-defined]
+    """All of the state that `state.variables` does not hold."""
+    if state.ema:
+        return state.replace(ema={}, frozen={})  # type: ignore[attr-defined]
     return state.replace(params={}, batch_stats={}, frozen={})  # type: ignore[attr-defined]
 
 
 def _joined(like: TrainState, variables: Any, rest: list[Any]) -> TrainState:
     state: TrainState = jax.tree.unflatten(jax.tree.structure(_rest(like)), rest)
-    return state.replace(average=like.average, frozen=like.frozen).with_variables(variables)  # type: ignore[attr-defined]
+    return state.replace(ema=like.ema, frozen=like.frozen).with_variables(variables)  # type: ignore[attr-defined]
 
 
 def _numbered(tree: Any) -> dict[str, Any]:
-    """The leaves by their place, whatever classes hold them."""
-    return {f"{place:05}": leaf for place, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]
+    """The leaves by their index, independent of the classes that hold them."""
+    return {f"{index:05}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}

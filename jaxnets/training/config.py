@@ -1,4 +1,4 @@
-"""A run's configuration, as it stands in its workdir's config.json."""
+"""The configuration of a run, as in config.json in its workdir."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -10,24 +10,24 @@ import jax.numpy as jnp
 
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
-from jaxnets.models.registry import create_model
 from jaxnets.training.recipe import Recipe
 from jaxnets.transfer import TRANSFERS
+from jaxnets.weights.runs import network_of
 
 DTYPES = ("float32", "bfloat16", "float64")
-# What may change while a run stands still: where the images lie (whether they are the same is seen from themselves),
-# how often metrics are logged, and what is computed twice to save memory.
+# What a resumed run may change: where the images are (they are compared by themselves), how often metrics are logged,
+# and rematerialisation.
 _MAY_CHANGE = ("dataset", "data_dir", "log_every", "remat")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run's numbers follow from. `dtype` is what the network computes in.
+    """All that determines the numbers of a run. The network computes in `dtype`.
 
-    `data_dir` is where TFDS keeps its data sets (None: its own choice); `test_share` is held out of a data set that has
-    no test images; bad images stop the run or are skipped, as `on_bad_image` says; metrics are logged every `log_every`
-    steps. `weights` are what it starts from, as `jaxnets.load_pretrained` takes them; `transfer` says what of them is
-    trained: "full" (the same as None), "partial" (from the stage `train_from` on) or "head".
+    `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `test_share` is the share to hold out of a
+    data set without test images. `on_bad_image` is "error" or "skip". Metrics are logged every `log_every` steps.
+    `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `transfer` says what is trained: "full" (the
+    same as None), "partial" (from the stage `train_from` on) or "head".
     """
 
     arch: str
@@ -55,13 +55,13 @@ class Config:
             raise InputError(f"log_every={self.log_every}; expected at least 1 step")
 
     def warnings(self) -> list[str]:
-        """What is allowed, but hardly meant."""
-        found = self.recipe.warnings()
+        """Warnings about settings that are probably mistakes."""
+        warnings = self.recipe.warnings()
         if self.recipe.head_epochs and self.weights is None:
-            found.append(
+            warnings.append(
                 f"warning: head_epochs={self.recipe.head_epochs} trains a head on random weights; give --weights"
             )
-        return found
+        return warnings
 
     def _check_transfer(self) -> None:
         recipe = self.recipe
@@ -70,34 +70,33 @@ class Config:
         if self.weights is None and self.transfer is not None:
             raise InputError(f"transfer={self.transfer} needs weights to start from; give --weights")
         if self.train_from is not None and self.transfer != "partial":
-            raise InputError(f"train_from={self.train_from} goes with transfer=partial, not with {self.transfer}")
+            raise InputError(f"train_from={self.train_from} needs transfer=partial, not {self.transfer}")
         if self.transfer == "head" and recipe.head_epochs:
-            raise InputError("transfer=head trains the head alone in all epochs; leave out --head-epochs")
+            raise InputError("transfer=head trains only the head in all epochs; leave out --head-epochs")
         if self.transfer == "head" and recipe.precise_batch_norm_images:
-            raise InputError("transfer=head keeps the statistics that precise_batch_norm_images would replace")
+            raise InputError("transfer=head keeps the statistics that precise_batch_norm_images replaces")
         if recipe.head_epochs >= recipe.epochs:
-            raise InputError(f"head_epochs={recipe.head_epochs} leaves none of epochs={recipe.epochs} for the rest")
+            raise InputError(f"head_epochs={recipe.head_epochs}; expected fewer than epochs={recipe.epochs}")
 
-    def create_model(self, num_classes: int, **options: Any) -> nn.Module:
-        """The network, with what the recipe says about it. Raises InputError where it can't be had like that.
+    def create_model(self, num_classes: int, model: nn.Module | None = None, **options: Any) -> nn.Module:
+        """The network `arch`, or `model` in its place, with the options of the recipe and the given `options`.
 
-        `options` are those that came with the weights that it starts from.
+        Raises InputError if the network lacks an option, and if `model` has other classes or another dtype.
         """
-        recipe = self.recipe
-        if recipe.dropout_rate is not None:
-            options["dropout_rate"] = recipe.dropout_rate
-        if recipe.stochastic_depth_rate:
-            options["stochastic_depth_rate"] = recipe.stochastic_depth_rate
-        if recipe.zero_init_residual:
-            options["zero_init_residual"] = True
-        model = create_model(self.arch, num_classes=num_classes, dtype=jnp.dtype(self.dtype))
-        for option, without in (
-            ("stochastic_depth_rate", "--stochastic-depth-rate 0"),
-            ("zero_init_residual", "--no-zero-init-residual"),
-        ):
-            if option in options and not hasattr(model, option):
-                raise InputError(f"{self.arch} has no {option}, as the recipe asks for; give {without}")
-        return model.clone(**options)
+        if model is not None:
+            self._check_model(model, num_classes)
+        return network_of(asdict(self), num_classes, options, model)
+
+    def _check_model(self, model: Any, num_classes: int) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; expected an instance of flax.linen.Module")
+        if self.weights is not None:
+            raise InputError("weights need a network by name; register it with jaxnets.register_model")
+        classes, dtype = getattr(model, "num_classes", num_classes), getattr(model, "dtype", None)
+        if classes != num_classes:
+            raise InputError(f"the model has num_classes={classes}, but the data set has {num_classes} classes")
+        if dtype is not None and jnp.dtype(dtype) != jnp.dtype(self.dtype):
+            raise InputError(f"the model computes in {jnp.dtype(dtype).name}, but the run has dtype={self.dtype}")
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""
@@ -105,7 +104,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """The configuration from what `dataclasses.asdict` made of it, or JSON of that."""
+        """The configuration from the result of `dataclasses.asdict`, or from JSON of that."""
         recipe: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values["recipe"].items()
         }
@@ -113,19 +112,19 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """The configuration of a config.json; raises InputError where it is damaged or of another version."""
+        """Reads a config.json; raises InputError if it is damaged or from another version."""
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged or from another version ({error})") from None
 
     def check_goes_on(self, before: "Config") -> None:
-        """Raises InputError where a run that began as `before` would not go on the same."""
+        """Raises InputError unless a run with the configuration `before` can resume with this one."""
         for ours, theirs, prefix in ((self, before, ""), (self.recipe, before.recipe, "recipe.")):
             for setting in fields(ours):
                 now, then = getattr(ours, setting.name), getattr(theirs, setting.name)
                 if setting.name not in ("recipe", *_MAY_CHANGE) and now != then:
                     raise InputError(
                         f"the run began with {prefix}{setting.name}={then}, now it is {now}; resume with the same, or "
-                        "train anew in another --workdir"
+                        "train again in another --workdir"
                     )

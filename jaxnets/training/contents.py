@@ -1,4 +1,4 @@
-"""What stands in a checkpoint beside the numbers, and what a classifier is that comes back from one."""
+"""The metadata of a checkpoint, and the classifier that is loaded from one."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +10,7 @@ import flax.linen as nn
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.custom import check_same_parts
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class TrainedClassifier:
 class Contents:
     """What stands in every checkpoint beside the numbers; a run that goes on must have the same.
 
-    `options` are those of the network that came with the weights that it started from.
+    `options` are those of the network that came with the weights that it started from; `custom` describes what was
+    given to `train()` in the place of named parts.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class Contents:
     class_names: tuple[str, ...]
     fingerprints: dict[str, str]
     options: dict[str, bool] = field(default_factory=dict)
+    custom: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -49,6 +52,7 @@ class Contents:
         """Raises InputError where a run that began with other contents would not go on the same."""
         check_classes(before["class_names"], self.class_names)
         self.config.check_goes_on(Config.from_dict(before["config"]))
+        check_same_parts(before["custom"], self.custom)
         for split, fingerprint in self.fingerprints.items():
             if before["fingerprints"][split] != fingerprint:
                 raise InputError(

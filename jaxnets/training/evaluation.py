@@ -1,33 +1,98 @@
-"""Evaluation of a classifier on a whole split, every image exactly once."""
+"""A network over all images of a source, each exactly once; evaluation and features are two cases of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxnets.data.batches import evaluation_slots
-from jaxnets.data.pipeline import Preprocessed, on_device, read_batches
+from jaxnets.data.batches import Slots, evaluation_slots
+from jaxnets.data.pipeline import Batch, Preprocessed, on_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
-from jaxnets.training.metrics import Totals
-from jaxnets.training.parallel import Parallel
+from jaxnets.models.features import features
+from jaxnets.models.layers import param_dtype
+from jaxnets.training.metrics import Metrics, Totals
+from jaxnets.training.parallel import Compiled, Parallel
 from jaxnets.training.step import evaluation_step
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+def run_batches(
+    step: Compiled,
+    variables: Any,
+    source: Source | Preprocessed,
+    preprocessing: Preprocessing,
+    plan: Iterator[Slots],
+    parallel: Parallel,
+) -> Iterator[Any]:
+    """Reads the batches of `plan`, runs `step(variables, batch)` on the devices, and yields its results on the host.
+
+    Each process reads the share of the images that its plan names; the next batches are read while one is computed.
+    """
+    for batch in on_device(read_batches(source, preprocessing, plan), parallel.put):
+        yield parallel.fetch(step(variables, batch))
+
+
+class EachImage:
+    """Runs a step on every image of a source, each exactly once, in order; compiled once for one batch size.
+
+    `step(variables, batch, axis_name=...)` returns a tree of arrays [N, ...], which are the same on all replicas.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        preprocessing: Preprocessing,
+        batch_size: int,
+        parallel: Parallel | None = None,
+        compiling: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._parallel = parallel or Parallel.choose("jit")
+        self._step = self._parallel.wrap(partial(step, axis_name=self._parallel.axis_name), compiling=compiling)
+        self._preprocessing = preprocessing
+        # A multiple of the number of devices; slots without an image are masked.
+        devices = len(self._parallel.devices)
+        self._batch_size = -(-batch_size // devices) * devices
+
+    def __call__(
+        self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = _ignore
+    ) -> Iterator[tuple[int, Any]]:
+        """The number of images and the result of each batch; `done` gets the number of images so far."""
+        parallel, size, total = self._parallel, self._batch_size, len(source)
+        plan = evaluation_slots(size, total, parallel.process_index, parallel.process_count)
+        results = run_batches(self._step, variables, source, self._preprocessing, plan, parallel)
+        for number, result in enumerate(results):
+            yield min(size, total - number * size), result
+            done(min(total, (number + 1) * size))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Probabilities [N, K] and labels [N] in the source's order, and metrics ("loss", "accuracy", "count")."""
+    """Probabilities [N, K] and labels [N] in the order of the source, and the means of all metrics.
+
+    `metrics` holds "loss", "accuracy", "count" and one entry for each further metric.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class [N] of each image."""
+        return self.probabilities.argmax(axis=1)
 
 
 class Evaluator:
-    """A classifier's evaluation, compiled once for one batch size."""
+    """Evaluates a network on whole sources; compiled once for one batch size."""
 
     def __init__(
         self,
@@ -36,32 +101,50 @@ class Evaluator:
         batch_size: int,
         parallel: Parallel | None = None,
         compiling: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
     ) -> None:
-        self._parallel = parallel or Parallel.choose("jit")
-        self._step = self._parallel.wrap(
-            partial(evaluation_step, model=model, preprocessing=preprocessing, axis_name=self._parallel.axis_name),
-            compiling=compiling,
-        )
-        self._preprocessing = preprocessing
-        # Slots that no image needs stay empty.
-        devices = len(self._parallel.devices)
-        self._batch_size = -(-batch_size // devices) * devices
+        step = partial(evaluation_step, model=model, preprocessing=preprocessing, metrics=metrics)
+        self._run = EachImage(step, preprocessing, batch_size, parallel, compiling)
 
     def __call__(
-        self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = lambda count: None
+        self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = _ignore
     ) -> Evaluation:
-        """What the classifier makes of a whole source; `done` is told how many images it has seen.
+        """The evaluation of a source; `done` gets the number of images so far.
 
-        `variables` are replicated where there are several devices; each process reads its share of the images.
+        With several devices `variables` are replicated; each process reads its share of the images.
         """
         probabilities, labels, totals = [], [], Totals()
-        parallel = self._parallel
-        plan = evaluation_slots(self._batch_size, len(source), parallel.process_index, parallel.process_count)
-        for batch in on_device(read_batches(source, self._preprocessing, plan), parallel.put):
-            batch_probabilities, batch_labels, sums = parallel.fetch(self._step(variables, batch))
+        for count, (batch_probabilities, batch_labels, sums) in self._run(variables, source, done):
+            probabilities.append(batch_probabilities[:count])
+            labels.append(batch_labels[:count])
             totals.add(sums)
-            probabilities.append(batch_probabilities)
-            labels.append(batch_labels)
-            done(round(totals.count))
-        count = len(source)
-        return Evaluation(np.concatenate(probabilities)[:count], np.concatenate(labels)[:count], totals.means())
+        return Evaluation(np.concatenate(probabilities), np.concatenate(labels), totals.means())
+
+
+class FeatureExtractor:
+    """Computes the outputs of one stage of a network in evaluation; compiled once for one batch size."""
+
+    def __init__(
+        self, model: Any, preprocessing: Preprocessing, stage: str, batch_size: int, parallel: Parallel | None = None
+    ) -> None:
+        step = partial(_feature_step, model=model, preprocessing=preprocessing, stage=stage)
+        self._run = EachImage(step, preprocessing, batch_size, parallel)
+
+    def __call__(
+        self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = _ignore
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features [N, ...] and labels [N] of a source, in its order; `done` gets the number of images so far."""
+        batches = [(outputs[:count], labels[:count]) for count, (outputs, labels) in self._run(variables, source, done)]
+        features, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        return features, labels
+
+
+def _feature_step(
+    variables: Any, batch: Batch, *, model: Any, preprocessing: Preprocessing, stage: str, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    images = preprocessing.normalise(jnp.asarray(batch.images), param_dtype(model.dtype))
+    outputs, labels = features(model, variables, images, [stage])[stage], jnp.asarray(batch.labels)
+    outputs = outputs.astype(param_dtype(model.dtype))
+    if axis_name is not None:
+        outputs, labels = jax.lax.all_gather((outputs, labels), axis_name, tiled=True)
+    return outputs, labels

@@ -1,4 +1,4 @@
-"""The batches that a run trains on, in their order, at the sizes that its recipe asks for."""
+"""The training batches of a run, in order, at the image sizes of its recipe."""
 
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -13,7 +13,7 @@ from jaxnets.training.recipe import Recipe
 
 
 class TrainingFeed:
-    """A process's share of the training batches. Images whose crops are always the same are held, where they fit."""
+    """A process's share of the training batches. Images without random crops are kept in memory if they fit."""
 
     def __init__(
         self,
@@ -30,28 +30,28 @@ class TrainingFeed:
         self._seed = seed
         self._process = (process_index, process_count)
         self._crops = RandomCrops(seed, recipe.min_crop_area) if recipe.min_crop_area else None
-        self._held: tuple[int, Source | Preprocessed] | None = None
+        self._cached: tuple[int, Source | Preprocessed] | None = None
 
     def steps_through(self, epochs: int) -> int:
-        """Steps after which every image has been seen `epochs` times."""
+        """The number of steps after which the network has seen each image `epochs` times."""
         return steps_through(epochs, self._recipe.batch_size, len(self._source))
 
-    def hold(self, size: int, done: Callable[[int], None] = lambda count: None) -> Source | Preprocessed:
-        """What batches of this size are read from: the source, or its images in memory; `done` is told how many are."""
+    def images(self, size: int, done: Callable[[int], None] = lambda count: None) -> Source | Preprocessed:
+        """The images of this size: the source, or all of them in memory; `done` gets the number of decoded images."""
         if self._crops is not None:
             return self._source
-        if self._held is None or self._held[0] != size:
-            self._held = size, hold_if_small(self._source, resized(self._preprocessing, size), done)
-        return self._held[1]
+        if self._cached is None or self._cached[0] != size:
+            self._cached = size, hold_if_small(self._source, resized(self._preprocessing, size), done)
+        return self._cached[1]
 
-    def holding(self, images: Preprocessed) -> "TrainingFeed":
-        """The same batches, of other images (or features) in the places of this feed's."""
+    def with_images(self, images: Preprocessed) -> "TrainingFeed":
+        """The same batches of other images, or of features, which take the places of this feed's images."""
         other = copy(self)
-        other._held = self._recipe.train_image_size(0), images
+        other._cached = self._recipe.train_image_size(0), images
         return other
 
     def calls(self, first: int, last: int, most: int) -> Iterator[int]:
-        """Cuts the steps from `first` to before `last` into calls of up to `most`, none across an epoch's end."""
+        """Splits the steps from `first` up to `last`, exclusive, into calls of up to `most` steps within one epoch."""
         for epoch in range(1, self._recipe.epochs + 1):
             end = min(last, self.steps_through(epoch))
             while first < end:
@@ -60,7 +60,7 @@ class TrainingFeed:
                 first += steps
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The host batches of the steps from `first` to before `last`, counted from 0 over the whole run."""
+        """The host batches of the steps from `first` up to `last`, exclusive, counted from 0 over the run."""
         recipe, count = self._recipe, len(self._source)
         for size, group in groupby(range(recipe.epochs), recipe.train_image_size):
             epochs = list(group)
@@ -72,10 +72,10 @@ class TrainingFeed:
                 training_slots(self._seed, step, recipe.batch_size, count, *self._process, repeats=recipe.repeats)
                 for step in steps
             )
-            yield from read_batches(self.hold(size), resized(self._preprocessing, size), plan, self._crops)
+            yield from read_batches(self.images(size), resized(self._preprocessing, size), plan, self._crops)
 
 
 def resized(preprocessing: Preprocessing, size: int) -> Preprocessing:
-    """The same share of an image at another size."""
+    """The preprocessing at another size, of the same share of an image."""
     resize = round(size * preprocessing.resize_size / preprocessing.crop_size)
     return replace(preprocessing, crop_size=size, resize_size=resize)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves what it has and ends, within seconds, whatever it is doing."""
+"""SIGTERM and Ctrl-C: a run saves its state and ends within seconds."""
 
 import os
 import signal
@@ -12,28 +12,28 @@ import jax
 
 from jaxnets.training.parallel import Parallel
 
-# Between what people and schedulers wait for (Kubernetes and Slurm: 30 s by default) and what a step may take.
+# Less than schedulers wait (Kubernetes and Slurm: 30 s by default), more than a step takes.
 _SECONDS_TO_SAVE = 9.0
-# Launchers signal a process and then its whole group: that is one request.
+# Launchers signal a process and then its group; both signals are one request.
 _SECONDS_OF_ONE_REQUEST = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """The run was asked to end, and its state is saved. `exit_code` is 128 and the signal's number: 143 or 130."""
+    """The run was asked to end, and its state is saved. `exit_code` is 128 plus the signal number: 143 or 130."""
 
     def __init__(self, signal_number: int | None) -> None:
-        number = signal_number or signal.SIGTERM  # of another process
+        number = signal_number or signal.SIGTERM  # another process got the signal
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
 
 
 class Interruption:
-    """Notices SIGTERM and Ctrl-C, even while compiled code runs. Use as a context manager, in the main thread.
+    """Watches for SIGTERM and Ctrl-C, also while compiled code runs. Use as a context manager in the main thread.
 
-    Before `can_save` is set there is nothing to lose, and the process ends at once. Afterwards `requested` holds the
-    signal's number; the run is expected to save and end. If it has not within 9 s, or if there is a second signal, the
-    process ends with what was saved before.
+    While `can_save` is false, a signal ends the process at once. Otherwise `requested` becomes the number of the
+    signal, and the run has 9 s to save its state and end. After that, or after a second signal, the process ends with
+    its last checkpoint.
     """
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class Interruption:
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "Interruption":
-        # Python runs its handlers between two instructions, so not during minutes of compiling; the number of a signal
-        # arrives in the socket at once.
+        # Python calls signal handlers between two instructions, so not during minutes of compilation; the wakeup socket
+        # gets the number of the signal at once.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before = {number: signal.signal(number, _ignore) for number in _SIGNALS}
@@ -78,18 +78,18 @@ class Interruption:
             if self.requested is not None:
                 if time.monotonic() - self._requested_at < _SECONDS_OF_ONE_REQUEST:
                     continue
-                _end(number, "ended by a second signal; what was saved before is kept")
+                _end(number, "ended by a second signal; the last checkpoint is kept")
             self.requested, self._requested_at = number, time.monotonic()
             print(f"\n{signal.Signals(number).name}: saving ...", file=sys.stderr, flush=True)
             self._timer = threading.Timer(
-                _SECONDS_TO_SAVE, _end, (number, "could not save in time; the checkpoint before is kept")
+                _SECONDS_TO_SAVE, _end, (number, "could not save in time; the last checkpoint is kept")
             )
             self._timer.daemon = True
             self._timer.start()
 
 
 class Vote:
-    """Whether any process was asked to end; all of them hear it after the same number of calls."""
+    """Tells all processes, after the same number of calls, whether any of them was asked to end."""
 
     def __init__(self, interruption: Interruption, parallel: Parallel) -> None:
         self._interruption = interruption
@@ -100,13 +100,13 @@ class Vote:
         asked = self._interruption.requested is not None
         if self._parallel.process_count == 1:
             return asked
-        # What was asked before the last call: by now the processes have told each other.
+        # The answer of the call before, whose computation has finished by now.
         before, self._before = self._before, self._parallel.anywhere(asked)
         return bool(before)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """The watching thread has seen it; without a handler there would be no number in the socket."""
+    """Does nothing: without a handler, Python would not write to the socket that the watching thread reads."""
 
 
 def _end(number: int, line: str) -> None:

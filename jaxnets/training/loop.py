@@ -1,188 +1,112 @@
-"""A run from its configuration to its result."""
+"""`train()`: a run from its configuration to its result."""
 
-import math
 import time
-from collections.abc import Collection
-from contextlib import ExitStack, closing, nullcontext
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import optax
 
-from jaxnets.data.pipeline import on_device, stacked
 from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
-from jaxnets.models.features import head_of
 from jaxnets.report import write_report
-from jaxnets.training.batch_norm import Recalibration, small_batch_warning
-from jaxnets.training.checkpoint import Checkpoints
 from jaxnets.training.config import Config
-from jaxnets.training.evaluation import Evaluator
-from jaxnets.training.history import History, Position
-from jaxnets.training.interruption import Interrupted, Interruption, Vote
-from jaxnets.training.metrics_log import MetricsLog, require_tensorboard
-from jaxnets.training.parallel import Compiled, Parallel, memory_explained
-from jaxnets.training.progress import Progress
-from jaxnets.training.setup import Setup, set_up
-from jaxnets.training.start import origin_of, saved_or_new
-from jaxnets.training.step import train_step
+from jaxnets.training.custom import Custom
+from jaxnets.training.evaluation import Evaluation
+from jaxnets.training.hooks import Hook
+from jaxnets.training.interruption import Interruption
+from jaxnets.training.metrics import Metric, all_metrics, class_metrics
+from jaxnets.training.metrics_log import json_value, require_tensorboard
+from jaxnets.training.parallel import Parallel
+from jaxnets.training.setup import set_up
+from jaxnets.training.start import origin_of
+from jaxnets.training.trainer import Schedule, Trainer
 from jaxnets.training.workdir import Workdir
 
-SECONDS_A_CHECKPOINT = 60.0
+CHECKPOINT_INTERVAL = 60.0
 
 
 def train(
     config: Config,
-    workdir: Path,
+    workdir: Path | str,
     dataset: Dataset | None = None,
     *,
+    model: nn.Module | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    hooks: Sequence[Hook] = (),
     parallel: Parallel | None = None,
     resume: bool = False,
-    seconds_a_checkpoint: float = SECONDS_A_CHECKPOINT,
+    checkpoint_interval: float = CHECKPOINT_INTERVAL,
     tensorboard: bool = False,
     interruption: Interruption | None = None,
     steps_per_call: int = 1,
 ) -> dict[str, Any]:
-    """Trains as `config` says, leaves the run's files in `workdir`, and returns what stands in its result.json.
+    """Trains a classifier as `config` says, writes the files of the run to `workdir`, and returns its result.json.
 
-    `dataset` is for what has no name or place, such as arrays; otherwise `config.dataset` is loaded. With `resume` a
-    run that was stopped goes on as if nothing had happened; without one in `workdir`, a new one begins. The device
-    takes `steps_per_call` steps at a time, which spares small networks on fast devices the way to the host;
-    checkpoints, and ends that are asked for, wait for them.
-    Raises InputError, before anything is written, for a network, an image size, a data set or a workdir that will not
-    do, and later if the loss stays infinite; Interrupted where `interruption` asks for an end, when all is saved.
+    - `dataset` takes the place of the data set that `config` names; the run then bears its name.
+    - `model` takes the place of the network `config.arch`, which is then only the name in the result.
+    - `optimizer` takes the place of the recipe's optimiser, learning rate, schedule and weight decay.
+    - `metrics` are functions of logits [N, K] and labels [N] that return [N] or [N, ...], for training and test. Their
+      means over images are in metrics.jsonl, in the progress line (if they are single numbers) and in the result.
+    - `hooks` are called in process 0 after steps, tests and checkpoints.
+    - `resume` continues the run in `workdir` from its last checkpoint, or starts it if there is none. The continued run
+      must be given the same model, metrics and optimiser; their class, names and state sizes are checked.
+    - `checkpoint_interval` is the time between checkpoints [seconds].
+    - `steps_per_call` is the number of steps that the device takes without the host, which helps small networks on fast
+      devices; checkpoints and interruptions wait for the end of a call.
+
+    Raises InputError before it writes anything if the input is invalid, and later if the loss stays infinite; raises
+    Interrupted after saving the state when `interruption` asks it to stop.
     """
-    started = time.perf_counter()
-    recipe, parallel, interruption = config.recipe, parallel or Parallel.choose(), interruption or Interruption()
+    started, workdir = time.perf_counter(), Path(workdir)
+    parallel, interruption = parallel or Parallel.choose(), interruption or Interruption()
     if steps_per_call < 1:
         raise InputError(f"steps_per_call={steps_per_call}; expected at least 1")
-    several = steps_per_call > 1
-    parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call}")
     if tensorboard:
         require_tensorboard()
+    if dataset is not None:
+        config = replace(config, dataset=dataset.name)
+    custom = Custom(model, optimizer, all_metrics(metrics), hooks)
+    parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call} {list(custom.metrics)}")
     files = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
     if finished := parallel.tell(files.result() if files else None):
         if files and not (workdir / "report.html").exists():
             write_report(workdir)
         return finished
-    run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel))
+    run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel), custom)
     if files:
         files.begin(config, run.dataset.class_names, run.bad_images)
 
-    with ExitStack() as stack:
-        stack.enter_context(memory_explained(recipe.batch_size))
-        progress = stack.enter_context(Progress(run.steps, quiet=files is None))
-        checkpoints = stack.enter_context(Checkpoints(workdir if files else None, run.contents))
-        trained = f" ({run.num_trained:,} of them trained)" if run.frozen else ""
-        progress.say(
-            f"{config.arch}: {run.num_params:,} parameters{trained}, {run.steps} steps of {recipe.batch_size} on "
-            f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}; compiling ..."
-        )
-
-        state, position = saved_or_new(run, parallel, checkpoints if resume else None, progress)
-        run = run.cache_features(state.variables, parallel)
-        progress.start_at(position.step)
-        small_batch = small_batch_warning(recipe, len(parallel.devices), has_norm=bool(state.batch_stats))
-        for warning in [*config.warnings(), *small_batch]:
-            progress.say(warning)
-
-        # Who reads, who keeps the books, who steps, who tests.
-        host_batches = run.feed.batches(position.step, run.steps)
-        if several:
-            host_batches = stacked(host_batches, run.feed.calls(position.step, run.steps, steps_per_call))
-        put = partial(parallel.put, several_steps=several)
-        batches = stack.enter_context(closing(on_device(host_batches, put)))
-        log = parallel.on_primary(lambda: MetricsLog(workdir, position.log_bytes, position.step, tensorboard))
-        stack.enter_context(log or nullcontext())
-        history = History(position, log, progress, config, run.rates, run.feed.steps_through, checkpoints.last, started)
-        asked_to_stop = Vote(interruption, parallel)
-
-        def save(*, best: bool = False) -> None:
-            position = history.catch_up()
-            checkpoints.save(position.number, parallel.fetch(state), position.to_dict(), best=best)
-
-        def save_before_compiling() -> None:
-            # Compiling may take longer than those who ask for an end wait, and nothing interrupts it.
-            if interruption.can_save:
-                save()
-                checkpoints.wait()
-
-        def stop_if_asked(_: int = 0) -> None:
-            if asked_to_stop():
-                save()
-                checkpoints.wait()
-                raise Interrupted(interruption.requested)
-
-        def step_of(model: Any, held: Collection[str] = ()) -> Compiled:
-            step = partial(
-                train_step,
-                model=model,
-                optimizer=run.optimizer,
-                preprocessing=run.inputs,
-                recipe=recipe,
-                axis_name=parallel.axis_name,
-                held=held,
-            )
-            return parallel.wrap(
-                step,
-                donate=True,
-                several_steps=several,
-                compiling=save_before_compiling,
-                compiled=history.compiled,
-            )
-
-        steps = {"all": step_of(run.model)}
-        if recipe.head_epochs:
-            steps["head"] = step_of(run.head_model, set(state.params) - {head_of(run.network)})
-        evaluate = Evaluator(run.network, run.inputs, recipe.batch_size, parallel, save_before_compiling)
-        recalibrate = Recalibration(run.model, run.preprocessing, parallel, save_before_compiling)
-
+    schedule = Schedule(checkpoint_interval, steps_per_call, tensorboard)
+    folder = workdir if files else None
+    with Trainer(run, parallel, folder, interruption, schedule, resume=resume, started=started) as trainer:
         test = None
-        for epoch in range(position.epochs_tested + 1, recipe.epochs + 1):
-            if history.is_over:
-                break
-            take_step = steps["head" if epoch <= recipe.head_epochs else "all"]
-            history.begin_epoch()
-            for count in run.feed.calls(history.position.step, run.feed.steps_through(epoch), steps_per_call):
-                batch = history.timed_wait(batches)
-                state, sums = take_step(state, batch)
-                history.trained(sums, count)
-                interruption.can_save = True
-                stop_if_asked()
-                if checkpoints.seconds_since_last > seconds_a_checkpoint:
-                    save()
-            history.end_epoch()
-            if recipe.precise_batch_norm_images and epoch > recipe.head_epochs:
-                state = state.with_batch_stats(recalibrate(state.variables, run.dataset.train, config, stop_if_asked))
-            test = evaluate(state.variables, run.test_images, stop_if_asked)
-            better = history.tested(test.metrics)
-            if better or history.is_over or epoch == recipe.epochs:
-                save(best=better)
-        checkpoints.wait()
-        interruption.can_save = False
-        if test is None:  # All was done before, but for the files that come last.
-            test = evaluate(state.variables, run.test_images)
+        for epoch in trainer.epochs_left():
+            trainer.train_epoch(epoch)
+            test = trainer.test(epoch)
+        trainer.wait_for_checkpoints()
+        if test is None:  # The run stopped after its last epoch, before its result was written.
+            test = trainer.test_again()
 
-    result = _result(config, run, parallel, history.position) | {
-        "test_accuracy": test.metrics["accuracy"],
-        "test_loss": test.metrics["loss"] if math.isfinite(test.metrics["loss"]) else None,
-        "test_images": round(test.metrics["count"]),
-        "compile_seconds": sum(step.seconds for step in steps.values()),
-        "first_step_seconds": history.first_step_seconds,
-        "seconds": history.seconds,
-    }
+    result = _result(trainer, parallel, test)
     if files:
         files.finish(result, run.dataset, test, run.test_picture)
         write_report(workdir)
     return result
 
 
-def _result(config: Config, run: Setup, parallel: Parallel, position: Position) -> dict[str, Any]:
-    device = parallel.devices[0]
+def _result(trainer: Trainer, parallel: Parallel, test: Evaluation) -> dict[str, Any]:
+    run, log, position = trainer.run, trainer.log, trainer.log.position
+    device, names = parallel.devices[0], run.dataset.class_names
+    tested = {name: value for name, value in test.metrics.items() if name != "count"}
+    tested |= class_metrics(test.labels, test.predicted, names)
     return {
-        "arch": config.arch,
-        "dataset": config.dataset,
+        "arch": run.contents.config.arch,
+        "dataset": run.contents.config.dataset,
         "num_params": run.num_params,
         "num_trained_params": run.num_trained,
         "epochs": position.epochs_tested,
@@ -198,5 +122,10 @@ def _result(config: Config, run: Setup, parallel: Parallel, position: Position) 
         "devices": len(parallel.devices),
         "parallel": parallel.kind,
         "jax": jax.__version__,
-        "class_names": list(run.dataset.class_names),
+        "class_names": list(names),
+        "test_images": round(test.metrics["count"]),
+        **{f"test_{name}": value if name == "per_class" else json_value(value) for name, value in tested.items()},
+        "compile_seconds": trainer.compile_seconds,
+        "first_step_seconds": log.first_step_seconds,
+        "seconds": log.seconds,
     }

@@ -15,13 +15,13 @@ def smoothed_targets(labels: jax.Array, num_classes: int, label_smoothing: float
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross entropy [N] of logits [N, K] with target probabilities [N, K], in float32 at least."""
+    """Cross entropy [N] of logits [N, K] with target probabilities [N, K], in float32 or wider."""
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     return optax.softmax_cross_entropy(logits.astype(dtype), targets.astype(dtype))
 
 
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array, threshold: float = 0.0) -> jax.Array:
-    """Each class as a question of its own: [N], the mean over classes, of logits and targets [N, K].
+    """Binary cross entropy [N] of logits and targets [N, K], as the mean over the classes.
 
     With a `threshold`, targets above it count as 1 and the others as 0 (Wightman et al. 2021, section 2).
     """
@@ -40,7 +40,7 @@ def training_loss(
     target_threshold: float = 0.0,
     aux_weight: float,
 ) -> jax.Array:
-    """Mean loss of a batch; any auxiliary heads count with `aux_weight` each (Szegedy et al. 2014, section 5: 0.3)."""
+    """Mean loss of a batch, plus `aux_weight` times that of each auxiliary head (Szegedy et al. 2014: 0.3)."""
 
     def mean_loss(logits: jax.Array) -> jax.Array:
         if loss == "binary_cross_entropy":

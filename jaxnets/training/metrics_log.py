@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the same for TensorBoard."""
+"""The file metrics.jsonl, and the same metrics for TensorBoard."""
 
 import json
 import math
@@ -12,23 +12,22 @@ from jaxnets.errors import InputError
 
 
 class MetricsLog:
-    """Lines of metrics of a run that may have been stopped: what came after its checkpoint is written again.
+    """Writes metrics.jsonl, one JSON object a line. Use as a context manager.
 
-    Use as a context manager.
+    A resumed run keeps the first `bytes_before` bytes, which its checkpoint knows of, and writes the rest again.
     """
 
     def __init__(self, workdir: Path, bytes_before: int, step_before: int, tensorboard: bool = False) -> None:
         self._path = workdir / "metrics.jsonl"
         if bytes_before and (not self._path.exists() or self._path.stat().st_size < bytes_before):
-            raise InputError(f"{self._path} is shorter than the run that is to go on has written; put it back")
+            raise InputError(f"{self._path} is shorter than when the run stopped; restore it")
         with self._path.open("ab") as file:
             file.truncate(bytes_before)
         self._writer = _tensorboard(workdir, step_before) if tensorboard else None
 
     def add(self, split: str, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Adds a line."""
-        # JSON has no infinity.
-        metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        metrics = {name: json_value(value) for name, value in metrics.items()}
         line = {"split": split, "step": step, "epoch": epoch, **metrics}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -38,7 +37,7 @@ class MetricsLog:
                     self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def bytes_on_disk(self) -> int:
-        """How long metrics.jsonl is, all of it on the disk."""
+        """The length of metrics.jsonl, after writing all of it to the disk."""
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
@@ -51,16 +50,23 @@ class MetricsLog:
             self._writer.close()
 
 
+def json_value(value: Any) -> Any:
+    """A number, or nested lists of numbers, with null in the place of what JSON lacks: infinity and NaN."""
+    if isinstance(value, list):
+        return [json_value(one) for one in value]
+    return value if math.isfinite(value) else None
+
+
 def require_tensorboard() -> None:
-    """Raises InputError unless TensorBoard's files can be written."""
+    """Raises InputError if tensorboardX is not installed."""
     if find_spec("tensorboardX") is None:
-        raise InputError("TensorBoard's files need tensorboardX; pip install 'jaxnets[tensorboard]'")
+        raise InputError("--tensorboard needs tensorboardX; pip install 'jaxnets[tensorboard]'")
 
 
 def _tensorboard(workdir: Path, step_before: int) -> Any:
     from tensorboardX import SummaryWriter
 
-    # Whatever TensorBoard has seen of later steps, it forgets. tensorboardX names its files by the second alone, and a
-    # run that goes on within one would overwrite the file before.
+    # TensorBoard forgets later steps of the stopped run. tensorboardX names its files by the second, so that a run that
+    # resumes within a second would overwrite the file.
     suffix = f".{step_before}"
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step_before + 1, filename_suffix=suffix)

@@ -1,4 +1,4 @@
-"""The optimisers, by name, on optax: torch's definitions where torch has one, otherwise the papers'."""
+"""The optimisers by name, on optax: as torch defines them, or as their papers do if torch has none."""
 
 from functools import partial
 from typing import Any
@@ -36,17 +36,17 @@ def make_optimizer(
     decay_norms_and_biases: bool = False,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """The optimiser `name`, at the learning rates of `schedule`; raises InputError if there is none of that name.
+    """The optimiser `name` with the learning rates of `schedule`; raises InputError for an unknown name.
 
-    `momentum` is that of momentum, nesterov, lars and muon, and the beta 1 of adam, adamw and lamb. Gradients are first
-    clipped to the global norm `clip_norm`, if that is above 0.
+    `momentum` is the momentum of momentum, nesterov, lars and muon, and beta 1 of adam, adamw and lamb. If `clip_norm`
+    is above 0, gradients are first clipped to that global norm.
 
-    `weight_decay` times the parameters is added to the gradients; or, decoupled, it is taken from the parameters, times
-    the learning rate, beside the update (Loshchilov & Hutter 2019). adamw and muon always do the latter; lars and lamb
-    have their own place for it, within the trust ratio. Norms and biases do not decay unless `decay_norms_and_biases`.
+    `weight_decay` times the parameters is added to the gradients. If it is decoupled (Loshchilov & Hutter 2019), it is
+    instead multiplied by the learning rate and subtracted from the parameters. adamw and muon always decouple it; lars
+    and lamb apply it within the trust ratio. Norms and biases do not decay unless `decay_norms_and_biases`.
 
-    Norms and biases have no trust ratio, so lars moves them by momentum and lamb by Adam; muon moves them by AdamW with
-    its usual betas, at the same learning rate.
+    Norms and biases have no trust ratio: lars updates them by momentum, lamb by Adam. muon updates them by AdamW with
+    its default betas and the same learning rate.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
     decay = optax.add_decayed_weights(weight_decay, None if decay_norms_and_biases else is_kernel)
@@ -63,7 +63,7 @@ def make_optimizer(
         case "adam" | "adamw":
             direction = optax.scale_by_adam(momentum)
         case "lars":
-            # The rate comes before the momentum, as in the paper: a change of it does not touch past steps.
+            # The learning rate comes before the momentum, as in the paper: a change does not affect past steps.
             return optax.chain(clip, _scale_by_lars(weight_decay, decay), rate, optax.trace(momentum))
         case "lamb":
             trust = optax.masked(optax.scale_by_trust_ratio(), is_kernel)
@@ -79,7 +79,7 @@ def make_optimizer(
 
 
 def is_kernel(params: Any) -> Any:
-    """True for each parameter of two axes or more: kernels, but not norms and biases."""
+    """True for each parameter of two or more axes: kernels, but not norms and biases."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -88,9 +88,9 @@ def _kinds(params: Any) -> Any:
 
 
 def _scale_by_adagrad() -> optax.GradientTransformation:
-    """Gradients over the root of the sum of their squares: Duchi et al. 2011, from a sum of 0.
+    """Gradients divided by the root of the sum of their squares, which starts at 0 (Duchi et al. 2011).
 
-    optax.scale_by_rss has its epsilon under the root.
+    optax.scale_by_rss adds its epsilon under the root.
     """
 
     def update(gradients: Any, sums: Any, params: Any = None) -> tuple[Any, Any]:
@@ -101,9 +101,9 @@ def _scale_by_adagrad() -> optax.GradientTransformation:
 
 
 def _scale_by_lars(weight_decay: float, decay: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Decayed gradients, those of kernels times the local learning rate: You et al. 2017, algorithm 1.
+    """Decayed gradients; those of kernels times the local learning rate (You et al. 2017, algorithm 1).
 
-    The norms of gradient and decay are added up; optax.lars has the norm of their sum.
+    The norms of gradient and decay are added, whereas optax.lars uses the norm of the sum.
     """
 
     def scale(gradient: jax.Array, decayed: jax.Array, param: jax.Array) -> jax.Array:
@@ -111,7 +111,7 @@ def _scale_by_lars(weight_decay: float, decay: optax.GradientTransformation) -> 
             return decayed
         length, slope = (jnp.linalg.norm(x.ravel()) for x in (param, gradient))
         ratio = _LARS_TRUST * length / (slope + weight_decay * length)
-        # A kernel of zeros would stay so for ever.
+        # Otherwise a kernel of zeros would stay zero.
         return decayed * jnp.where((length > 0) & (slope > 0), ratio, 1.0)
 
     def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -122,9 +122,9 @@ def _scale_by_lars(weight_decay: float, decay: optax.GradientTransformation) -> 
 
 
 def _scale_by_muon(momentum: float) -> optax.GradientTransformation:
-    """Nesterov's momentum, each kernel made orthogonal: Jordan 2024, kellerjordan.github.io/posts/muon.
+    """Nesterov momentum, orthogonalised for each kernel (Jordan 2024, kellerjordan.github.io/posts/muon).
 
-    optax.contrib.muon corrects the bias of its averages.
+    optax.contrib.muon also corrects the bias of the averages.
     """
 
     def blend(average: Any, gradients: Any) -> Any:
@@ -138,10 +138,10 @@ def _scale_by_muon(momentum: float) -> optax.GradientTransformation:
 
 
 def _orthogonal(kernel: jax.Array) -> jax.Array:
-    """The kernel as a matrix [all else, out] with singular values near 1, times max(1, out / all else) ** 0.5."""
+    """The kernel, as a matrix [rest, out] with singular values near 1, times max(1, out / rest) ** 0.5."""
     matrix = kernel.reshape(-1, kernel.shape[-1])
     rows, columns = matrix.shape
-    # The polynomial is odd, so it is the same of the transpose; the smaller product is quicker.
+    # The polynomial is odd, so the transpose gives the same result; the smaller product is faster.
     matrix = matrix.T if rows > columns else matrix
     matrix /= jnp.maximum(jnp.linalg.norm(matrix), 1e-7)
     a, b, c = _NEWTON_SCHULZ

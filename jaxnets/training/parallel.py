@@ -1,7 +1,7 @@
-"""One device or many, one process or several: the only code that knows.
+"""Several devices and processes; no other module knows of them.
 
-A step function is written for one replica, with an `axis_name` to speak to the others. `Parallel.wrap` makes it a
-compiled function of whole batches, by `jit` on one device, `pmap` on several, or `shard_map` over a mesh.
+A step function is written for one replica, with an `axis_name` for collective operations. `Parallel.wrap` turns it into
+a compiled function of whole batches, by `jit` on one device, `pmap` on several, or `shard_map` over a mesh.
 """
 
 import json
@@ -28,12 +28,12 @@ PARALLEL = ("auto", "jit", "pmap", "shard_map")
 PLATFORMS = ("auto", "cpu", "gpu")
 _AXIS = "replicas"
 _SECONDS_TO_JOIN = 300
-# How many processes srun or mpirun started this one with.
+# The number of processes that srun or mpirun started.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def choose_platform(platform: str) -> None:
-    """Makes JAX use the CPU or a GPU. Raises InputError where there is none; call it before anything computes."""
+    """Makes JAX use the CPU or a GPU; raises InputError without a GPU. Call it before any computation."""
     if platform not in PLATFORMS:
         raise InputError(f"platform={platform!r}; expected one of {', '.join(PLATFORMS)}")
     if platform == "cpu":
@@ -43,18 +43,18 @@ def choose_platform(platform: str) -> None:
             jax.devices("gpu")
         except RuntimeError:
             raise InputError(
-                "platform=gpu, but JAX finds no GPU here; is the driver there (nvidia-smi), and jaxnets[cuda12] "
-                "or [cuda13] installed? --platform cpu does without"
+                "platform=gpu, but JAX finds no GPU; check the driver (nvidia-smi), install jaxnets[cuda12] or "
+                "jaxnets[cuda13], or give --platform cpu"
             ) from None
 
 
 def join_processes(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Connects the processes of a run: as given, or as Slurm, Open MPI or Kubernetes say; otherwise there is just one.
+    """Connects the processes of a run, as given or as Slurm, Open MPI or Kubernetes say; does nothing without these.
 
-    `coordinator` is HOST:PORT of process 0. Call it before anything computes. Raises InputError where only some of the
-    three are given, and where the others can't be reached.
+    `coordinator` is HOST:PORT of process 0. Call it before any computation. Raises InputError if only some of the three
+    are given, or if the other processes can't be reached.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
@@ -79,15 +79,15 @@ def join_processes(
 def _launched() -> bool:
     if any(int(os.environ.get(name, "1")) > 1 for name in _LAUNCHERS):
         return True
-    # Of an indexed Job; JAX asks the cluster how many there are, for which it needs the package "kubernetes".
+    # An indexed Job; JAX asks the cluster for the number of processes, with the package "kubernetes".
     return "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """How steps are spread over devices. `kind` is "jit", "pmap" or "shard_map"; `devices` are those of all processes.
+    """How steps use devices. `kind` is "jit", "pmap" or "shard_map"; `devices` are those of all processes.
 
-    Process 0 alone writes files. What is given to a wrapped function is either replicated or a batch (`put`).
+    Only process 0 writes files. The arguments of a wrapped function are replicated (`replicate`) or a batch (`put`).
     """
 
     kind: str
@@ -95,7 +95,7 @@ class Parallel:
 
     @classmethod
     def choose(cls, kind: str = "auto", devices: Sequence[jax.Device] | None = None) -> "Parallel":
-        """`kind` on the devices, or on all that there are; "auto" is jit on one and pmap on several.
+        """`kind` on the given devices, or on all; "auto" is jit on one and pmap on several.
 
         Raises InputError for an unknown kind, and for jit in several processes.
         """
@@ -115,31 +115,31 @@ class Parallel:
 
     @property
     def axis_name(self) -> str | None:
-        """The axis over which replicas speak to each other; None where there is only one."""
+        """The name of the axis of replicas; None if there is only one."""
         return None if self.kind == "jit" else _AXIS
 
     @property
     def process_index(self) -> int:
-        """Which of the processes this is."""
+        """The index of this process."""
         return jax.process_index()
 
     @property
     def process_count(self) -> int:
-        """How many processes take part."""
+        """The number of processes."""
         return jax.process_count()
 
     @property
     def is_primary(self) -> bool:
-        """Whether this is the process that writes the files."""
+        """Whether this process writes the files."""
         return self.process_index == 0
 
     def check_batch_size(self, batch_size: int, accumulation: int = 1) -> None:
-        """Raises InputError unless replicas get equal shares of a batch, in equal parts."""
+        """Raises InputError unless the batch splits into equal parts for each replica and accumulation step."""
         parts = len(self.devices) * accumulation
         if batch_size % parts:
             accumulated = f" in {accumulation} parts" if accumulation > 1 else ""
             raise InputError(
-                f"batch_size={batch_size} can't be shared by {len(self.devices)} devices{accumulated}; choose a "
+                f"batch_size={batch_size} can't be split over {len(self.devices)} devices{accumulated}; choose a "
                 f"multiple of {parts}, such as {-(-batch_size // parts) * parts}"
             )
 
@@ -152,10 +152,10 @@ class Parallel:
         compiling: Callable[[], None] = lambda: None,
         compiled: Callable[[float], None] = lambda seconds: None,
     ) -> "Compiled":
-        """`function(replicated, batch) -> replicated`, to be compiled; with `donate` the first argument is used up.
+        """Compiles `function(replicated, batch) -> replicated`; with `donate` the first argument is donated.
 
-        With `several_steps` `function` is `(replicated, batch) -> (replicated, sums)`, and is called for one batch
-        after the other of [steps, N, ...]; the sums are stacked.
+        With `several_steps`, `function` is `(replicated, batch) -> (replicated, sums)` and runs on each of the batches
+        [steps, N, ...] in turn; the sums are stacked.
 
         `compiling` is called before a program is compiled, `compiled` after it with the seconds that took.
         """
@@ -173,12 +173,12 @@ class Parallel:
                 function, _AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices, donate_argnums=donated
             )
         shards, whole = _shards(several_steps), PartitionSpec()
-        # check_vma: whether outputs are the same on all replicas is not inferred through all_gather.
+        # JAX cannot infer through all_gather that outputs are the same on all replicas.
         mapped = jax.shard_map(function, mesh=self._mesh, in_specs=(whole, shards), out_specs=whole, check_vma=False)
         return jax.jit(mapped, donate_argnums=donated)
 
     def put(self, batch: Any, several_steps: bool = False) -> Any:
-        """A batch on the devices: each array [N, ...], or [steps, N, ...], is this process's share of it."""
+        """A batch on the devices, from this process's share of it: arrays [N, ...], or [steps, N, ...]."""
         if self.kind == "jit":
             return jax.device_put(batch, self.devices[0])
         sharding = NamedSharding(self._mesh, _shards(several_steps and self.kind != "pmap"))
@@ -195,7 +195,7 @@ class Parallel:
         return jax.tree.map(spread, batch)
 
     def replicate(self, tree: Any) -> Any:
-        """Process 0's arrays on every device of every process."""
+        """The arrays of process 0 on each device of each process."""
         if self.kind == "jit":
             return jax.device_put(tree, self.devices[0])
         sharding = NamedSharding(self._mesh, PartitionSpec())
@@ -205,22 +205,22 @@ class Parallel:
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, np.asarray(array)), tree)
 
     def fetch(self, tree: Any) -> Any:
-        """Replicated arrays as arrays of this process's memory."""
+        """Replicated arrays as NumPy arrays on this host."""
         return jax.device_get(jax.tree.map(lambda array: array.addressable_data(0), tree))
 
     def anywhere(self, here: bool) -> bool | jax.Array:
-        """Whether `here` is true in any process; where there are several, an array that need not be ready yet."""
+        """Whether `here` is true in any process; with several processes, an array that may still be in computation."""
         if self.process_count == 1:
             return here
         flags = self.put(np.full(sum(d.process_index == self.process_index for d in self.devices), here))
         return _any(flags)
 
     def tell(self, value: Any) -> Any:
-        """Process 0's value, of JSON's types, in every process."""
+        """The value of process 0, of JSON types, in each process."""
         return self.gather(value if self.is_primary else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Each process's value, of JSON's types, in every process, in their order."""
+        """The values of all processes, of JSON types, in each process, in order."""
         if self.process_count == 1:
             return [value]
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -230,7 +230,7 @@ class Parallel:
         return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
     def on_primary(self, function: Callable[[], Any]) -> Any:
-        """What `function()` gives in process 0, None in the others; what it refuses there, all processes refuse."""
+        """The result of `function()` in process 0, None in the others; all processes raise an InputError from it."""
         value = refusal = None
         if self.is_primary:
             try:
@@ -243,7 +243,7 @@ class Parallel:
         return value
 
     def check_agreement(self, what: str) -> None:
-        """Raises InputError, in every process, unless all of them say the same."""
+        """Raises InputError in all processes unless `what` is the same in all of them."""
         digests = self.gather(sha256(what.encode()).hexdigest())
         other = [process for process, digest in enumerate(digests) if digest != digests[0]]
         if other:
@@ -259,7 +259,7 @@ class Parallel:
 
 @contextmanager
 def memory_explained(batch_size: int) -> Iterator[None]:
-    """Turns a device's running out of memory into an InputError that names the batch size and the ways out."""
+    """Turns an out-of-memory error of a device into an InputError that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -273,7 +273,7 @@ def memory_explained(batch_size: int) -> Iterator[None]:
 
 
 class Compiled:
-    """A wrapped function, compiled for each shape of batch that it meets; `seconds` is what that took in all."""
+    """A wrapped function, compiled for each shape of batch; `seconds` is the total time of compilation."""
 
     def __init__(
         self,
@@ -299,7 +299,7 @@ class Compiled:
             self.seconds += seconds
             self._compiled(seconds)
         results = self._programs[shapes](replicated, batch)
-        # On the CPU each step under way holds its whole memory, and takes the others' threads.
+        # On the CPU, each step in flight holds all of its memory and competes for the threads.
         return jax.block_until_ready(results) if self._platform == "cpu" else results
 
 

@@ -1,21 +1,28 @@
-"""What a person sees while a run trains: a live bar on a terminal, one line an epoch elsewhere."""
+"""The progress of a run on standard error: a live bar on a terminal, otherwise one line an epoch."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
+
+from jaxnets.training.metrics import TOP5
 
 _SECONDS_A_LINE = 30
 
 
 class Progress:
-    """Progress through `steps` steps on standard error. Use as a context manager."""
+    """Progress through `steps` steps on standard error. Use as a context manager.
 
-    def __init__(self, steps: int, *, quiet: bool = False) -> None:
+    `further` names the metrics to show beside loss and accuracy; those that are not one number are left out.
+    """
+
+    def __init__(self, steps: int, *, quiet: bool = False, further: Sequence[str] = ()) -> None:
         self._quiet = quiet
+        self._further = further
         self._live = sys.stderr.isatty() and not quiet
         self._steps = steps
         self._said = self._started = 0.0
@@ -29,7 +36,7 @@ class Progress:
         )
 
     def start_at(self, step: int) -> None:
-        """Begins after steps that were taken before, which tell nothing of the speed."""
+        """Starts after `step` steps of an earlier process, which do not count for the speed."""
         self._bar.initial = self._bar.n = self._bar.last_print_n = step
 
     def say(self, line: str) -> None:
@@ -37,14 +44,12 @@ class Progress:
         if not self._quiet:
             self._bar.write(line, file=sys.stderr)
 
-    def advance(
-        self, step: int, epoch: int, epochs: int, metrics: Mapping[str, float], images_per_second: float
-    ) -> None:
-        """Counts a step, and shows the metrics of the epoch so far: always on a terminal, now and then elsewhere."""
+    def advance(self, step: int, epoch: int, epochs: int, metrics: Mapping[str, Any], images_per_second: float) -> None:
+        """Counts a step. Shows the epoch's metrics so far: at each step on a terminal, otherwise twice a minute."""
         self._speed = images_per_second
         shown = (
             f"epoch {epoch}/{epochs}, loss {_number(metrics, 'loss', '.3f')}, "
-            f"accuracy {_number(metrics, 'accuracy', '.1%')}, {images_per_second:.0f} images/s"
+            f"accuracy {_number(metrics, 'accuracy', '.1%')}{self._others(metrics)}, {images_per_second:.0f} images/s"
         )
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
@@ -61,17 +66,26 @@ class Progress:
         self,
         epoch: int,
         epochs: int,
-        train: Mapping[str, float],
-        test: Mapping[str, float],
+        train: Mapping[str, Any],
+        test: Mapping[str, Any],
         seconds_left: float,
     ) -> None:
-        """Prints what an epoch brought."""
+        """Prints the metrics of an epoch and of its test."""
         self._said = time.perf_counter()
         self.say(
             f"epoch {epoch}/{epochs}: train loss {_number(train, 'loss', '.3f')}, "
-            f"train accuracy {_number(train, 'accuracy', '.1%')}, test accuracy {_number(test, 'accuracy', '.2%')}, "
-            f"{self._speed:.0f} images/s, {clock(seconds_left)} left"
+            f"train accuracy {_number(train, 'accuracy', '.1%')}, test accuracy {_number(test, 'accuracy', '.2%')}"
+            f"{self._others(test, 'test ')}, {self._speed:.0f} images/s, {clock(seconds_left)} left"
         )
+
+    def _others(self, metrics: Mapping[str, Any], split: str = "") -> str:
+        parts = []
+        for name in self._further:
+            value = metrics.get(name)
+            if isinstance(value, float):
+                number = f"top-5 accuracy {value:.1%}" if name == TOP5 else f"{name} {value:.4g}"
+                parts.append(f", {split}{number}")
+        return "".join(parts)
 
     def __enter__(self) -> "Progress":
         return self
@@ -86,9 +100,9 @@ class Progress:
 def counting(
     description: str, total: int, *, quiet: bool = False
 ) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar on standard error for something counted up to `total`; a line now and then where that is no terminal.
+    """A bar on standard error that counts up to `total`; without a terminal, one line twice a minute.
 
-    Gives `done(count)` and `say(line)`.
+    Yields `done(count)` and `say(line)`.
     """
     live = sys.stderr.isatty() and not quiet
     bar = tqdm(
@@ -117,7 +131,7 @@ def counting(
         yield done, say
 
 
-def _number(metrics: Mapping[str, float], name: str, form: str) -> str:
+def _number(metrics: Mapping[str, Any], name: str, form: str) -> str:
     return format(metrics[name], form) if name in metrics else "unknown"
 
 

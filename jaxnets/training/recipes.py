@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
 from jaxnets.models.registry import family_of
 from jaxnets.training.recipe import Recipe
@@ -247,13 +248,14 @@ _ON_PHOTOS: dict[str, Recipe] = {
 }
 
 
-def recipe_for(arch: str, dataset: str = "digits", name: str | None = None) -> Recipe:
-    """The recipe `name`, or the default of the network's family on a data set.
+def recipe_for(arch: str, dataset: str | Dataset = "digits", name: str | None = None) -> Recipe:
+    """The recipe `name`, or the default of the network's family, for a data set or its name.
 
-    On digits a recipe keeps how it optimises and regularises, and takes the images of the default: digits are 8 pixels
-    wide, and never mirrored; but "fast" is another one there, the default on smaller images for 5 epochs.
-    Raises InputError for an unknown network or recipe.
+    On digits a recipe keeps its optimisation and regularisation, and takes the image sizes and augmentations of the
+    default: digits are 8 pixels wide and must not be flipped. On digits "fast" is another recipe: the default with
+    smaller images for 5 epochs. Raises InputError for an unknown network or recipe.
     """
+    dataset = dataset.name if isinstance(dataset, Dataset) else dataset
     family = family_of(arch)
     default = (_ON_DIGITS if dataset == "digits" else _ON_PHOTOS)[family]
     if name is None:

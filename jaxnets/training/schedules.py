@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a run, by name: torch's schedulers of those names."""
+"""Learning rate schedules by name, as torch's schedulers of the same names."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -35,15 +35,16 @@ def make_schedule(
     end_share: float = 0.0,
     power: float = 1.0,
 ) -> Schedule:
-    """The schedule `name` over `steps` steps; raises InputError for an unknown one and for unfit `decay_steps`.
+    """The schedule `name` over `steps` steps; raises InputError for an unknown name and invalid `decay_steps`.
 
-    The rate rises linearly to `peak`, reached after `warmup_steps` or a fifth of all if that is less, except:
-    one_cycle rises by a half cosine, from peak / 25, reached at the last of `warmup_steps`, and falls to peak / 250000
-    at the last step (Smith & Topin 2018, without the cycle of the momentum).
+    The rate first rises linearly to `peak` over `warmup_steps`, or over a fifth of all steps if that is less. one_cycle
+    rises along half a cosine from peak / 25 to the peak at the last of `warmup_steps`, and falls along another to
+    peak / 250000 at the last step (Smith & Topin 2018, without the cycle of the momentum).
 
-    step multiplies by `decay_factor` after every `decay_steps[0]` steps, exponential evenly so that it comes to the
-    same, multi_step at each of `decay_steps`; all three count from the start of training, so warm-up multiplies.
-    linear, cosine (a half one) and polynomial (of `power`) fall to `end_share` of the peak over the steps after it.
+    step multiplies the rate by `decay_factor` after every `decay_steps[0]` steps, exponential does the same
+    continuously, and multi_step multiplies it at each of `decay_steps`; all three count from the start of training.
+    linear, cosine and polynomial (with exponent `power`) fall to `end_share` of the peak between the warm-up and the
+    last step.
     """
     if name not in SCHEDULES:
         raise InputError(f"unknown schedule {name!r}; expected one of {', '.join(SCHEDULES)}")
@@ -58,7 +59,7 @@ def make_schedule(
     warmup_steps = min(warmup_steps, steps // 5)
 
     def schedule(step: Any) -> Any:
-        # First of all a float: JAX divides two 32-bit integers in 32 bits even where 64 are enabled.
+        # JAX divides two 32-bit integers in 32 bits even if 64 are enabled.
         step = jnp.asarray(step, float)
         left = jnp.clip((steps - step) / (steps - warmup_steps), 0, 1)
         match name:
@@ -95,5 +96,5 @@ def _one_cycle(peak: float, steps: int, rising_steps: int) -> Schedule:
 
 
 def _half_cosine(share: jax.Array) -> jax.Array:
-    """(1 - cos(pi * share)) / 2, from 0 to 1; as a square it is as precise near 0 as elsewhere."""
+    """(1 - cos(pi * share)) / 2, from 0 to 1, written as a square to be precise near 0."""
     return jnp.sin(jnp.pi / 2 * share) ** 2

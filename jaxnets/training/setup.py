@@ -1,4 +1,4 @@
-"""All that a run needs before its first step; what can be refused is refused here, before anything is written."""
+"""All that a run needs before its first step. Invalid input is refused here, before anything is written."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,27 +15,31 @@ from jaxnets.data.preprocessing import AsTheyAre, Preprocessing
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
+from jaxnets.models.contract import check_image_sizes, check_variables
 from jaxnets.models.features import head_inputs, head_of
 from jaxnets.models.initialization import Declaration, declaration
-from jaxnets.pretrained import Origin
+from jaxnets.models.norms import check_norms
 from jaxnets.training.batch_norm import with_batch_norm
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
-from jaxnets.training.extraction import FeatureExtractor
+from jaxnets.training.custom import Custom
+from jaxnets.training.evaluation import FeatureExtractor
 from jaxnets.training.feed import TrainingFeed, resized
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
 from jaxnets.transfer import HeadOnTrunk, frozen_modules, make_head, scale_by_layer, with_frozen_norms
+from jaxnets.weights.origin import Origin
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run's data and network. `network` is the plain one, `model` the same as it is trained on several devices.
+    """The data and the network of a run.
 
-    `declared` is what `network` declares, `head_model` what is trained in the epochs of the head alone. `frozen` names
-    the modules that are never trained. What the two networks read is made of a batch's images by `inputs`. `rates` are
-    the learning rates [steps].
+    `network` is the plain network, `model` the same for training on several devices, and `head_model` what trains in
+    the epochs of the head alone. `declared` lists the variables of `network`. `frozen` names the modules that never
+    train. `inputs` turns the images of a batch into inputs of the networks. `rates` are the learning rates [steps], or
+    None with an optimiser of the user's own.
     """
 
     dataset: Dataset
@@ -53,18 +57,19 @@ class Setup:
     num_params: int
     num_trained: int
     steps: int
-    rates: np.ndarray
+    rates: np.ndarray | None
     optimizer: optax.GradientTransformation
+    custom: Custom
 
     def test_picture(self, index: int) -> np.ndarray:
-        """The pixels [S, S, 3] of a test image that the network sees."""
+        """The pixels [S, S, 3] of a test image, as the network sees them."""
         return self.preprocessing.pixels(self.dataset.test[index].image)
 
     def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":
-        """The run on what the frozen trunk makes of the images, once and for all, where a head is trained on it.
+        """The run with each image replaced by its features, if it trains the head alone.
 
-        The run as it is where it trains more than a head, where images change from epoch to epoch, or where their
-        features would take too much memory.
+        The features are computed once, by the frozen modules. If the run trains more than the head, if images change
+        from epoch to epoch, or if the features would need too much memory, the run is returned as it is.
         """
         recipe, side = self.contents.config.recipe, self.contents.config.recipe.train_image_size(0)
         images = len(self.dataset.train) + len(self.dataset.test)
@@ -77,12 +82,12 @@ class Setup:
         train = FeatureExtractor(self.network, resized(self.preprocessing, side), stage, size, parallel)
         test = FeatureExtractor(self.network, self.preprocessing, stage, size, parallel)
         with counting("computing features", images, quiet=not parallel.is_primary) as (done, _):
-            train_images = Preprocessed(*train(variables, self.feed.hold(side), done))
+            train_images = Preprocessed(*train(variables, self.feed.images(side), done))
             before = len(train_images)
             test_images = Preprocessed(*test(variables, self.test_images, lambda count: done(before + count)))
         return replace(
             self,
-            feed=self.feed.holding(train_images),
+            feed=self.feed.with_images(train_images),
             test_images=test_images,
             network=make_head(self.network),
             model=make_head(self.network, parallel.axis_name),
@@ -90,39 +95,35 @@ class Setup:
         )
 
 
-def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: Origin | None = None) -> Setup:
-    """`origin` is what goes with the weights that the run starts from.
+def set_up(
+    config: Config,
+    dataset: Dataset | None,
+    parallel: Parallel,
+    origin: Origin | None = None,
+    custom: Custom | None = None,
+) -> Setup:
+    """Reads the data set, creates the network and the optimiser, and checks that they fit each other.
 
-    Raises InputError for a network, an image size, a data set, a batch size, or another process that will not do.
+    `origin` describes the weights that the run starts from. Raises InputError for a network, an image size, a data set
+    or a batch size that cannot train, and if another process has other data.
     """
-    recipe, quiet = config.recipe, not parallel.is_primary
+    recipe, custom, quiet = config.recipe, custom or Custom(), not parallel.is_primary
     process = (parallel.process_index, parallel.process_count)
-    parallel.check_batch_size(recipe.batch_size, recipe.accumulation)
-    devices = len(parallel.devices)
-    if (recipe.mixup_alpha or recipe.cutmix_alpha) and devices > 1 and recipe.batch_size // devices % 2:
-        raise InputError(
-            f"batch_size={recipe.batch_size} gives each of {devices} devices an odd number of images, but mixup and "
-            f"CutMix take them in pairs; choose a multiple of {2 * devices}"
-        )
+    _check_batch_size(recipe, parallel)
     if dataset is None:
         dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)
-    # Not their fingerprints: copies on the machines' own disks may have other times of change.
+    # Not their fingerprints: copies on the disks of several machines may differ in their times of change.
     parallel.check_agreement(f"{dataset.class_names} {len(dataset.train)} {len(dataset.test)}")
-    options = dict(origin.options) if origin else {}
-    if "aux_logits" in options and config.transfer in ("partial", "head"):
-        options["aux_logits"] = False  # they would help to train what is frozen
-    preprocessing = recipe.preprocessing(dataset.mean, dataset.std)
-    if origin:
-        theirs = origin.preprocessing
-        preprocessing = replace(preprocessing, mean=theirs.mean, std=theirs.std, interpolation=theirs.interpolation)
-    network = config.create_model(len(dataset.class_names), **options)
-    if getattr(network, "norm", None) is None and (recipe.batch_norm != "local" or recipe.precise_batch_norm_images):
-        raise InputError(
-            f"{config.arch} has no batch normalisation; leave out --batch-norm and --precise-batch-norm-images"
-        )
+    preprocessing = _preprocessing(recipe, dataset, origin)
+    options = _options(config, origin)
+    network = config.create_model(len(dataset.class_names), custom.model, **options)
     declared = _declaration(network, recipe)
+    check_variables(declared.shapes, config.arch)
+    if recipe.batch_norm != "local" or recipe.precise_batch_norm_images:
+        check_norms(network, declared.shapes.get("batch_stats", {}), config.arch)
     params = declared.shapes["params"]
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
+    trained = {name: tree for name, tree in params.items() if name not in frozen}
     with counting("checking images", len(dataset.train) + len(dataset.test), quiet=quiet) as (done, say):
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
     if recipe.batch_size > len(dataset.train):
@@ -131,18 +132,15 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
             "choose a smaller --batch-size"
         )
     fingerprints = {"train": dataset.train.fingerprint(), "test": dataset.test.fingerprint()}
-    contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options)
+    contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options, custom.describe(trained))
 
     feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process)
     with counting("decoding training images", len(dataset.train), quiet=quiet) as (done, _):
-        feed.hold(recipe.train_image_size(0), done)
+        feed.images(recipe.train_image_size(0), done)
     with counting("decoding test images", len(dataset.test), quiet=quiet) as (done, _):
         test_images = hold_if_small(dataset.test, preprocessing, done)
     steps = feed.steps_through(recipe.epochs)
-    schedule = recipe.schedule_of(steps, len(dataset.train))
-    optimizer = recipe.make_optimizer(schedule)
-    if recipe.layer_decay < 1:
-        optimizer = optax.chain(optimizer, scale_by_layer(network, recipe.layer_decay))
+    optimizer, rates = _optimizer(recipe, network, custom, steps, len(dataset.train))
     model: Any = with_frozen_norms(with_batch_norm(network, recipe.batch_norm, parallel.axis_name), frozen)
     head_model = None
     if config.transfer == "head" or recipe.head_epochs:
@@ -161,16 +159,58 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
         inputs=preprocessing,
         frozen=frozen,
         num_params=_size(params),
-        num_trained=_size({name: tree for name, tree in params.items() if name not in frozen}),
+        num_trained=_size(trained),
         steps=steps,
-        # All at once: on a GPU a rate would queue up behind the step that runs.
-        rates=np.asarray(jax.jit(schedule)(np.arange(steps))),
+        rates=rates,
         optimizer=optimizer,
+        custom=custom,
     )
 
 
+def _check_batch_size(recipe: Recipe, parallel: Parallel) -> None:
+    parallel.check_batch_size(recipe.batch_size, recipe.accumulation)
+    devices = len(parallel.devices)
+    if (recipe.mixup_alpha or recipe.cutmix_alpha) and devices > 1 and recipe.batch_size // devices % 2:
+        raise InputError(
+            f"batch_size={recipe.batch_size} gives each of {devices} devices an odd number of images, but mixup and "
+            f"CutMix need pairs; choose a multiple of {2 * devices}"
+        )
+
+
+def _preprocessing(recipe: Recipe, dataset: Dataset, origin: Origin | None) -> Preprocessing:
+    """Sizes come from the recipe; mean, deviation and interpolation from the weights, or without weights the data."""
+    if origin is None:
+        return recipe.preprocessing(dataset.mean, dataset.std)
+    like = origin.preprocessing
+    return recipe.preprocessing(like.mean, like.std, like.interpolation)
+
+
+def _options(config: Config, origin: Origin | None) -> dict[str, bool]:
+    """The options of the network that come with the weights."""
+    options = dict(origin.options) if origin else {}
+    if "aux_logits" in options and config.transfer in ("partial", "head"):
+        options["aux_logits"] = False  # auxiliary heads help to train modules that are frozen here
+    return options
+
+
+def _optimizer(
+    recipe: Recipe, network: Any, custom: Custom, steps: int, train_images: int
+) -> tuple[optax.GradientTransformation, np.ndarray | None]:
+    """The optimiser and, if they are known, its learning rates [steps]."""
+    optimizer, rates = custom.optimizer, None
+    if optimizer is None:
+        schedule = recipe.schedule_of(steps, train_images)
+        optimizer = recipe.make_optimizer(schedule)
+        # All at once: on a GPU each rate would queue up behind the step that runs.
+        rates = np.asarray(jax.jit(schedule)(np.arange(steps)))
+    if recipe.layer_decay < 1:
+        optimizer = optax.chain(optimizer, scale_by_layer(network, recipe.layer_decay))
+    return optimizer, rates
+
+
 def _declaration(network: nn.Module, recipe: Recipe) -> Declaration:
-    """The network's. Also refuses images that are too small for it, at every size that it will see."""
+    """The variables of the network. Raises InputError if the images of any epoch are too small for it."""
+    check_image_sizes(network, (*recipe.train_image_sizes, recipe.image_size))
     for size in recipe.train_image_sizes:
         declaration(network, size)
     return declaration(network, recipe.image_size)

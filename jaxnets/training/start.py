@@ -6,22 +6,24 @@ from pathlib import Path
 
 import jax
 
-from jaxnets.pretrained import Origin, describe, starting_variables
-from jaxnets.training.checkpoint import Checkpoints, saved_contents
+from jaxnets.pretrained import describe, starting_variables
+from jaxnets.training.checkpoint import Checkpoints
 from jaxnets.training.config import Config
-from jaxnets.training.history import Position
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import Progress
+from jaxnets.training.run_log import Position
 from jaxnets.training.setup import Setup
 from jaxnets.training.state import TrainState, create_state
+from jaxnets.weights.origin import Origin
+from jaxnets.weights.runs import read_contents
 
 
 def origin_of(config: Config, workdir: Path, parallel: Parallel) -> Origin | None:
-    """What goes with the weights that the run starts from, or did when it began; the same in all processes."""
+    """What goes with the weights that the run starts from, or started from; the same in all processes."""
     if config.weights is None:
         return None
     found = parallel.on_primary(
-        lambda: saved_contents(workdir) or asdict(describe(config.arch, config.weights or "DEFAULT"))
+        lambda: read_contents(workdir) or asdict(describe(config.arch, config.weights or "DEFAULT"))
     )
     return Origin.from_dict(parallel.tell(found))
 
@@ -38,7 +40,7 @@ def saved_or_new(
         run.optimizer,
         config.seed,
         recipe.image_size,
-        average=recipe.ema_decay > 0,
+        ema=recipe.ema_decay > 0,
         frozen=run.frozen,
         declared=run.declared,
     )

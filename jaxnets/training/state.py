@@ -1,4 +1,4 @@
-"""All that training changes."""
+"""The state of training."""
 
 from collections.abc import Collection
 from functools import partial
@@ -16,11 +16,11 @@ from jaxnets.transfer import join, split
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, statistics and what optimises them.
+    """Parameters, statistics and the state of the optimiser.
 
-    `step` counts finished steps, `skipped` those in a row that were left out as they were not finite; `key` is the
-    run's PRNG key as numbers. `batch_stats` is empty for networks without norms, `average` where no moving average of
-    the variables is kept. `frozen` holds the variables of the modules that are not trained, and of no others.
+    `step` counts finished steps, `skipped` the latest consecutive steps that were skipped because they were not finite.
+    `key` is the data of the run's PRNG key. `batch_stats` is empty for networks without norms. `ema` is the exponential
+    moving average of the variables, or empty. `frozen` holds the variables of the modules that are not trained.
     """
 
     step: jax.Array
@@ -28,26 +28,26 @@ class TrainState:
     params: Any
     batch_stats: Any
     opt_state: Any
-    average: Any
+    ema: Any
     skipped: jax.Array
     frozen: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` reads in tests and later: the moving average, where there is one, and what is frozen."""
-        return join(self.frozen, self.average or {"params": self.params, "batch_stats": self.batch_stats})
+        """The variables of the trained network: the moving average if there is one, and the frozen modules."""
+        return join(self.frozen, self.ema or {"params": self.params, "batch_stats": self.batch_stats})
 
     def with_variables(self, variables: Any) -> "TrainState":
-        """The state with other values for all that `variables` gives."""
+        """The state with other `variables`."""
         kept, trained = split(variables, self.frozen.get("params", {}))
-        values = {"average": trained} if self.average else trained
+        values = {"ema": trained} if self.ema else trained
         return self.replace(frozen=kept if self.frozen else {}, **values)  # type: ignore[attr-defined]
 
     def with_batch_stats(self, batch_stats: Any) -> "TrainState":
-        """The state with other running statistics beside the variables that are tested, but for frozen ones."""
+        """The state with other running statistics in `variables`; those of frozen modules stay."""
         batch_stats = {name: batch_stats[name] for name in self.batch_stats}
-        if self.average:
-            return self.replace(average={**self.average, "batch_stats": batch_stats})  # type: ignore[attr-defined]
+        if self.ema:
+            return self.replace(ema={**self.ema, "batch_stats": batch_stats})  # type: ignore[attr-defined]
         return self.replace(batch_stats=batch_stats)  # type: ignore[attr-defined]
 
 
@@ -57,17 +57,17 @@ def create_state(
     seed: int,
     image_size: int,
     *,
-    average: bool = False,
+    ema: bool = False,
     variables: Any = None,
     frozen: Collection[str] = (),
     declared: Declaration | None = None,
 ) -> TrainState:
-    """The state before the first step: of `variables`, or freshly initialised, as a function of the seed alone.
+    """The state before the first step, with `variables` or with initial ones that follow from the seed alone.
 
-    `frozen` names the modules that are not trained. `declared` is the network's declaration, where it is known.
+    `frozen` names the modules that are not trained. `declared` is the network's declaration, if it is known.
     """
 
-    # Arrays of the state's own, which may be used up, each once.
+    # A step donates the state, so each array must be in it once, and be shared with nobody.
     own = partial(jax.tree.map, jnp.copy)
     key = jax.random.key(seed)
     variables = initial_variables(model, key, image_size, declared) if variables is None else jax.jit(own)(variables)
@@ -81,13 +81,13 @@ def create_state(
             params={},
             batch_stats={},
             opt_state=own(optimizer.init(params)),
-            average=own({"params": params, "batch_stats": batch_stats}) if average else {},
+            ema=own({"params": params, "batch_stats": batch_stats}) if ema else {},
             skipped=jnp.zeros((), jnp.int32),
         )
 
     operands = key, trained["params"], trained["batch_stats"]
     if jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer):
-        # Nothing here is worth the half of XLA's time for it that optimising takes.
+        # Optimisation would double the time of compilation.
         state = create.lower(*operands).compile({"xla_backend_optimization_level": "0"})(*operands)
     else:
         state = create(*operands)
@@ -95,10 +95,10 @@ def create_state(
 
 
 def moving_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
-    """The average after one more step: it keeps `decay` of itself, and less, (1 + step) / (10 + step), at first.
+    """The average after one more step, which keeps the share min(decay, (1 + step) / (10 + step)) of the old average.
 
-    The ramp (as in TensorFlow's ExponentialMovingAverage) lets a short run forget its initial weights.
+    The ramp at the start, as in TensorFlow's ExponentialMovingAverage, lets a short run forget its initial weights.
     """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
-    # In this form what does not change stays as it is, to the bit.
+    # In this form, a value that does not change stays exactly the same.
     return jax.tree.map(lambda old, new: (old + (1 - kept) * (new - old)).astype(old.dtype), average, variables)

@@ -17,42 +17,42 @@ from jaxnets.errors import InputError
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation
 
-_MOST_MISTAKES = 24
-_MOST_SAMPLES = 100
+_MAX_MISTAKES = 24
+_MAX_SAMPLES = 100
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """The files of a run: its configuration and classes, result, predictions and a few test images.
+    """The files of a run: configuration, classes, result, predictions and a few test images.
 
-    Checkpoints, metrics and the report have their own owners.
+    Other modules write the checkpoints, the metrics and the report.
     """
 
     path: Path
 
     @classmethod
     def prepare(cls, path: Path, config: Config, *, resume: bool = False) -> "Workdir":
-        """The folder of a new run, or with `resume` of one that is to go on; writes nothing.
+        """The folder of a new run, or with `resume` that of a run to continue; writes nothing.
 
-        Raises InputError where a run can't be written, where anything lies already that is not to go on, or where it
+        Raises InputError if the folder can't be written, holds other files or another run, or if the run to continue
         began with other settings.
         """
         try:
             if (path / "config.json").exists():
                 if not resume:
                     raise InputError(
-                        f"{path} already holds another run; let it go on by --resume, or give another --workdir"
+                        f"{path} already holds a run; continue it with --resume, or give another --workdir"
                     )
                 config.check_goes_on(Config.read(path / "config.json"))
             elif path.exists() and any(file.name != "config.new" for file in path.iterdir()):
-                raise InputError(f"{path} is not empty; give a --workdir that is, or that does not exist yet")
+                raise InputError(f"{path} is not empty; give an empty or a new folder as --workdir")
         except OSError as error:
             raise _unwritable(path, error) from None
         return cls(path)
 
     def begin(self, config: Config, class_names: Sequence[str], bad_images: Sequence[BadImage]) -> None:
-        """Makes the folder and writes config.json, classes.json (the names in the order of their indices), and, where
-        images were left out, bad-images.csv.
+        """Creates the folder and writes config.json, classes.json (the names in order), and bad-images.csv if images
+        were left out.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -66,30 +66,29 @@ class Workdir:
             raise _unwritable(self.path, error) from None
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run has left as its result."""
+        """The result of a finished run; None if it has none."""
         path = self.path / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def finish(
         self, result: Mapping[str, Any], dataset: Dataset, test: Evaluation, picture: Callable[[int], np.ndarray]
     ) -> None:
-        """Writes predictions.csv [one row a test image], images to look at, and last result.json.
+        """Writes predictions.csv (one row a test image), some images, and last result.json.
 
-        samples/ holds the first test image of each class as class-INDEX.png, mistakes/ the wrong answers that were
-        surest, by their index in the test; `picture` gives the pixels [S, S, 3] that the network saw.
+        samples/ holds the first test image of each class as class-INDEX.png; mistakes/ holds the most confident wrong
+        answers, by index in the test set. `picture(index)` returns the pixels [S, S, 3] that the network saw.
         """
         names, labels = dataset.class_names, test.labels
-        predicted = test.probabilities.argmax(axis=1)
-        surety = test.probabilities.max(axis=1)
+        predicted, confidence = test.predicted, test.probabilities.max(axis=1)
         rows = [
             (index, dataset.test.where(index), names[label], names[guess], f"{share:.6f}")
-            for index, (label, guess, share) in enumerate(zip(labels, predicted, surety, strict=True))
+            for index, (label, guess, share) in enumerate(zip(labels, predicted, confidence, strict=True))
         ]
         _write_csv(self.path / "predictions.csv", ("index", "image", "class", "predicted", "probability"), rows)
         _, firsts = np.unique(labels, return_index=True)
         wrong = np.flatnonzero(predicted != labels)
-        surest = wrong[np.argsort(-surety[wrong], kind="stable")][:_MOST_MISTAKES]
-        for folder, indices in (("samples", firsts[:_MOST_SAMPLES]), ("mistakes", surest)):
+        worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES]
+        for folder, indices in (("samples", firsts[:_MAX_SAMPLES]), ("mistakes", worst)):
             (self.path / folder).mkdir(exist_ok=True)
             for index in indices:
                 name = f"class-{labels[index]}" if folder == "samples" else str(index)
@@ -102,7 +101,7 @@ def _unwritable(path: Path, error: OSError) -> InputError:
 
 
 def _write(path: Path, text: str) -> None:
-    """The whole file or, whenever the process ends, none."""
+    """Writes the whole file or nothing, even if the process is killed."""
     new = path.with_suffix(".new")
     with new.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,9 +1,11 @@
-"""torchvision's state dicts <-> variables, tensor by tensor; networks that it lacks are named in its manner.
+"""torchvision's state dicts <-> variables, tensor by tensor; other networks get names in the same style.
 
-Module names here are torchvision's, with "_" for "." before a number, but for those in `_NAMES`.
+Module names here are torchvision's, with "_" for "." before a number, except for those in `_NAMES`. Tensors that would
+get the same name, as in a module with both a kernel and a scale, keep their linen names.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -52,9 +54,9 @@ def from_torchvision(
 ) -> dict[str, Any]:
     """Variables of the network `arch`, shaped as in `like`, from torchvision's tensors as arrays; dtypes are kept.
 
-    `like` may hold shapes only (`jax.eval_shape` of `model.init`). Each tensor is read once, and only what `put` makes
-    of it is kept when the next one is. Raises InputError, naming the tensors, where one is missing, left over or of
-    another shape.
+    `like` may hold shapes only (`jax.eval_shape` of `model.init`). Each tensor is read once, and `put` converts it
+    before the next one is read. Raises InputError, naming the tensors, if one is missing, left over or of another
+    shape.
     """
     variables: dict[Path, Any] = {}
     leaves = flatten_dict(dict(like))
@@ -75,7 +77,7 @@ def check_fits(arch: str, shapes: Mapping[str, tuple[int, ...]], like: Variables
 def to_torchvision(arch: str, variables: Variables) -> dict[str, np.ndarray]:
     """torchvision's names and layouts for variables (or gradients shaped like them) of the network `arch`."""
     arrays = flatten_dict(jax.device_get(dict(variables)))
-    return {_key(arch, path): _to_torch(arch, path, array) for path, array in arrays.items()}
+    return {key: _to_torch(arch, path, arrays[path]) for path, key in _keys(arch, arrays).items()}
 
 
 def tensor_name(arch: str, *path: str) -> str:
@@ -83,14 +85,14 @@ def tensor_name(arch: str, *path: str) -> str:
     return _key(arch, ("params", *path))
 
 
-def _names(arch: str, given: Collection[str], leaves: Mapping[Path, Any]) -> dict[Path, str]:
-    """The name of each leaf. All must be given, and no others but the counters that BatchNorm keeps in torch alone."""
-    names = {path: _key(arch, path) for path in leaves}
-    expected, found = set(names.values()), {key for key in given if not key.endswith("num_batches_tracked")}
-    if expected != found:
+def _names(arch: str, tensors: Collection[str], leaves: Mapping[Path, Any]) -> dict[Path, str]:
+    """The name of each leaf. Raises InputError for missing tensors, and for others but torch's counters of batches."""
+    names = _keys(arch, leaves)
+    expected, present = set(names.values()), {key for key in tensors if not key.endswith("num_batches_tracked")}
+    if expected != present:
         raise InputError(
-            f"the state dict does not fit {arch}: missing {_listed(expected - found)}, left over "
-            f"{_listed(found - expected)}"
+            f"the state dict does not fit {arch}: missing {_listed(expected - present)}, left over "
+            f"{_listed(present - expected)}"
         )
     return names
 
@@ -105,10 +107,17 @@ def _check_shape(arch: str, key: str, shape: tuple[int, ...], expected: tuple[in
         raise InputError(f"{key} has shape {shape}; {arch} expects {expected}")
 
 
+def _keys(arch: str, paths: Collection[Path]) -> dict[Path, str]:
+    """A name of its own for each path."""
+    keys = {path: _key(arch, path) for path in paths}
+    uses = Counter(keys.values())
+    return {path: key if uses[key] == 1 else ".".join(path) for path, key in keys.items()}
+
+
 def _key(arch: str, path: Path) -> str:
     _, *modules, leaf = path
     names = [_NAMES[family_of(arch)].get(module, re.sub(r"_(\d+)$", r".\1", module)) for module in modules]
-    return ".".join([*names, _LEAVES[leaf]])
+    return ".".join([*names, _LEAVES.get(leaf, leaf)])
 
 
 def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

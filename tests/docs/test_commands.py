@@ -79,7 +79,12 @@ def test_commands_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch, caps
 def option_names() -> set[str]:
     """The options of all commands."""
     names: set[str] = set()
-    required = {"convert": ["x", "--output", "x"], "embed": ["--output", "x"], "export": ["--output", "x"]}
+    required = {
+        "summary": ["--arch", "x"],
+        "convert": ["x", "--output", "x"],
+        "embed": ["--output", "x"],
+        "export": ["--output", "x"],
+    }
     with pytest.MonkeyPatch.context() as monkeypatch:
         for command in (*COMMANDS, *_STUDIES):
             arguments = required.get(command, ["x"] if command in ("evaluate", "prepare", "report") else [])

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import report
+from experiments import evaluate, report
 from jaxnets.data.datasets import digits
 from jaxnets.errors import InputError
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.recipes import recipe_for
+from jaxnets.weights.catalogue import imagenet_classes
 from tests.experiments.commands import Refuses, command, refused
 from tests.training.tiny import Tiny
 
@@ -85,7 +86,31 @@ def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"test accuracy {result['test_accuracy']:.2%} ({right} of 360 images)" in done.stdout
     assert f"test loss {result['test_loss']:.4f}" in done.stdout
+    assert f"top-5 accuracy {result['test_top5_accuracy']:.2%}, macro precision" in done.stdout
+    assert f"macro F1 {result['test_macro_f1']:.2%}" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()[3:]]
+    for row, expected in zip(rows, result["test_per_class"], strict=True):
+        numbers = [f"{expected[name]:.2%}" for name in ("precision", "recall", "f1")]
+        assert row == [expected["class"], *numbers, str(expected["support"])]
     assert done.stderr == ""
+    # The same weights, without the run's configuration.
+    arguments = ("--arch", "resnet20_cifar", "--weights", trained, "--dataset", "digits", "--batch-size", 100)
+    again = command("evaluate", *arguments, folder=trained)
+    assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
+
+
+def test_evaluate_needs_a_data_set_of_the_same_classes(trained: Path, refuses: Refuses) -> None:
+    weights = ("--arch", "resnet20_cifar", "--weights", trained)
+    refuses("evaluate", *weights, words=("needs a data set", "--dataset"))
+    refuses("evaluate", trained, trained, words=("unexpected", "one run"))
+    refuses("evaluate", trained, "--batch-size", -1, words=("--batch-size -1",))
+    refuses("evaluate", words=("the folder of a run, or a network as --arch",))
+    ids = tuple(f"n{number:08}" for number in range(1000))
+    names = imagenet_classes()
+    assert evaluate._are_wordnet_ids(names, ids)
+    assert not evaluate._are_wordnet_ids(names, ids[::-1])
+    assert not evaluate._are_wordnet_ids(names, names)
+    assert not evaluate._are_wordnet_ids(names[:10], ids[:10])
 
 
 def test_predict_gives_the_top_five_of_each_image(trained: Path) -> None:

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 import jaxnets
 from jaxnets.models.googlenet import AuxiliaryHead
 from jaxnets.models.layers import BatchNorm, Conv, Dense
-from jaxnets.models.resnet import BasicBlock, shortcut_of
+from jaxnets.models.resnet import BasicBlock
 from jaxnets.models.resnet_v2 import PreActivationBottleneck
 from jaxnets.ops import local_response_norm
 
@@ -88,7 +88,7 @@ def test_a_plain_block_has_no_shortcut() -> None:
 
 def test_an_unknown_shortcut_or_stem_is_refused() -> None:
     with pytest.raises(jaxnets.InputError, match="shortcut='D'"):
-        shortcut_of(jnp.ones((1, 2, 2, 4)), 4, kind="D", stride=1, conv=Conv, norm=BatchNorm)  # type: ignore[arg-type]
+        trace("resnet18", 32, shortcut="D")
     with pytest.raises(jaxnets.InputError, match="stem='small'"):
         trace("resnet18", 32, stem="small")
     with pytest.raises(jaxnets.InputError, match="groups=2"):

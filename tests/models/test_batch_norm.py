@@ -1,6 +1,5 @@
 """Batch normalisation against numpy and against Flax's own."""
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +10,7 @@ import pytest
 
 import jaxnets
 from jaxnets.models.layers import BatchNorm
+from jaxnets.models.norms import with_norms
 
 
 def data(*shape: int) -> np.ndarray:
@@ -105,15 +105,16 @@ def assert_same_bytes(actual: Any, expected: Any) -> None:
 def test_frozen_statistics_are_used_and_left_as_they_are(axis_name: str | None) -> None:
     inputs = jnp.asarray(data(8, 3, 3, 6), jnp.float32)
     # Only the axis tells that nothing is averaged over it.
-    frozen, still = BatchNorm(train=True, frozen=True, axis_name=axis_name), BatchNorm(train=False)
-    shapes = jax.eval_shape(lambda: frozen.init(jax.random.key(0), inputs))
+    norm, still = BatchNorm(train=True, axis_name=axis_name), BatchNorm(train=False)
+    frozen = with_norms(norm, frozen=None)
+    shapes = jax.eval_shape(lambda: norm.init(jax.random.key(0), inputs))
     assert shapes == jax.eval_shape(lambda: still.init(jax.random.key(0), inputs))
     variables = random_like(shapes)
     outputs, updates = frozen.apply(variables, inputs, mutable=["batch_stats"])
     assert_same_bytes(updates["batch_stats"], variables["batch_stats"])
     assert_same_bytes(outputs, still.apply(variables, inputs))
 
-    def gradients(module: BatchNorm) -> Any:
+    def gradients(module: Any) -> Any:
         def loss(params: Any, inputs: jax.Array) -> jax.Array:
             return jnp.sin(module.apply({**variables, "params": params}, inputs)).sum()
 
@@ -130,7 +131,7 @@ def test_frozen_statistics_are_used_and_left_as_they_are(axis_name: str | None) 
 )  # fmt: skip
 def test_any_network_can_be_frozen(name: str, options: dict[str, Any]) -> None:
     model: Any = jaxnets.create_model(name, num_classes=3, **options)
-    frozen = model.clone(norm=partial(model.norm, frozen=True))
+    frozen = with_norms(model, frozen=None)
     images = jnp.asarray(data(2, 16, 16, 3), jnp.float32)
     variables = random_like(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False)))
 

@@ -103,14 +103,14 @@ def test_few_images_at_a_time_are_warned_of() -> None:
     def said(replicas: int = 1, has_norm: bool = True, **changes: Any) -> str:
         return "".join(small_batch_warning(replace(PLAIN, **changes), replicas, has_norm=has_norm))
 
-    assert "sees 15 images at a time" in said(batch_size=15)
+    assert "sees only 15 images at a time" in said(batch_size=15)
     assert said(batch_size=16) == ""
-    assert "sees 8 images" in said(batch_size=32, accumulation=4)
-    assert "sees 8 images" in said(batch_size=64, replicas=8)
+    assert "sees only 8 images" in said(batch_size=32, accumulation=4)
+    assert "sees only 8 images" in said(batch_size=64, replicas=8)
     assert "--batch-norm synchronised" in said(batch_size=64, replicas=8)
     assert "--batch-norm synchronised" not in said(batch_size=8)
     assert said(batch_size=64, replicas=8, batch_norm="synchronised") == ""
-    assert "sees 8 images" in said(batch_size=8, replicas=8, batch_norm="synchronised")
+    assert "sees only 8 images" in said(batch_size=8, replicas=8, batch_norm="synchronised")
     assert said(batch_size=8, batch_norm="frozen") == said(batch_size=8, has_norm=False) == ""
 
 
@@ -193,7 +193,7 @@ def test_a_run_leaves_frozen_statistics_as_they_were(tmp_path: Path, capsys: pyt
     for kind, learning_rate in (("frozen", 0.05), ("local", 0.06)):
         recipe = replace(PLAIN, epochs=1, learning_rate=learning_rate, batch_norm=kind)
         train(Config("resnet20_cifar", recipe, "greys"), tmp_path / kind, GREYS, parallel=JIT)
-        said = [line for line in capsys.readouterr().err.splitlines() if "batch normalisation sees 8 images" in line]
+        said = [line for line in capsys.readouterr().err.splitlines() if "normalisation sees only 8 images" in line]
         assert len(said) == (kind == "local")
     frozen, trained = (load_classifier(tmp_path / kind).variables for kind in ("frozen", "local"))
     for norm in ("bn0", "bn1"):

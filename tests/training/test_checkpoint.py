@@ -15,7 +15,7 @@ from jaxnets.errors import InputError
 from jaxnets.training.checkpoint import Checkpoints, load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
-from jaxnets.training.history import Position
+from jaxnets.training.run_log import Position
 from jaxnets.training.state import TrainState
 from tests.training.tiny import PLAIN, Tiny, make_state, make_variables
 
@@ -40,7 +40,7 @@ def state_at(number: int) -> TrainState:
 
 def position_at(number: int) -> dict[str, Any]:
     position = Position(step=number - 1, epochs_tested=1, best_accuracy=0.1 + number, log_bytes=2**40)
-    position.epoch.loss = 1 / 3
+    position.epoch.sums["loss"] = 1 / 3
     return position.to_dict()
 
 
@@ -68,15 +68,15 @@ def test_the_two_latest_and_the_best_are_kept(saved: Path) -> None:
 def test_a_classifier_comes_back_with_all_that_it_needs(saved: Path, which: str, number: int) -> None:
     classifier = load_classifier(saved, which)
     assert (classifier.config, classifier.preprocessing, classifier.class_names) == (CONFIG, PREPROCESSING, CLASSES)
-    assert_same(classifier.variables, state_at(number).average)
+    assert_same(classifier.variables, state_at(number).ema)
 
 
 def test_weights_are_taken_where_there_is_no_average(tmp_path: Path) -> None:
     contents = replace(CONTENTS, config=replace(CONFIG, recipe=replace(RECIPE, ema_decay=0.0)))
-    state = state_at(1).replace(average={})  # type: ignore[attr-defined]
+    state = state_at(1).replace(ema={})  # type: ignore[attr-defined]
     with Checkpoints(tmp_path, contents) as checkpoints:
         checkpoints.save(1, state, position_at(1))
-        restored = checkpoints.restore(state_at(2).replace(average={}), print)  # type: ignore[attr-defined]
+        restored = checkpoints.restore(state_at(2).replace(ema={}), print)  # type: ignore[attr-defined]
     assert restored is not None
     assert_same(restored[0], state)
     for which in ("latest", "best"):
@@ -175,9 +175,9 @@ def test_a_damaged_checkpoint_is_named(saved: Path, damage: Callable[[Path], Non
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     broken = state_at(4)
-    broken.average["params"]["fc"]["kernel"][0, 0] = np.inf
+    broken.ema["params"]["fc"]["kernel"][0, 0] = np.inf
     with Checkpoints(tmp_path, CONTENTS) as checkpoints:
-        with pytest.raises(InputError, match=r"^the state is not finite after step .*, and is not saved; train again"):
+        with pytest.raises(InputError, match=r"^the state is not finite after step .* and is not saved; train again"):
             checkpoints.save(2, broken, position_at(2))
         checkpoints.save(3, state_at(3), position_at(3))
         good = tmp_path / "checkpoints" / "3"

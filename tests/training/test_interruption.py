@@ -68,7 +68,7 @@ def test_a_signal_in_training_saves_and_a_kill_loses_nothing_that_was_saved(
 ) -> None:
     run, newest = tmp_path / "run", 0
     for number in (signal.SIGINT, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL):
-        words = (*arguments(LONG, run), "--resume", "--seconds-a-checkpoint", 0.2, "--parallel", "jit")
+        words = (*arguments(LONG, run), "--resume", "--checkpoint-interval", 0.2, "--parallel", "jit")
         # How XLA shares out a sum depends on the devices that there are; here are as many as in this process.
         process = start(*words, JAX_NUM_CPU_DEVICES="8")
         wait_until(stepping(run), process)
@@ -124,9 +124,9 @@ with interruption.Interruption() as asked:
 @pytest.mark.parametrize(
     ("seconds", "signals", "code", "line"),
     [
-        (60, (signal.SIGTERM, signal.SIGINT), 130, "ended by a second signal; what was saved before is kept"),
+        (60, (signal.SIGTERM, signal.SIGINT), 130, "ended by a second signal; the last checkpoint is kept"),
         pytest.param(
-            *(1, (signal.SIGTERM,), 143, "could not save in time; the checkpoint before is kept"),
+            *(1, (signal.SIGTERM,), 143, "could not save in time; the last checkpoint is kept"),
             marks=pytest.mark.exhaustive,
         ),
     ],
@@ -152,7 +152,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
 
     def started(workdir: Path) -> Process:
         return start(
-            *words, "--workdir", workdir, "--resume", "--seconds-a-checkpoint", 0.2,
+            *words, "--workdir", workdir, "--resume", "--checkpoint-interval", 0.2,
             module="experiments.train", quickly=False,
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from orbax.checkpoint import CheckpointManager
 
 from jaxnets.data.sources import ArraySource, Dataset, Record
 from jaxnets.errors import InputError
-from jaxnets.training import loop
+from jaxnets.training import trainer
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation, Evaluator
@@ -142,7 +142,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *results: tuple[float, float]) -> 
                 super().__call__(variables, *rest), metrics={"accuracy": accuracy, "loss": loss, "count": 13}
             )
 
-    monkeypatch.setattr(loop, "Evaluator", Scripted)
+    monkeypatch.setattr(trainer, "Evaluator", Scripted)
     return tested
 
 
@@ -322,12 +322,12 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_a_run(
     config = Config("resnet20_cifar", replace(RECIPE, epochs=4), "greys", log_every=1)
     dataset = with_white_images(monkeypatch, slice(None))
     with pytest.raises(InputError, match=r"^10 steps in a row, up to step 10, .* --lr than 0.1") as raised:
-        train(config, tmp_path / "run", dataset, parallel=JIT, seconds_a_checkpoint=0)
+        train(config, tmp_path / "run", dataset, parallel=JIT, checkpoint_interval=0)
     assert "\n" not in str(raised.value)
     latest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
     assert f"the last good checkpoint is {latest};" in str(raised.value)
     warnings = [line for line in capsys.readouterr().err.splitlines() if "was not finite" in line]
-    assert warnings == [f"warning: step {step} was not finite; it is left out" for step in range(1, 10)]
+    assert warnings == [f"warning: step {step} was not finite and was skipped" for step in range(1, 10)]
     trained = lines(tmp_path / "run", "train")
     assert [(line["step"], line["count"], line["skipped"]) for line in trained] == [(n, 0, 1) for n in range(1, 10)]
     assert not any("loss" in line for line in trained)
@@ -379,7 +379,7 @@ def test_a_run_tests_the_moving_average(tmp_path: Path, monkeypatch: pytest.Monk
     tested = scripted(monkeypatch, (0.5, 1.0), (0.6, 1.0))
     run(tmp_path / "run", ema_decay=0.8)
     for step, variables in ((4, tested[0]), (8, tested[1])):
-        jax.tree.map(np.testing.assert_array_equal, variables, states[step - 1].average)
+        jax.tree.map(np.testing.assert_array_equal, variables, states[step - 1].ema)
         assert np.abs(variables["params"]["fc"]["kernel"] - states[step - 1].params["fc"]["kernel"]).max() > 1e-4
         assert np.abs(variables["batch_stats"]["bn1"]["mean"] - states[step - 1].batch_stats["bn1"]["mean"]).min() > 0
     jax.tree.map(np.testing.assert_array_equal, load_classifier(tmp_path / "run").variables, tested[1])

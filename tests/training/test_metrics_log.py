@@ -50,8 +50,9 @@ def test_tensorboard_sees_the_metrics_of_a_run(tmp_path: Path) -> None:
         if name not in ("split", "step", "epoch")
     }
     assert {tag for tag, _ in expected} == {
-        "train/loss", "train/accuracy", "train/count", "train/learning_rate", "train/images_per_second",
-        "test/loss", "test/accuracy", "test/count", "test/seconds",
+        "train/loss", "train/accuracy", "train/top5_accuracy", "train/count",
+        "train/learning_rate", "train/images_per_second",
+        "test/loss", "test/accuracy", "test/top5_accuracy", "test/count", "test/seconds",
     }  # fmt: skip
     assert scalars(tmp_path) == pytest.approx(expected, rel=1e-6)
 

@@ -147,7 +147,7 @@ def test_a_batch_lies_on_the_devices_in_its_order(kind: str, count: int) -> None
 
 
 def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="batch_size=12 can't be shared by 8 devices; choose a multiple of 8, such as"):
+    with pytest.raises(InputError, match="batch_size=12 can't be split over 8 devices; choose a multiple of 8"):
         Trainer(config(batch_size=12), cpus(8), monkeypatch)(tmp_path / "run")
     with pytest.raises(InputError, match="8 devices in 4 parts; choose a multiple of 32, such as 32"):
         Trainer(config(accumulation=4), cpus(8), monkeypatch)(tmp_path / "run")

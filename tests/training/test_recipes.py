@@ -181,7 +181,7 @@ def test_each_recipe_trains_a_step(name: str) -> None:
     for new, old in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True):
         assert np.isfinite(new).all()
         assert (np.asarray(new) != np.asarray(old)).any()
-    assert bool(after.average) == (name in ("googlenet_2014", "torchvision_v2"))
+    assert bool(after.ema) == (name in ("googlenet_2014", "torchvision_v2"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -193,7 +193,7 @@ def test_its_network_takes_each_recipe(name: str) -> None:
     optimizer = recipe.make_optimizer(recipe.schedule_of(100, 1000))
     step = partial(train_step, model=model, optimizer=optimizer, preprocessing=PREPROCESSING, recipe=recipe)
     size = recipe.train_image_size(0)
-    state = jax.eval_shape(lambda: create_state(model, optimizer, 0, size, average=recipe.ema_decay > 0))
+    state = jax.eval_shape(lambda: create_state(model, optimizer, 0, size, ema=recipe.ema_decay > 0))
     after, _ = jax.eval_shape(lambda state: step(state, make_batch(4, size=size)), state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert jax.tree.leaves(after) == jax.tree.leaves(state)

@@ -130,7 +130,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         train = trainer(monkeypatch, **QUICK)
         assert train(folder / "whole")
-        assert not train(folder / "half", stop=13, seconds_a_checkpoint=0)
+        assert not train(folder / "half", stop=13, checkpoint_interval=0)
     return folder / "whole", folder / "half"
 
 
@@ -243,7 +243,7 @@ def test_a_run_goes_on_as_it_began_or_not_at_all(
     with pytest.raises(InputError, match=words) as caught:
         trainer(monkeypatch, **{**QUICK, **changes})(half[1], resume=True, dataset=dataset)
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="already holds another run; let it go on by --resume"):
+    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
         trainer(monkeypatch, **QUICK)(half[1])
     assert contents(half[1]) == before
 
@@ -252,5 +252,5 @@ def test_a_log_that_was_cut_is_named(half: tuple[Path, Path], tmp_path: Path, mo
     run = tmp_path / "run"
     shutil.copytree(half[1], run)
     cut(run / "metrics.jsonl")
-    with pytest.raises(InputError, match=r"metrics\.jsonl is shorter than the run that is to go on has written"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl is shorter than when the run stopped"):
         trainer(monkeypatch, **QUICK)(run, resume=True)

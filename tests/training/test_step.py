@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxnets.training.step as training_step
+from jaxnets.training import augmentations
 from jaxnets.training.losses import binary_cross_entropy, cross_entropy, smoothed_targets, training_loss
 from jaxnets.training.metrics import Totals, metric_sums
 from jaxnets.training.state import create_state, moving_average
@@ -53,7 +53,7 @@ def test_binary_cross_entropy_is_the_formula(threshold: float) -> None:
 @pytest.mark.parametrize("given", [True, False])
 def test_a_state_has_each_array_to_itself(given: bool) -> None:
     variables = make_variables(Tiny()) if given else None
-    state = create_state(Tiny(), optimizer_of(PLAIN), 0, 8, average=True, variables=variables)
+    state = create_state(Tiny(), optimizer_of(PLAIN), 0, 8, ema=True, variables=variables)
     arrays = jax.tree.leaves((state, variables))
     assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays)
     jax.block_until_ready(jax.jit(lambda used_up: jax.tree.map(jnp.add, used_up, used_up), donate_argnums=0)(state))
@@ -98,7 +98,7 @@ def test_the_step_is_gradient_descent_with_decay_on_kernels_alone() -> None:
     assert after.step == 1
     # The loss is what is minimised, accuracy that of the labels.
     np.testing.assert_allclose(sums["loss"], 8 * mean, rtol=1e-5)
-    assert sums["correct"] == (np.asarray(logits).argmax(-1) == BATCH.labels).sum()
+    assert sums["accuracy"] == (np.asarray(logits).argmax(-1) == BATCH.labels).sum()
     assert sums["count"] == 8
 
 
@@ -150,18 +150,17 @@ def test_every_kind_of_chance_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPat
     def note(keys: jax.Array) -> None:
         used.extend(map(tuple, np.atleast_2d(jax.random.key_data(keys)).tolist()))
 
-    def spy(name: str) -> Any:
+    def spy(augmentation: augmentations.Augmentation) -> augmentations.Augmentation:
         def call(keys: jax.Array, images: jax.Array, *rest: Any) -> Any:
             note(keys)
-            if name == "mix":
+            if augmentation.on == "batch":
                 mixed.append(keys)
                 return images, rest[0]
             return images
 
-        return call
+        return replace(augmentation, function=call if augmentation.function else None)
 
-    for name in ("random_shift", "random_flip", "trivial_augment", "color_jitter", "random_erasing", "mix"):
-        monkeypatch.setattr(training_step, name, spy(name))
+    monkeypatch.setattr(augmentations, "AUGMENTATIONS", tuple(map(spy, augmentations.AUGMENTATIONS)))
     model = Listener()
     chances = {"shift": 0.2, "flip": 0.5, "trivial_augment": True, "color_jitter": 0.4, "random_erasing": 0.5}
     recipe = replace(PLAIN, **chances, mixup_alpha=0.2, cutmix_alpha=1.0)  # type: ignore[arg-type]
@@ -201,14 +200,12 @@ def test_an_average_of_what_does_not_change_stays_as_it_is() -> None:
 
 
 def test_a_new_state_follows_from_the_seed_alone() -> None:
-    first, again, other = (create_state(Tiny(), optimizer_of(PLAIN), seed, 8, average=True) for seed in (3, 3, 4))
+    first, again, other = (create_state(Tiny(), optimizer_of(PLAIN), seed, 8, ema=True) for seed in (3, 3, 4))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert (first.params["conv1"]["kernel"] != other.params["conv1"]["kernel"]).all()
     assert (first.step, first.skipped) == (0, 0)
-    jax.tree.map(
-        np.testing.assert_array_equal, first.average, {"params": first.params, "batch_stats": first.batch_stats}
-    )
-    jax.tree.map(np.testing.assert_array_equal, first.variables, first.average)
+    jax.tree.map(np.testing.assert_array_equal, first.ema, {"params": first.params, "batch_stats": first.batch_stats})
+    jax.tree.map(np.testing.assert_array_equal, first.variables, first.ema)
     assert create_state(Tiny(norm=None), optimizer_of(PLAIN), 0, 8).batch_stats == {}
 
 
@@ -253,13 +250,13 @@ def test_a_step_that_is_not_finite_changes_nothing(fault: str, count: int) -> No
     after = state
     for number in (1, 2):
         after, sums = faulty(after, BATCH)
-        kept = [(old.params, old.batch_stats, old.opt_state, old.average, old.key) for old in (state, after)]
+        kept = [(old.params, old.batch_stats, old.opt_state, old.ema, old.key) for old in (state, after)]
         for one, other in zip(*map(jax.tree.leaves, kept), strict=True):
             assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
         assert (after.step, after.skipped) == (1 + number, number)
         # Nothing that is not finite gets into the sums.
         assert {name: float(value) for name, value in sums.items()} == {
-            "loss": 0, "correct": 0, "count": 0, "skipped": 1, "skipped_in_a_row": number,
+            "loss": 0, "accuracy": 0, "count": 0, "skipped": 1, "skipped_in_a_row": number,
         }  # fmt: skip
     after, sums = step(after, BATCH)
     assert (after.skipped, sums["skipped"], sums["skipped_in_a_row"]) == (0, 0, 0)
@@ -284,7 +281,7 @@ def test_statistics_that_overflow_are_caught_where_the_loss_is_finite() -> None:
 def test_means_are_of_the_images_that_counted() -> None:
     totals = Totals()
     assert totals.means() == {"count": 0}
-    totals.add({"loss": 0, "correct": 0, "count": 0, "skipped": 1})
+    totals.add({"loss": 0, "accuracy": 0, "count": 0, "skipped": 1})
     assert totals.means() == {"count": 0, "skipped": 1}
-    totals.add({"loss": 6.0, "correct": 3, "count": 4, "skipped": 0})
+    totals.add({"loss": 6.0, "accuracy": 3, "count": 4, "skipped": 0})
     assert totals.means() == {"loss": 1.5, "accuracy": 0.75, "count": 4, "skipped": 1}

@@ -340,8 +340,8 @@ def check_ema_decay(recipe: Recipe) -> None:
         state, _ = step(state, make_batch(seed=number))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         average = jax.tree.map(lambda old, new, k=kept: k * old + (1 - k) * np.asarray(new), average, variables)
-        assert jax.tree.structure(state.average) == jax.tree.structure(average)
-        jax.tree.map(close, state.average, average)
+        assert jax.tree.structure(state.ema) == jax.tree.structure(average)
+        jax.tree.map(close, state.ema, average)
 
 
 # Which images come, at what size.
@@ -486,7 +486,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
         recipe = replace(PLAIN, accumulation=parts, flip=0.5, weight_decay=0.01)
         state = make_state(recipe, make_variables(model))
         after, sums = compiled_step(recipe, model)(state, BATCH)
-        results.append((after.params, {name: sums[name] for name in ("loss", "correct", "count")}))
+        results.append((after.params, {name: sums[name] for name in ("loss", "accuracy", "count")}))
     jax.tree.map(close, *results)
 
 

@@ -13,7 +13,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.errors import InputError
 from jaxnets.pretrained import load_pretrained
-from jaxnets.training import loop, setup
+from jaxnets.training import setup, trainer
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.loop import train
@@ -239,7 +239,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
 ) -> None:
     found = []
     monkeypatch.setattr(
-        loop.Recalibration, "__call__", lambda self, variables, *_: found.append(1) or variables["batch_stats"]
+        trainer.Recalibration, "__call__", lambda self, variables, *_: found.append(1) or variables["batch_stats"]
     )
     run = config(trunk, "full", epochs=3, head_epochs=2, precise_batch_norm_images=40)
     train(run, tmp_path / "run", OTHERS, parallel=cpus(1))
@@ -251,7 +251,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
     [
         ({"transfer": "half"}, "unknown transfer 'half'; expected one of full, partial, head"),
         ({"weights": None, "transfer": "head"}, "transfer=head needs weights to start from"),
-        ({"transfer": "full", "train_from": "layer2"}, "train_from=layer2 goes with transfer=partial"),
+        ({"transfer": "full", "train_from": "layer2"}, "train_from=layer2 needs transfer=partial, not full"),
         (
             {"transfer": "partial", "train_from": "layer9"},
             "no stage 'layer9'; it has conv1, layer1.0, layer2.0, pool, fc",
@@ -259,7 +259,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
         ({"transfer": "partial", "train_from": "conv1"}, "first stage"),
         ({"transfer": "head", "head_epochs": 1}, "leave out --head-epochs"),
         ({"transfer": "head", "precise_batch_norm_images": 40}, "keeps the statistics"),
-        ({"transfer": "full", "head_epochs": 2}, "head_epochs=2 leaves none of epochs=2"),
+        ({"transfer": "full", "head_epochs": 2}, "head_epochs=2; expected fewer than epochs=2"),
         ({"weights": "nowhere.pth"}, "'nowhere.pth' are no file, no run's workdir, and not published for small_resnet"),
         ({"weights": "IMAGENET1K_V1"}, "published: none"),
     ],

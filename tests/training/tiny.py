@@ -84,7 +84,7 @@ def make_state(recipe: Recipe, variables: dict[str, Any]) -> TrainState:
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer_of(recipe).init(variables["params"]),
-        average=variables if recipe.ema_decay else {},
+        ema=variables if recipe.ema_decay else {},
         skipped=jnp.zeros((), jnp.int32),
     )
 

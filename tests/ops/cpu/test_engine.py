@@ -412,7 +412,7 @@ def test_a_folded_networks_kernels_are_laid_out_once() -> None:
     weights = initial_variables(model, jax.random.key(0), 64)
     images = jax.random.normal(jax.random.key(2), (2, 64, 64, 3))
     expected = jax.jit(partial(model.apply, train=False))(weights, images)
-    folded, params = fold(model, weights)
+    folded, params, _ = fold(model, weights)
     run = specialised(partial(folded.apply, train=False), params, images)
     np.testing.assert_allclose(run(images), expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
     kernels = [leaf for leaf in run.args[0] if leaf.ndim == 4]

@@ -1,9 +1,9 @@
-"""What a run has seen so far, and what it tells of it while it trains."""
+"""What a run has done so far, and its log: metrics.jsonl and the progress line."""
 
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,19 +15,20 @@ import numpy as np
 from jaxnets.data.pipeline import Batch
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.hooks import Hook
 from jaxnets.training.metrics import Sums, Totals
 from jaxnets.training.metrics_log import MetricsLog
 from jaxnets.training.progress import Progress
 
-# Steps in a row that are not finite, after which a run is given up.
-_MOST_SKIPPED = 10
+# After so many consecutive steps that are not finite, the run stops.
+_MAX_SKIPPED = 10
 
 
 @dataclass
 class Position:
-    """Where a run stands, in numbers that JSON holds exactly; a checkpoint carries it.
+    """Where a run stands, in numbers that JSON holds exactly; each checkpoint holds it.
 
-    `line` and `epoch` are the sums since the last line of the log and since the epoch began.
+    `line` and `epoch` are the sums since the last line of the log and since the start of the epoch.
     """
 
     step: int = 0
@@ -46,49 +47,52 @@ class Position:
 
     @property
     def number(self) -> int:
-        """Counts steps and tests: no two states of a run have the same."""
+        """The number of steps and tests, which differs for any two states of a run."""
         return self.step + self.epochs_tested
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The position as JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Position":
-        """The position from what `to_dict` made of it."""
+        """The position from the result of `to_dict`."""
         return cls(**{**values, "line": Totals(**values["line"]), "epoch": Totals(**values["epoch"])})
 
 
-class History:
-    """Reads the metrics of a step while the next one runs, adds them up, logs them and shows them.
+class RunLog:
+    """Reads the metrics of a step while the next one runs, adds them up, logs and shows them, and calls the hooks.
 
-    Without a log, as in processes that write no files, only adds them up.
+    Without a `metrics_log`, as in processes other than the first, it only adds them up. `rates` are the learning rates
+    [steps], or None if they are not known.
     """
 
     def __init__(
         self,
         position: Position,
-        log: MetricsLog | None,
+        metrics_log: MetricsLog | None,
         progress: Progress,
         config: Config,
-        rates: np.ndarray,
+        rates: np.ndarray | None,
         steps_through: Callable[[int], int],
         last_checkpoint: Callable[[], Path | None],
         started: float,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.position = position
-        self._log = log
+        self._metrics_log = metrics_log
         self._progress = progress
         self._recipe = config.recipe
         self._log_every = config.log_every
         self._rates = rates
         self._steps_through = steps_through
         self._last_checkpoint = last_checkpoint
+        self._hooks = hooks
         self._unread: tuple[Sums, int] | None = None
         self._watcher = ThreadPoolExecutor(1, "steps")
         self._finished: Future[float] | None = None
         self._first: Future[float] | None = None
-        self._started_up = False
+        self._read_any = False
         self._seconds_before = position.seconds
         self._started, self._epoch_started = started, time.perf_counter()
         self._epoch_images = 0
@@ -96,16 +100,19 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, not counting where it stood still."""
+        """Since the run began, without the time between a stop and a resume."""
         return self._seconds_before + time.perf_counter() - self._started
 
     @property
     def first_step_seconds(self) -> float | None:
-        """From the call of `train` to its first finished step, compiling included; None where none was taken."""
+        """From the call of `train` to the end of its first step, with compilation; None if no step ran."""
         return None if self._first is None else self._first.result() - self._started
 
     def trained(self, sums: Sums, steps: int = 1) -> None:
-        """Notes the sums of a step, or of some [steps], which need not be ready, and reads those of the call before."""
+        """Takes the sums of one step, or stacked ones of several [steps], and reads those of the call before.
+
+        The sums may still be in computation.
+        """
         unread, self._unread = self._unread, (sums, steps)
         self._finished = self._watcher.submit(_when_ready, sums)
         self._first = self._first or self._finished
@@ -113,7 +120,7 @@ class History:
             self._read(*unread)
 
     def catch_up(self) -> Position:
-        """Reads what is unread; the position is then that of the state."""
+        """Reads all sums; the position then matches the state."""
         unread, self._unread = self._unread, None
         if unread is not None:
             self._read(*unread)
@@ -122,55 +129,66 @@ class History:
             now = time.perf_counter()
             self.position.training_seconds += now - self._training_since
             self._training_since = now
-        if self._log is not None:
-            self.position.log_bytes = self._log.bytes_on_disk()
+        if self._metrics_log is not None:
+            self.position.log_bytes = self._metrics_log.bytes_on_disk()
         return self.position
 
     def _read(self, device_sums: Sums, steps: int) -> None:
         sums = jax.device_get({name: array.addressable_data(0) for name, array in device_sums.items()})
         for step in range(steps):
-            self._read_step({name: np.reshape(values, (steps, -1))[step, 0] for name, values in sums.items()})
+            # The axis of steps is there if a call takes several.
+            self._read_step({name: value[step] if self._stacked(sums) else value for name, value in sums.items()})
+
+    @staticmethod
+    def _stacked(sums: dict[str, np.ndarray]) -> bool:
+        return np.ndim(sums["count"]) > 0
 
     def _read_step(self, sums: dict[str, Any]) -> None:
         at, recipe = self.position, self._recipe
-        if not self._started_up:
-            self._started_up = True
+        if not self._read_any:
+            self._read_any = True
             self._progress.say(f"first step finished after {self.first_step_seconds:.1f} s")
         at.step += 1
         at.line.add(sums)
         at.epoch.add(sums)
-        if sums["skipped_in_a_row"] >= _MOST_SKIPPED:
-            kept = self._last_checkpoint()
-            good = f"the last good checkpoint is {kept}; " if kept else ""
+        if sums["skipped_in_a_row"] >= _MAX_SKIPPED:
+            last = self._last_checkpoint()
+            good = f"the last good checkpoint is {last}; " if last else ""
             raise InputError(
-                f"{_MOST_SKIPPED} steps in a row, up to step {at.step}, were not finite, and were left out; {good}"
+                f"{_MAX_SKIPPED} steps in a row, up to step {at.step}, were not finite, and were skipped; {good}"
                 f"train again in another --workdir with a smaller --lr than {recipe.learning_rate}, or --clip-norm 1"
             )
         if sums["skipped"]:
             at.skipped += 1
-            self._progress.say(f"warning: step {at.step} was not finite; it is left out")
+            self._progress.say(f"warning: step {at.step} was not finite and was skipped")
         self._epoch_images += recipe.batch_size
         at.images += recipe.batch_size
-        now = time.perf_counter()
-        speed = self._epoch_images / (now - self._epoch_started)
+        speed = self._epoch_images / (time.perf_counter() - self._epoch_started)
         epoch = at.epochs_tested + 1
         self._progress.advance(at.step, epoch, recipe.epochs, at.epoch.means(), speed)
         if at.step % self._log_every == 0 or at.step == self._steps_through(epoch):
-            if self._log is not None:
-                # The optimiser has not counted the steps that were left out.
-                rate = {"learning_rate": float(self._rates[at.step - 1 - at.skipped]), "images_per_second": speed}
-                self._log.add("train", at.step, epoch, at.line.means() | rate)
+            if self._metrics_log is not None:
+                further = {"images_per_second": speed}
+                if self._rates is not None:
+                    # The optimiser does not count the steps that were skipped.
+                    further = {"learning_rate": float(self._rates[at.step - 1 - at.skipped])} | further
+                self._metrics_log.add("train", at.step, epoch, at.line.means() | further)
             at.line = Totals()
+        if self._hooks:
+            alone = Totals()
+            alone.add(sums)
+            for hook in self._hooks:
+                hook.after_step(at.step, alone.means())
 
     def compiled(self, seconds: float) -> None:
-        """Notes that the step was compiled, which is no part of the training's speed."""
+        """Excludes the compilation of the step from the training's speed."""
         self._epoch_started += seconds
         if self._training_since is not None:
             self._training_since += seconds
         self._progress.say(f"compiled in {seconds:.1f} s")
 
     def timed_wait(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; the time that is lost to waiting for it is noted: while no step is under way."""
+        """The next batch. The time of waiting for it counts as lost while no step runs."""
         lost_since = time.perf_counter()
         batch = next(batches)
         came = time.perf_counter()
@@ -180,17 +198,17 @@ class History:
         return batch
 
     def begin_epoch(self) -> None:
-        """Notes that training goes on."""
+        """Starts the clock of an epoch's training."""
         self._epoch_started = self._training_since = time.perf_counter()
         self._epoch_images = 0
 
     def end_epoch(self) -> None:
-        """Notes that an epoch's steps are done."""
+        """Stops the clock of an epoch's training."""
         self.catch_up()
         self._training_since = None
 
-    def tested(self, metrics: dict[str, float]) -> bool:
-        """Notes what a test brought; whether it is the best so far: by accuracy, then by loss."""
+    def tested(self, metrics: dict[str, Any]) -> bool:
+        """Logs the metrics of a test; returns whether it is the best so far, by accuracy, then by loss."""
         at = self.position
         accuracy, loss = metrics["accuracy"], metrics["loss"]
         loss = loss if math.isfinite(loss) else sys.float_info.max
@@ -200,15 +218,15 @@ class History:
         train = at.epoch.means()
         at.epochs_tested += 1
         at.epoch = Totals()
-        if self._log is not None:
-            self._log.add("test", at.step, at.epochs_tested, metrics | {"seconds": self.seconds})
+        if self._metrics_log is not None:
+            self._metrics_log.add("test", at.step, at.epochs_tested, metrics | {"seconds": self.seconds})
         left = (time.perf_counter() - self._epoch_started) * (self._recipe.epochs - at.epochs_tested)
         self._progress.end_epoch(at.epochs_tested, self._recipe.epochs, train, metrics, left)
         return better
 
     @property
     def is_over(self) -> bool:
-        """Whether the last `patience_epochs` have brought nothing better."""
+        """Whether the last `patience_epochs` have brought no better test."""
         patience, at = self._recipe.patience_epochs, self.position
         return bool(patience) and at.epochs_tested - at.best_epoch >= patience
 

@@ -1,4 +1,4 @@
-"""A run's checkpoints as orbax keeps them on the disk: arrays by name, JSON beside them, and checksums of both."""
+"""The files of checkpoints, by orbax: named arrays, JSON metadata, and checksums of both."""
 
 import json
 import zlib
@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 
 
 def writer(folder: Path, best: Callable[[], int | None]) -> ocp.CheckpointManager:
-    """Writes to a folder that is there, in the background, and keeps the two latest and what `best()` numbers."""
+    """A manager that writes to an existing folder in the background, and keeps the two latest and number `best()`."""
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_LatestAndBest(best), cleanup_tmp_directories=True, create=False
     )
@@ -20,14 +20,14 @@ def writer(folder: Path, best: Callable[[], int | None]) -> ocp.CheckpointManage
 
 
 def reader(folder: Path) -> ocp.CheckpointManager:
-    """Reads from a folder that is there, and changes nothing."""
-    # All of it said, so that orbax has nothing to warn of.
+    """A manager that reads from an existing folder and changes nothing."""
+    # Without all of these options orbax warns.
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     return ocp.CheckpointManager(folder, options=_alone(options))
 
 
 def write(manager: ocp.CheckpointManager, number: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Starts to write arrays by items' names, and JSON beside them, with checksums of both."""
+    """Starts to write named trees of arrays and JSON metadata, with checksums of both."""
     metadata = metadata | {"checksums": {name: _checksum(tree) for name, tree in items.items()}}
     metadata["checksum"] = _checksum_of_json(metadata)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -35,25 +35,25 @@ def write(manager: ocp.CheckpointManager, number: int, items: dict[str, Any], me
 
 
 def read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]:
-    """The JSON of a checkpoint; raises ValueError where it is not what was written."""
+    """The metadata of a checkpoint; raises ValueError if the checksum does not match."""
     metadata = manager.restore(number, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
     if metadata.pop("checksum") != _checksum_of_json(metadata):
-        raise ValueError("the metadata are not those that were written")
+        raise ValueError("the checksum of the metadata does not match")
     return metadata
 
 
 def read_arrays(manager: ocp.CheckpointManager, number: int, item: str, metadata: dict[str, Any], like: Any) -> Any:
-    """Arrays of the shapes and types of `like`; raises ValueError where they are not what was written."""
+    """Arrays of the shapes and types of `like`; raises ValueError if the checksum does not match."""
     arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     restored = manager.restore(number, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(arrays)}))[item]
     if _checksum(restored) != metadata["checksums"][item]:
-        # orbax takes flipped bits and other types as they come.
-        raise ValueError(f"the {item} are not those that were written")
+        # orbax does not notice flipped bits, and casts other types.
+        raise ValueError(f"the checksum of the {item} does not match")
     return restored
 
 
 class _LatestAndBest:
-    """Which checkpoints orbax keeps: the best, and two, so that there is one to go back to if the last is damaged."""
+    """Which checkpoints orbax keeps: the best, and the two latest, in case the last one is damaged."""
 
     def __init__(self, best: Callable[[], int | None]) -> None:
         self._best = best
@@ -64,7 +64,7 @@ class _LatestAndBest:
 
 
 def _alone(options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManagerOptions:
-    """The options for this process by itself: orbax would wait for all the others to do the same."""
+    """The options for this process alone: otherwise orbax waits for all processes to do the same."""
     if jax.process_count() > 1:
         here = jax.process_index()
         options.multiprocessing_options = ocp.options.MultiprocessingOptions(

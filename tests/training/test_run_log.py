@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxnets.training.config import Config
-from jaxnets.training.history import History, Position
 from jaxnets.training.progress import Progress
+from jaxnets.training.run_log import Position, RunLog
 from tests.training.tiny import PLAIN
 
 
@@ -40,8 +40,8 @@ def test_only_what_no_step_fills_is_lost_to_waiting(
 ) -> None:
     config = Config("resnet20_cifar", PLAIN)
     with Progress(1, quiet=True) as progress:
-        history = History(Position(), None, progress, config, np.ones(1), lambda epoch: epoch, lambda: None, 0.0)
+        log = RunLog(Position(), None, progress, config, np.ones(1), lambda epoch: epoch, lambda: None, 0.0)
         if step_seconds is not None:
-            history.trained({"loss": Unready(step_seconds)})
-        history.timed_wait(slowly(batch_seconds))
-    assert history.position.waiting_seconds == pytest.approx(lost, abs=0.1)
+            log.trained({"loss": Unready(step_seconds)})
+        log.timed_wait(slowly(batch_seconds))
+    assert log.position.waiting_seconds == pytest.approx(lost, abs=0.1)

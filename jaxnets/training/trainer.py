@@ -1,0 +1,223 @@
+"""A run in progress: its state, and what can be done with it: train an epoch, test, save."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jaxnets.data.pipeline import Batch, on_device, stacked
+from jaxnets.models.features import head_of
+from jaxnets.training.batch_norm import Recalibration, small_batch_warning
+from jaxnets.training.checkpoint import Checkpoints
+from jaxnets.training.evaluation import Evaluation, Evaluator
+from jaxnets.training.interruption import Interrupted, Interruption, Vote
+from jaxnets.training.metrics import TOP5
+from jaxnets.training.metrics_log import MetricsLog
+from jaxnets.training.parallel import Compiled, Parallel, memory_explained
+from jaxnets.training.progress import Progress
+from jaxnets.training.run_log import RunLog
+from jaxnets.training.setup import Setup
+from jaxnets.training.start import saved_or_new
+from jaxnets.training.step import train_step
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a run checkpoints, how many steps a call takes, and whether TensorBoard's files are written."""
+
+    checkpoint_interval: float
+    steps_per_call: int
+    tensorboard: bool
+
+
+class Trainer:
+    """A run in progress. Use as a context manager; it saves nothing at its end by itself.
+
+    Without `workdir`, as in processes other than the first, it writes no files and calls no hooks.
+    """
+
+    def __init__(
+        self,
+        run: Setup,
+        parallel: Parallel,
+        workdir: Path | None,
+        interruption: Interruption,
+        schedule: Schedule,
+        *,
+        resume: bool,
+        started: float,
+    ) -> None:
+        self._parallel = parallel
+        self._interruption = interruption
+        self._schedule = schedule
+        self._vote = Vote(interruption, parallel)
+        self._hooks = run.custom.hooks if workdir else ()
+        with ExitStack() as stack:
+            stack.enter_context(memory_explained(run.contents.config.recipe.batch_size))
+            progress = stack.enter_context(Progress(run.steps, quiet=workdir is None, further=_shown(run)))
+            self._checkpoints = stack.enter_context(
+                Checkpoints(workdir, run.contents, self._report_checkpoint if self._hooks else None)
+            )
+            _announce(run, parallel, progress)
+            self.state, position = saved_or_new(run, parallel, self._checkpoints if resume else None, progress)
+            self.run = run = run.cache_features(self.state.variables, parallel)
+            progress.start_at(position.step)
+            self._warn(progress)
+            self._batches = stack.enter_context(closing(self._device_batches(position.step)))
+            metrics_log = parallel.on_primary(
+                lambda: MetricsLog(workdir or Path(), position.log_bytes, position.step, schedule.tensorboard)
+            )
+            stack.enter_context(metrics_log or nullcontext())
+            self.log = RunLog(
+                position,
+                metrics_log,
+                progress,
+                run.contents.config,
+                run.rates,
+                run.feed.steps_through,
+                self._checkpoints.last,
+                started,
+                self._hooks,
+            )
+            self._steps = self._compiled_steps()
+            size, metrics = run.contents.config.recipe.batch_size, run.custom.metrics
+            self._evaluate = Evaluator(run.network, run.inputs, size, parallel, self._save_before_compiling, metrics)
+            self._recalibrate = Recalibration(run.model, run.preprocessing, parallel, self._save_before_compiling)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, trace)
+
+    @property
+    def compile_seconds(self) -> float:
+        """The time that the compilation of the training steps took."""
+        return sum(step.seconds for step in self._steps.values())
+
+    def epochs_left(self) -> Iterator[int]:
+        """The epochs (from 1) that are not finished, until the recipe's patience is over."""
+        for epoch in range(self.log.position.epochs_tested + 1, self.run.contents.config.recipe.epochs + 1):
+            if self.log.is_over:
+                return
+            yield epoch
+
+    def train_epoch(self, epoch: int) -> None:
+        """Takes the steps of an epoch that are left, and then recalibrates batch normalisation if the recipe asks."""
+        recipe, feed = self.run.contents.config.recipe, self.run.feed
+        head_alone = epoch <= recipe.head_epochs
+        take_step = self._steps["head" if head_alone else "all"]
+        self.log.begin_epoch()
+        for count in feed.calls(self.log.position.step, feed.steps_through(epoch), self._schedule.steps_per_call):
+            batch = self.log.timed_wait(self._batches)
+            self.state, sums = take_step(self.state, batch)
+            self.log.trained(sums, count)
+            self._interruption.can_save = True
+            self._stop_if_asked()
+            self._checkpoints.poll()
+            if self._checkpoints.seconds_since_last > self._schedule.checkpoint_interval:
+                self.save()
+        self.log.end_epoch()
+        if recipe.precise_batch_norm_images and not head_alone:
+            config, source = self.run.contents.config, self.run.dataset.train
+            batch_stats = self._recalibrate(self.state.variables, source, config, self._stop_if_asked)
+            self.state = self.state.with_batch_stats(batch_stats)
+
+    def test(self, epoch: int) -> Evaluation:
+        """Tests the network, logs the result, and saves it if it is the best or the last."""
+        test = self._evaluate(self.state.variables, self.run.test_images, self._stop_if_asked)
+        better = self.log.tested(test.metrics)
+        for hook in self._hooks:
+            hook.after_test(epoch, test, self.state.variables)
+        if better or self.log.is_over or epoch == self.run.contents.config.recipe.epochs:
+            self.save(best=better)
+        return test
+
+    def test_again(self) -> Evaluation:
+        """Tests the network of a run whose epochs are all finished, without logging."""
+        return self._evaluate(self.state.variables, self.run.test_images)
+
+    def save(self, *, best: bool = False) -> None:
+        """Starts to write a checkpoint; `best` marks it as the best so far."""
+        position = self.log.catch_up()
+        self._checkpoints.save(position.number, self._parallel.fetch(self.state), position.to_dict(), best=best)
+
+    def wait_for_checkpoints(self) -> None:
+        """Waits until all checkpoints are on the disk; from then on an interruption has nothing to save."""
+        self._checkpoints.wait()
+        self._interruption.can_save = False
+
+    def _save_before_compiling(self) -> None:
+        # Compilation cannot be interrupted, and may take longer than a scheduler waits after SIGTERM.
+        if self._interruption.can_save:
+            self.save()
+            self._checkpoints.wait()
+
+    def _stop_if_asked(self, _: int = 0) -> None:
+        if self._vote():
+            self.save()
+            self._checkpoints.wait()
+            raise Interrupted(self._interruption.requested)
+
+    def _report_checkpoint(self, step: int, folder: Path) -> None:
+        for hook in self._hooks:
+            hook.after_checkpoint(step, folder)
+
+    def _warn(self, progress: Progress) -> None:
+        config, has_norm = self.run.contents.config, bool(self.state.batch_stats)
+        small_batch = small_batch_warning(config.recipe, len(self._parallel.devices), has_norm=has_norm)
+        for warning in [*config.warnings(), *small_batch]:
+            progress.say(warning)
+
+    def _device_batches(self, first_step: int) -> Any:
+        feed, steps_per_call = self.run.feed, self._schedule.steps_per_call
+        batches: Iterator[Batch] = feed.batches(first_step, self.run.steps)
+        if steps_per_call > 1:
+            batches = stacked(batches, feed.calls(first_step, self.run.steps, steps_per_call))
+        return on_device(batches, partial(self._parallel.put, several_steps=steps_per_call > 1))
+
+    def _compiled_steps(self) -> dict[str, Compiled]:
+        run = self.run
+        steps = {"all": self._compiled_step(run.model)}
+        if run.contents.config.recipe.head_epochs:
+            steps["head"] = self._compiled_step(run.head_model, set(self.state.params) - {head_of(run.network)})
+        return steps
+
+    def _compiled_step(self, model: Any, frozen: Collection[str] = ()) -> Compiled:
+        step: Callable[..., Any] = partial(
+            train_step,
+            model=model,
+            optimizer=self.run.optimizer,
+            preprocessing=self.run.inputs,
+            recipe=self.run.contents.config.recipe,
+            axis_name=self._parallel.axis_name,
+            frozen=frozen,
+            metrics=self.run.custom.metrics,
+        )
+        return self._parallel.wrap(
+            step,
+            donate=True,
+            several_steps=self._schedule.steps_per_call > 1,
+            compiling=self._save_before_compiling,
+            compiled=self.log.compiled,
+        )
+
+
+def _shown(run: Setup) -> list[str]:
+    """The metrics in the progress line; with five classes or fewer, top-5 accuracy is always 1."""
+    return [name for name in run.custom.metrics if name != TOP5 or len(run.dataset.class_names) > 5]
+
+
+def _announce(run: Setup, parallel: Parallel, progress: Progress) -> None:
+    config, devices = run.contents.config, parallel.devices
+    trained = f" ({run.num_trained:,} of them trained)" if run.frozen else ""
+    progress.say(
+        f"{config.arch}: {run.num_params:,} parameters{trained}, {run.steps} steps of {config.recipe.batch_size} on "
+        f"{len(devices)} {devices[0].device_kind} by {parallel.kind}; compiling ..."
+    )

@@ -1,0 +1,22 @@
+"""What goes with weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxnets.data.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The preprocessing and class names that weights were trained with, and the network's options."""
+
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    options: dict[str, bool]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Origin":
+        """The inverse of `dataclasses.asdict`, also after a round trip through JSON."""
+        preprocessing = Preprocessing.from_dict(values["preprocessing"])
+        return cls(preprocessing, tuple(values["class_names"]), dict(values["options"]))

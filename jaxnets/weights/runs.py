@@ -1,0 +1,123 @@
+"""The weights of a run, from its checkpoints, without what only training needs."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnets.errors import InputError
+from jaxnets.models.contract import has_option
+from jaxnets.models.initialization import declaration
+from jaxnets.models.registry import create_model
+from jaxnets.weights.origin import Origin
+
+FOLDER = "checkpoints"
+# The recipe's settings that are options of a network, each with the value that needs none, and how to leave it out.
+_SETTINGS: dict[str, tuple[Any, str]] = {
+    "dropout_rate": (None, "leave out --dropout-rate"),
+    "stochastic_depth_rate": (0.0, "give --stochastic-depth-rate 0"),
+    "zero_init_residual": (False, "give --no-zero-init-residual"),
+}
+
+
+@dataclass(frozen=True)
+class RunWeights:
+    """A network with a run's weights. `settings` are the run's configuration as JSON has it."""
+
+    arch: str
+    model: nn.Module
+    variables: dict[str, Any]
+    origin: Origin
+    settings: dict[str, Any]
+
+
+def network_of(
+    settings: Mapping[str, Any], num_classes: int, options: Mapping[str, Any], model: nn.Module | None = None
+) -> nn.Module:
+    """The network of a run, or `model` in its place, with the options of the recipe.
+
+    `settings` are the configuration of the run, `options` come with the weights that it starts from.
+
+    Raises InputError if the network does not have an option that the recipe asks for.
+    """
+    arch, recipe = settings["arch"], settings["recipe"]
+    if model is None:
+        model = create_model(arch, num_classes=num_classes, dtype=jnp.dtype(settings["dtype"]), **options)
+    wanted = {name: recipe[name] for name, (unset, _) in _SETTINGS.items() if recipe[name] != unset}
+    for name in wanted:
+        if not has_option(model, name):
+            raise InputError(f"{arch} has no {name}, which the recipe asks for; {_SETTINGS[name][1]}")
+    return model.clone(**wanted) if wanted else model
+
+
+def read_contents(workdir: Path) -> dict[str, Any] | None:
+    """The metadata of the latest checkpoint that can be read; None if there is none."""
+    folder = workdir.resolve() / FOLDER
+    if not folder.is_dir():
+        return None
+    files = orbax_files()
+    with files.reader(folder) as manager:
+        for number in sorted(manager.all_steps(), reverse=True):
+            with suppress(Exception):  # orbax and tensorstore raise many types
+                contents: dict[str, Any] = files.read_metadata(manager, number)
+                return contents
+    return None
+
+
+def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = None) -> RunWeights:
+    """The weights of a run's "latest" or "best" checkpoint.
+
+    `model` is the network that `train` was given, if it was given one. Raises InputError if the checkpoint can't be
+    read.
+    """
+    folder = Path(os.path.abspath(workdir)) / FOLDER
+    if not os.path.isdir(folder):
+        raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
+    try:
+        return _read(folder, which, model)
+    except InputError as error:
+        raise InputError(f"{workdir}: {error}") from None
+    except Exception as error:
+        # orbax and tensorstore raise many types for a file that is missing, cut short or of another form.
+        raise InputError(
+            f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
+            f"{first_line(error)}); train --resume falls back to the one before, or train again in another workdir"
+        ) from None
+
+
+def _read(folder: Path, which: str, model: nn.Module | None) -> RunWeights:
+    files = orbax_files()
+    with files.reader(folder) as manager:
+        number = manager.latest_step()
+        if number is None:
+            raise InputError("no checkpoint was finished; train again in another workdir")
+        metadata = files.read_metadata(manager, number)
+        if which == "best" and metadata["best"] in manager.all_steps():
+            number = metadata["best"]
+            metadata = files.read_metadata(manager, number)
+        settings, origin, trained = metadata["config"], Origin.from_dict(metadata), metadata["custom"]["model"]
+        if trained is not None and model is None:
+            raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
+        model = network_of(settings, len(origin.class_names), origin.options, model)
+        shapes = declaration(model, origin.preprocessing.crop_size).shapes
+        like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+        variables = files.read_arrays(manager, number, "variables", metadata, like)
+    return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings)
+
+
+def orbax_files() -> Any:
+    """The module that imports orbax, which takes as long to import as Flax and optax together."""
+    from jaxnets.weights import checkpoint_files
+
+    return checkpoint_files
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, shortened."""
+    return next(iter(str(error).splitlines()), "")[:200]
