@@ -39,7 +39,8 @@ def run() -> None:
         }
 
     arrays = images, kernel, gradient, scale, bias, pooled
-    with jax.ensure_compile_time_eval():
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.ensure_compile_time_eval(), jax.default_device(cpu):
         results = jax.jit(computed)(*(array.astype(np.float32) for array in arrays))
     for name, expected in _references(*arrays).items():
         for actual, exact in zip(results[name], expected, strict=True):
