@@ -1,4 +1,4 @@
-"""What stands in a checkpoint beside the numbers, and what a classifier is that comes back from one."""
+"""The metadata of a checkpoint, and the classifier that is restored from one."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ from jaxnets.training.config import Config
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A network with its weights, the preprocessing that they were trained with, and the names of the classes."""
+    """A network with its weights, their preprocessing and class names, and the run's configuration."""
 
     config: Config
     model: nn.Module
@@ -24,15 +24,15 @@ class TrainedClassifier:
     options: dict[str, bool] = field(default_factory=dict)
 
     def check_classes(self, class_names: Sequence[str]) -> None:
-        """Raises InputError unless a data set's classes are those that this classifier was trained on."""
+        """Raises InputError unless a data set has the classes that this classifier was trained on."""
         check_classes(self.class_names, class_names)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What stands in every checkpoint beside the numbers; a run that goes on must have the same.
+    """The metadata of every checkpoint of a run; a resumed run must have the same.
 
-    `options` are those of the network that came with the weights that it started from.
+    `options` are the network's, from the weights that the run started from.
     """
 
     config: Config
@@ -42,23 +42,23 @@ class Contents:
     options: dict[str, bool] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The contents as JSON values."""
         return {**asdict(self), "class_names": list(self.class_names)}
 
     def check_goes_on(self, before: dict[str, Any]) -> None:
-        """Raises InputError where a run that began with other contents would not go on the same."""
+        """Raises InputError if a run that began with other contents would not continue unchanged."""
         check_classes(before["class_names"], self.class_names)
         self.config.check_goes_on(Config.from_dict(before["config"]))
         for split, fingerprint in self.fingerprints.items():
             if before["fingerprints"][split] != fingerprint:
                 raise InputError(
-                    f"the {split} images are not those that the run began with; put those back (with their times of "
-                    "change), or train anew in another --workdir"
+                    f"the {split} images differ from those that the run began with; restore them (with their times of "
+                    "change), or train in another --workdir"
                 )
 
 
 def check_classes(trained: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises InputError unless the classes of a data set are those of training, in the same order."""
+    """Raises InputError unless a data set has the classes of training, in the same order."""
     if tuple(class_names) == tuple(trained):
         return
     pairs = zip_longest(trained, class_names)
