@@ -129,7 +129,7 @@ def set_up(config: Config, dataset: Dataset | None, parallel: Parallel, origin: 
         preprocessing = replace(preprocessing, mean=theirs.mean, std=theirs.std, interpolation=theirs.interpolation)
     network = config.create_model(len(dataset.class_names), **options)
     declared = _declaration(network, recipe)
-    check_variables(declared.shapes, config.arch)
+    check_variables(network, declared.shapes, config.arch)
     if recipe.batch_norm != "local" or recipe.precise_batch_norm_images:
         check_norms(network, declared.shapes.get("batch_stats", {}), config.arch)
     params = declared.shapes["params"]
