@@ -130,11 +130,15 @@ def check_network(model: Any, name: str, num_classes: int) -> None:
         raise InputError(f"{name} returned {model.num_classes} classes for num_classes={num_classes}")
 
 
-def check_variables(shapes: Mapping[str, Any], name: str) -> None:
-    """Raises InputError if a network has variables that training would not keep."""
+def check_variables(model: Any, shapes: Mapping[str, Any], name: str) -> None:
+    """Raises InputError if a network has variables in other collections, or in modules that its stages leave out."""
     unknown = sorted(set(shapes) - set(_COLLECTIONS))
     if unknown:
         raise InputError(f"{name} has variables in {', '.join(unknown)}; expected only {' and '.join(_COLLECTIONS)}")
+    if getattr(model, "stages", None) is not None:
+        left_out = sorted({module for tree in shapes.values() for module in tree} - set(anatomy(model).modules()))
+        if left_out:
+            raise InputError(f"{name}: no stage has {', '.join(left_out)}; add them to {type(model).__name__}.stages")
 
 
 def check_image_sizes(model: Any, sizes: Sequence[int]) -> None:

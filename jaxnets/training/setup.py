@@ -118,7 +118,7 @@ def set_up(
     options = _options(config, origin)
     network = config.create_model(len(dataset.class_names), custom.model, **options)
     declared = _declaration(network, recipe)
-    check_variables(declared.shapes, config.arch)
+    check_variables(network, declared.shapes, config.arch)
     if recipe.batch_norm != "local" or recipe.precise_batch_norm_images:
         check_norms(network, declared.shapes.get("batch_stats", {}), config.arch)
     params = declared.shapes["params"]

@@ -13,7 +13,6 @@ from jaxnets.data.batches import training_slots
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.sources import ArraySource
 from jaxnets.errors import InputError
-from jaxnets.models.layers import BatchNorm
 from jaxnets.training.batch_norm import Recalibration, small_batch_warning, with_batch_norm
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
@@ -96,7 +95,7 @@ def descended_as_tested(variables: dict[str, Any]) -> Any:
 def test_networks_without_norms_take_any_kind() -> None:
     for kind in ("local", "synchronised", "frozen"):
         model: Any = with_batch_norm(Tiny(norm=None), kind, "replicas")
-        assert (model.axis_name, model.norm) == ("replicas", None)
+        assert (model.network.axis_name, model.network.norm) == ("replicas", None)
 
 
 def test_few_images_at_a_time_are_warned_of() -> None:
@@ -201,12 +200,6 @@ def test_a_run_leaves_frozen_statistics_as_they_were(tmp_path: Path, capsys: pyt
         np.testing.assert_array_equal(frozen["batch_stats"][norm]["var"], 1)
         assert trained["batch_stats"][norm]["mean"].all()
     assert (frozen["params"]["fc"]["kernel"] != trained["params"]["fc"]["kernel"]).all()
-
-
-def test_frozen_norms_leave_the_rest_of_a_norm_alone() -> None:
-    model: Any = with_batch_norm(Tiny(), "frozen", None)
-    norm = model.norm(train=True, axis_name=None, dtype=jnp.float32, name="bn")
-    assert norm == BatchNorm(train=True, frozen=True, name="bn")
 
 
 @pytest.mark.parametrize("change", [{"batch_norm": "frozen"}, {"precise_batch_norm_images": 16}])
