@@ -8,6 +8,7 @@ import pytest
 
 from jaxnets.models import registry
 from jaxnets.ops.cpu import availability
+from tests.tiers import mark_fast
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,6 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(availability.SWITCH, "all")
     # What several devices do is tested on a CPU that is cut into as many.
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_fast(items)
 
 
 @pytest.fixture

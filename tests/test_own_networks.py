@@ -22,6 +22,7 @@ from jaxnets.pretrained import load_pretrained
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.transfer import frozen_modules
 from tests.examples.resnet_d import resnet18d
+from tests.tiers import slow_except
 
 narrow_resnet18d = partial(resnet18d, num_filters=8)
 ARCHS = {
@@ -61,7 +62,7 @@ def options(photos: Path) -> list[Any]:
     return ["--dataset", photos, "--epochs", 1, "--batch-size", 8]
 
 
-@pytest.fixture(scope="module", params=ARCHS)
+@pytest.fixture(scope="module", params=slow_except(["tests.examples.se_resnet:se_resnet20"], ARCHS))
 def run(request: pytest.FixtureRequest, options: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a network from outside."""
     arch, workdir = request.param, tmp_path_factory.mktemp("own") / "run"

@@ -140,6 +140,7 @@ def test_the_report_can_be_made_again(trained: Path, monkeypatch: pytest.MonkeyP
     assert len(page.read_text()) == pytest.approx(len(before), rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_metrics_in_another_folder(trained: Path) -> None:
     def without_times(workdir: Path) -> list[dict[str, float]]:
         return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(workdir)]

@@ -56,6 +56,7 @@ def all_ended(processes: list[Process], code: int, within: float) -> list[str]:
     return [lines[-1] if lines else "" for _, lines in ends]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("transfer", ["head", pytest.param("partial", marks=pytest.mark.exhaustive)])
 def test_two_processes_start_from_the_same_weights(

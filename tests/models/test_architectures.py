@@ -148,7 +148,7 @@ def test_auxiliary_heads_only_speak_in_training() -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_2012"])
 def test_dropout_acts_in_training_alone_and_can_be_turned_off(name: str) -> None:
-    model, variables, images = init(name)
+    model, variables, images = init(name, hidden_features=32)
 
     def logits(module: nn.Module, seed: int) -> jax.Array:
         return module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(seed)})
@@ -173,7 +173,7 @@ def test_googlenet_drops_once_before_its_last_layer_and_once_a_head(name: str, r
     [("alexnet", {"fc1": True, "fc2": True, "fc3": False}), ("alexnet_2012", {"fc1": False, "fc2": True, "fc3": True})],
 )
 def test_alexnet_drops_before_or_after_its_hidden_dense_layers(name: str, dropped: dict[str, bool]) -> None:
-    model, variables, images = init(name)
+    model, variables, images = init(name, hidden_features=32)
     inputs = {}
 
     def record(call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:

@@ -10,6 +10,7 @@ import pytest
 
 import jaxnets
 from jaxnets.errors import InputError
+from tests.tiers import slow_except
 
 KEY = jax.random.key(0)
 CASES = {
@@ -29,7 +30,10 @@ def stacked(tree: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("name", "train"), [*((name, True) for name in CASES), ("resnet20_cifar", False)])
+@pytest.mark.parametrize(
+    ("name", "train"),
+    slow_except([("resnet20_cifar", True)], [*((name, True) for name in CASES), ("resnet20_cifar", False)]),
+)
 def test_outputs_statistics_and_gradients_are_the_same(name: str, train: bool) -> None:
     options = CASES[name]
     written, repeated = (
@@ -72,7 +76,7 @@ def test_blocks_start_from_draws_of_their_own() -> None:
     assert abs(float(kernels.std()) - (2 / 36) ** 0.5) < 0.03
 
 
-@pytest.mark.parametrize("name", ["resnet1202_cifar", "resnet1001_v2_cifar"])
+@pytest.mark.parametrize("name", slow_except(["resnet1202_cifar"], ["resnet1202_cifar", "resnet1001_v2_cifar"]))
 def test_the_program_hardly_grows_with_the_depth(name: str) -> None:
     def size(blocks: int) -> int:
         model = jaxnets.create_model(name, num_classes=10, stage_sizes=(blocks,) * 3)
@@ -91,6 +95,7 @@ def test_the_program_hardly_grows_with_the_depth(name: str) -> None:
     assert size(40) == size(4)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_rises_with_the_depth_as_well() -> None:
     # Of a block whose residual is always 1, an image's outputs count the residuals that it kept.
     model = jaxnets.create_model(

@@ -14,6 +14,7 @@ from jaxnets.errors import InputError
 from jaxnets.models.features import head_inputs, head_of
 from jaxnets.weights import from_torchvision, to_torchvision
 from tests.references import recipe
+from tests.tiers import slow_except
 
 
 @cache
@@ -32,7 +33,7 @@ def build(arch: str, dtype: Any = jnp.float64, **options: Any) -> tuple[Any, Any
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("arch", recipe.FEATURES)
+@pytest.mark.parametrize("arch", slow_except(["resnet18"], recipe.FEATURES))
 def test_features_are_torchvisions(arch: str) -> None:
     pixels, count, _ = recipe.TRANSFER_CASE
     model, variables = build(arch)

@@ -15,6 +15,7 @@ from jax.extend import core
 
 import jaxnets
 from jaxnets.models.layers import KEPT_OUTPUTS, Conv
+from tests.tiers import slow_except
 
 KEY = jax.random.key(0)
 CASES = {
@@ -92,7 +93,7 @@ def lowered(wrap: Callable[..., Any], model: Any, variables: Any, images: jax.Ar
     }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_except(["resnet18"], CASES))
 def test_little_is_kept_and_no_convolution_repeated(name: str) -> None:
     case = network(name)
     whole = kept_bytes(lambda loss: loss, *case)

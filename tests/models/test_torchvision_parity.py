@@ -14,10 +14,13 @@ import jaxnets
 from jaxnets.errors import InputError
 from jaxnets.weights import from_torchvision, to_torchvision
 from tests.references import recipe
+from tests.tiers import slow_except
 
 pytestmark = pytest.mark.usefixtures("float64")
-# Each takes long and has the same blocks as another.
-_LIKE_OTHERS = ("resnext101_64x4d", "wide_resnet101_2", "resnet152")
+_CASES = [(arch, pixels) for arch in recipe.TORCHVISION_MODELS for pixels, _, _ in recipe.EVALUATION_CASES]
+# The others have the same blocks, or show nothing more with more pixels.
+_DEFAULT = [(arch, 97) for arch in ("alexnet", "googlenet", "resnet18", "resnet50", "resnext50_32x4d")]
+_EXHAUSTIVE = [case for case in _CASES if case[0] in ("resnext101_64x4d", "wide_resnet101_2", "resnet152")]
 # In float64 whole networks run longer than they take to compile.
 _compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 _BATCH_NORM = ("googlenet", "resnet50", "resnext50_32x4d")
@@ -45,21 +48,15 @@ def assert_close(actual: Any, expected: np.ndarray, tolerance: float) -> None:
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    "arch",
-    [
-        pytest.param(arch, marks=pytest.mark.exhaustive) if arch in _LIKE_OTHERS else arch
-        for arch in recipe.TORCHVISION_MODELS
-    ],
-)
-def test_logits(arch: str) -> None:
-    for pixels, count, classes in recipe.EVALUATION_CASES:
-        model, variables = build(arch, classes)
-        if arch == "googlenet":
-            model = model.clone(transform_input=pixels == recipe.TRANSFORMED_PIXELS)
-        logits = _compiled(partial(model.apply, train=False))(variables, recipe.random_images(pixels, count))
-        assert logits.dtype == jnp.float64
-        assert_close(logits, references()[f"{arch}/logits_{pixels}"], 1e-9)
+@pytest.mark.parametrize(("arch", "pixels"), slow_except(_DEFAULT, _CASES, _EXHAUSTIVE))
+def test_logits(arch: str, pixels: int) -> None:
+    count, classes = next(case[1:] for case in recipe.EVALUATION_CASES if case[0] == pixels)
+    model, variables = build(arch, classes)
+    if arch == "googlenet":
+        model = model.clone(transform_input=pixels == recipe.TRANSFORMED_PIXELS)
+    logits = _compiled(partial(model.apply, train=False))(variables, recipe.random_images(pixels, count))
+    assert logits.dtype == jnp.float64
+    assert_close(logits, references()[f"{arch}/logits_{pixels}"], 1e-9)
 
 
 def test_tensors_that_do_not_fit_are_named() -> None:
@@ -75,7 +72,7 @@ def test_tensors_that_do_not_fit_are_named() -> None:
         from_torchvision("alexnet", renamed, like)
 
 
-@pytest.mark.parametrize("arch", recipe.TRAINED_MODELS)
+@pytest.mark.parametrize("arch", slow_except(("resnet50",), recipe.TRAINED_MODELS))
 def test_training(arch: str) -> None:
     pixels, count, classes = recipe.TRAINING_CASE
     options: dict[str, float] = {"dropout_rate": 0.0} if arch in ("alexnet", "googlenet") else {}

@@ -17,6 +17,7 @@ from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipes import recipe_for
 from jaxnets.training.state import create_state
 from jaxnets.training.step import train_step
+from tests.tiers import slow_except
 from tests.training.networks import (
     DATASET,
     FAMILIES,
@@ -64,8 +65,10 @@ def compare(actual: Path, expected: Path) -> tuple[float, float]:
     ("arch", "kinds", "changes"),
     [
         ("tiny_resnet", SEVERAL, MANY),
-        ("tiny_resnext", SEVERAL[:1], FEW),
-        ("tiny_alexnet", SEVERAL[1:], {**FEW, "stochastic_depth_rate": 0.0, "epochs": 1}),
+        pytest.param("tiny_resnext", SEVERAL[:1], FEW, marks=pytest.mark.slow),
+        pytest.param(
+            *("tiny_alexnet", SEVERAL[1:], {**FEW, "stochastic_depth_rate": 0.0, "epochs": 1}), marks=pytest.mark.slow
+        ),
         *(
             pytest.param(arch, SEVERAL, {**STEADY.get(arch, {}), "quickly": False}, marks=pytest.mark.exhaustive)
             for arch in FAMILIES
@@ -95,6 +98,7 @@ def test_a_batch_may_be_computed_in_parts(tmp_path: Path) -> None:
     assert max(compare(actual, whole)) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_local_statistics_are_those_of_each_replica() -> None:
     setup = config(dtype="float64", **STILL, batch_norm="local", optimizer="sgd", ema_decay=0.0)
@@ -159,8 +163,8 @@ def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
         Parallel.choose("jit")
 
 
-@pytest.mark.parametrize("kind", SEVERAL)
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("kind", slow_except(SEVERAL[1:], SEVERAL))
+@pytest.mark.parametrize("groups", slow_except([8], [1, 8]))
 def test_each_device_does_its_share_of_the_arithmetic(kind: str, groups: int) -> None:
     # Left to XLA's partitioner, every device would do grouped convolutions for the whole batch.
     model = jaxnets.create_model(
@@ -191,7 +195,9 @@ def test_each_device_does_its_share_of_the_arithmetic(kind: str, groups: int) ->
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("pmap", 4), ("shard_map", 4)])
+@pytest.mark.parametrize(
+    ("kind", "devices"), slow_except([("shard_map", 4)], [("jit", 1), ("pmap", 4), ("shard_map", 4)])
+)
 def test_several_steps_a_call_are_the_same_steps(
     kind: str, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from jaxnets.training.recipes import RECIPES, recipe_for
 from jaxnets.training.schedules import SCHEDULES
 from jaxnets.training.state import create_state
 from jaxnets.training.step import train_step
+from tests.tiers import slow_except
 from tests.training.tiny import PREPROCESSING, Tiny, make_batch, make_state, make_variables, step_of
 
 # He et al. 2015, section 3.4; the 2012 paper's section 5 has the same momentum and lowers the rate tenfold as well.
@@ -171,7 +172,7 @@ def test_every_recipe_but_the_house_ones_is_of_a_paper() -> None:
     assert set(RECIPES) - set(PUBLISHED) == {"fast", "finetune", "linear_probe"}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_except(("resnet_2015", "timm_a1", "torchvision_v2"), RECIPES))
 def test_each_recipe_trains_a_step(name: str) -> None:
     # Without what changes the images, which takes long to compile, and which the next test traces.
     recipe = replace(RECIPES[name], **dict.fromkeys(CHANCES, 0))
@@ -184,7 +185,7 @@ def test_each_recipe_trains_a_step(name: str) -> None:
     assert bool(after.ema) == (name in ("googlenet_2014", "torchvision_v2"))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_except(("resnet_cifar", "timm_a3"), RECIPES))
 def test_its_network_takes_each_recipe(name: str) -> None:
     recipe = RECIPES[name]
     model: Any = Config(NETWORKS.get(name, "resnet18"), recipe).create_model(5)

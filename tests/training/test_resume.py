@@ -12,6 +12,7 @@ import pytest
 
 from jaxnets.errors import InputError
 from jaxnets.training import workdir
+from tests.tiers import slow_except
 from tests.training.networks import (
     DATASET,
     FAMILIES,
@@ -54,7 +55,7 @@ def trainer(
     return Trainer(replace(config(arch, **changes), log_every=3), cpus(devices), monkeypatch, quickly=quickly)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", slow_except([1], [1, 4]))
 def test_a_stopped_run_ends_as_one_that_never_was(
     devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_run_may_be_stopped_at_any_moment(
     assert train(tmp_path / "more", stop=MOMENTS[-1] + 1)
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_on_other_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert trainer(monkeypatch, **QUICK)(whole)
@@ -101,6 +103,7 @@ def test_a_run_may_go_on_on_other_devices(tmp_path: Path, monkeypatch: pytest.Mo
     assert difference < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_between_its_last_files_writes_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +160,10 @@ def contents(folder: Path) -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("item", "damage"),
-    [("variables", cut), ("training", flip), ("metadata", cut), ("variables", Path.unlink)],
+    slow_except(
+        [("variables", cut), ("training", flip)],
+        [("variables", cut), ("training", flip), ("metadata", cut), ("variables", Path.unlink)],
+    ),
 )
 def test_a_damaged_checkpoint_is_left_for_the_one_before(
     item: str,

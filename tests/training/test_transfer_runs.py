@@ -20,6 +20,7 @@ from jaxnets.training.loop import train
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.state import create_state
 from tests.test_pretrained import variables_of, write
+from tests.tiers import slow_except
 from tests.training import networks
 from tests.training.networks import DATASET, STILL, Stop, assert_same_bytes, cpus, images, saved
 
@@ -68,7 +69,7 @@ def differing(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
     return {module_of(name) for name, array in expected.items() if actual[name].tobytes() != array.tobytes()}
 
 
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", slow_except([1], [1, 3]))
 @pytest.mark.parametrize(
     ("transfer", "train_from", "moving"),
     [
@@ -129,7 +130,7 @@ def test_preprocessing_travels_with_the_weights(trunk: Path, tmp_path: Path) -> 
     assert load_pretrained(ARCH, tmp_path / "run").categories == OTHERS.class_names
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", slow_except([1], [1, 4]))
 def test_cached_features_train_the_same_head(
     trunk: Path, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +167,7 @@ def test_images_that_change_are_not_cached(trunk: Path, tmp_path: Path, monkeypa
     assert_same_bytes(within(variables(tmp_path / "run"), TRUNK), within(variables(trunk), TRUNK))
 
 
-@pytest.mark.parametrize("transfer", ["full", "partial"])
+@pytest.mark.parametrize("transfer", slow_except(["partial"], ["full", "partial"]))
 def test_the_head_is_trained_first_then_the_rest(trunk: Path, transfer: str, tmp_path: Path) -> None:
     train_from = "layer2" if transfer == "partial" else None
     run = config(trunk, transfer, train_from, epochs=3, head_epochs=2, weight_decay=0.1, ema_decay=0.9)
@@ -200,21 +201,28 @@ def test_later_layers_move_further_with_layer_decay(trunk: Path, tmp_path: Path)
                 assert np.abs(plain).max() > 1e-4
 
 
-def test_a_run_goes_on_without_the_weights_that_it_began_with(trunk: Path, tmp_path: Path) -> None:
-    weights = tmp_path / "weights"
+@pytest.mark.parametrize(
+    ("transfer", "train_from", "changes"),
+    slow_except(
+        [("partial", "layer2", {"ema_decay": 0.9})],
+        [("head", None, {}), ("partial", "layer2", {"ema_decay": 0.9}), ("full", None, {"head_epochs": 1})],
+    ),
+)
+def test_a_run_goes_on_without_the_weights_that_it_began_with(
+    trunk: Path, transfer: str, train_from: str | None, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    weights, whole, parts = tmp_path / "weights", tmp_path / "whole", tmp_path / "parts"
     shutil.copytree(trunk, weights)
-    for transfer, changes in (("head", {}), ("partial", {"ema_decay": 0.9}), ("full", {"head_epochs": 1})):
-        run = config(weights, transfer, "layer2" if transfer == "partial" else None, **changes)
-        whole, parts = tmp_path / f"{transfer}-whole", tmp_path / f"{transfer}-parts"
-        train(run, whole, OTHERS, parallel=cpus(1))
-        with pytest.raises(BaseException, match="SIGTERM"):
-            train(run, parts, OTHERS, parallel=cpus(1), interruption=Stop(8))
-        weights.rename(tmp_path / "gone")
-        train(run, parts, OTHERS, parallel=cpus(1), resume=True)
-        (tmp_path / "gone").rename(weights)
-        assert_same_bytes(saved(parts), saved(whole))
+    run = config(weights, transfer, train_from, **changes)
+    train(run, whole, OTHERS, parallel=cpus(1))
+    with pytest.raises(BaseException, match="SIGTERM"):
+        train(run, parts, OTHERS, parallel=cpus(1), interruption=Stop(8))
+    shutil.rmtree(weights)
+    train(run, parts, OTHERS, parallel=cpus(1), resume=True)
+    assert_same_bytes(saved(parts), saved(whole))
 
 
+@pytest.mark.slow
 def test_devices_agree(trunk: Path, tmp_path: Path) -> None:
     for transfer in ("head", "partial"):
         run = config(trunk, transfer, "layer2" if transfer == "partial" else None, batch_norm="synchronised")
@@ -234,6 +242,7 @@ def test_statistics_found_anew_are_those_of_trained_layers(trunk: Path, tmp_path
     assert differing(within(after, ("layer2_0",)), within(before, ("layer2_0",))) == {"layer2_0"}
 
 
+@pytest.mark.slow
 def test_statistics_are_not_found_anew_while_the_head_is_trained(
     trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from jaxnets.ops import batch_norm, conv2d, conv2d_bias, cpu, dense, max_pool, p
 from jaxnets.ops.cpu import availability, calls
 from jaxnets.ops.cpu.convolutions import Convolution, Direction
 from jaxnets.ops.cpu.joined_calls import call_text
+from tests.tiers import slow_except
 
 
 def _can_be_here() -> bool:
@@ -76,7 +77,8 @@ def test_equals_the_plain_form_with_its_gradients(
 
     actual = jax.jit(lambda x, k: gradients(conv2d, x, k))(inputs, kernel)
     with jax.enable_x64(True):
-        expected = gradients(plain_conv2d, inputs.astype(np.float64), kernel.astype(np.float64))
+        plain = jax.jit(lambda x, k: gradients(plain_conv2d, x, k))
+        expected = plain(inputs.astype(np.float64), kernel.astype(np.float64))
     for ours, exact in zip(actual, expected, strict=True):
         assert ours.shape == exact.shape
         assert ours.dtype == jnp.float32
@@ -174,9 +176,10 @@ def test_numpy_numbers_are_options_too() -> None:
     np.testing.assert_array_equal(normalised[0], batch_norm(images, ones, ones, epsilon)[0])
 
 
-def test_interrupts_are_raised_and_spoil_no_results() -> None:
+@pytest.mark.parametrize("count", slow_except([40], [40, 200]))
+def test_interrupts_are_raised_and_spoil_no_results(count: int) -> None:
     script = """
-import signal, time
+import signal, sys, time
 import jax, jax.numpy as jnp, numpy as np
 from jaxnets.ops import conv2d, cpu
 
@@ -190,7 +193,7 @@ function = jax.jit(lambda images, kernel: conv2d(images, kernel, padding=1))
 arguments = images, jnp.ones((3, 3, 64, 64))
 expected = np.asarray(function(*arguments))
 raised = 0
-for delay in np.random.RandomState(0).uniform(0.005, 0.01, 200):
+for delay in np.random.RandomState(0).uniform(0.005, 0.01, int(sys.argv[1])):
     wrong = []
     try:
         signal.setitimer(signal.ITIMER_REAL, delay)
@@ -203,8 +206,9 @@ for delay in np.random.RandomState(0).uniform(0.005, 0.01, 200):
     assert not any(wrong)
 print("raised", raised)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.stdout.strip(), done.stderr) == ("raised 200", "")
+    command = [sys.executable, "-c", script, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == (f"raised {count}", "")
 
 
 def test_what_can_not_be_done_is_said_when_the_program_is_made() -> None:
@@ -212,6 +216,7 @@ def test_what_can_not_be_done_is_said_when_the_program_is_made() -> None:
         Convolution(Direction.FORWARD, (1, 4, 4, 8), (3, 3, 7, 8), (1, 4, 4, 8), 1, 1, 1).call()
 
 
+@pytest.mark.slow
 def test_programs_are_kept_for_the_next_start(tmp_path: Path) -> None:
     script = """
 import jax, jax.numpy as jnp
@@ -286,7 +291,7 @@ def test_batch_norm_of_what_is_not_finite(filled: float, relu: bool, monkeypatch
 
 @pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)])
 @pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize("channels", [16, 5])
+@pytest.mark.parametrize("channels", slow_except([16], [16, 5]))
 def test_max_pools_gradient(window: int, stride: int, padding: int, ceil_mode: bool, channels: int) -> None:
     random = np.random.RandomState(0)
     inputs = -1.0 - random.randint(0, 3, (2, 9, 6, channels))  # with ties, and below what surrounds them
