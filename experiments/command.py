@@ -1,7 +1,6 @@
 """What all commands share: how they fail."""
 
 import argparse
-import gc
 import os
 import sys
 import traceback
@@ -24,16 +23,12 @@ from jaxnets.training.interruption import Interrupted
 from jaxnets.training.progress import counting
 from jaxnets.weights.download import cache_folder
 
-# New objects between two garbage collections: importing and tracing create 400,000, nearly all of which stay.
-_OBJECTS_A_COLLECTION = 500_000
-
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command. What a user can mend becomes one line on standard error and exit code 2; Ctrl-C exits 130."""
     logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps, and each failure at length
     _keep_compiled_programs()
     keep_memory()
-    gc.set_threshold(_OBJECTS_A_COLLECTION)
     try:
         main()
         sys.stdout.flush()

@@ -9,9 +9,9 @@ from jaxnets.export import PLATFORMS, write_export
 
 
 def main() -> None:
-    """Writes StableHLO, weights included, for batches of any size, and FILE.json, which says what goes in and out.
+    """Writes a StableHLO program with its weights, for batches of any size, and FILE.json, which describes its input.
 
-    It is compared with the model before it is written. `jax.export.deserialize(data).call(images)` runs it.
+    The program is compared with the model first. `jax.export.deserialize(data).call(images)` runs it.
     """
     parser = argparse.ArgumentParser(prog=program("export"), description=main.__doc__)
     add_weights(parser)

@@ -2,6 +2,7 @@
 
 from jaxnets.errors import InputError
 from jaxnets.models.features import features
+from jaxnets.models.initialization import initial_variables
 from jaxnets.models.registry import create_model, list_models, register_model
 from jaxnets.ops import compile, keep_memory
 from jaxnets.pretrained import Pretrained, load_pretrained
@@ -12,6 +13,7 @@ __all__ = [
     "compile",
     "create_model",
     "features",
+    "initial_variables",
     "keep_memory",
     "list_models",
     "load_pretrained",

@@ -16,7 +16,7 @@ from jaxnets.pretrained import Pretrained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _CHECKED_BATCHES = (1, 3)
-# Of the largest logit: XLA may add up in another order for another batch size.
+# Of the largest logit: XLA may sum in another order for another batch size.
 _TOLERANCE = 1e-4
 
 
@@ -28,9 +28,9 @@ def classify(classifier: Pretrained, images: jax.Array) -> jax.Array:
 
 
 def export_classifier(classifier: Pretrained) -> export.Exported:
-    """`classify` as a StableHLO program for all platforms, N being symbolic; `.call(images)` runs it.
+    """`classify` as a StableHLO program for all platforms, with a symbolic N; `.call(images)` runs it.
 
-    Raises InputError where it does not agree with the model, here and for several batch sizes.
+    Raises InputError if its logits differ from the model's on this machine, for one of several batch sizes.
     """
     side = classifier.preprocess.crop_size
     (batch,) = export.symbolic_shape("batch")
@@ -46,9 +46,9 @@ def export_classifier(classifier: Pretrained) -> export.Exported:
 
 
 def write_export(classifier: Pretrained, arch: str, path: Path) -> int:
-    """Writes the program, and beside it, as PATH.json, what its input and output mean; returns its size in bytes.
+    """Writes the program, and a description of its input and output as PATH.json; returns its size in bytes.
 
-    Raises InputError where flatbuffers, which the format needs, is not installed.
+    Raises InputError if flatbuffers, which the format needs, is not installed.
     """
     try:
         program = export_classifier(classifier).serialize()

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
-from jaxnets.models.contract import anatomy, module_paths, trace, traced_side
+from jaxnets.models.contract import auxiliary_heads_of, module_paths, trace, traced_side
 from jaxnets.models.layers import BatchNorm, Conv, param_dtype
 from jaxnets.models.resnext import added_paths, concatenated_paths
 from jaxnets.ops import compile, conv2d, pack_kernels
@@ -42,7 +42,7 @@ def fold(model: Any, variables: Mapping[str, Any], dtype: DTypeLike | None = Non
     them. `dtype`, such as bfloat16, is what the folded network computes in and stores its weights in; the norms that
     remain keep theirs. Raises InputError for weights that are not finite.
     """
-    heads = anatomy(model).auxiliary_heads
+    heads = auxiliary_heads_of(model)
     if heads:
         model = model.clone(aux_logits=False)
     params, stats = (

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.models.contract import anatomy, traced_side
+from jaxnets.models.contract import anatomy, auxiliary_heads_of, option_of, traced_side
 from jaxnets.models.initialization import declaration
 from jaxnets.models.layers import param_dtype
 from jaxnets.models.registry import create_model, family_of
@@ -79,7 +79,7 @@ def starting_variables(
     left out.
     """
     _, variables, origin = _load(name, weights, model.dtype)
-    modules = anatomy(model).modules(auxiliary=getattr(model, "aux_logits", True))
+    modules = anatomy(model).modules(auxiliary=option_of(model, "aux_logits", True))
     variables = {kind: {k: tree for k, tree in of.items() if k in modules} for kind, of in variables.items()}
     if origin.class_names == class_names:
         return variables
@@ -131,7 +131,7 @@ def used_names(name: str, tensors: TensorFile, origin: Origin) -> list[str]:
     """The tensors that the network takes: all but those of auxiliary heads that its options leave out."""
     if origin.options.get("aux_logits", True):
         return list(tensors)
-    heads = tuple(f"{head}." for head in anatomy(create_model(name)).auxiliary_heads)
+    heads = tuple(f"{head}." for head in auxiliary_heads_of(create_model(name)))
     return [tensor for tensor in tensors if not tensor.startswith(heads)]
 
 
@@ -232,7 +232,7 @@ def _file_origin(name: str, tensors: TensorFile) -> Origin:
         if record.arch != name:
             raise InputError(f"{tensors.path} holds the published weights of {record.arch}, not of {name}")
         return _published_origin(record)
-    heads = tuple(f"{head}." for head in anatomy(create_model(name)).auxiliary_heads)
+    heads = tuple(f"{head}." for head in auxiliary_heads_of(create_model(name)))
     options = {"aux_logits": any(key.startswith(heads) for key in tensors)} if heads else {}
     return Origin(Preprocessing(224, 256), imagenet_classes() if count == 1000 else _numbered(count), options)
 

@@ -6,8 +6,9 @@ import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ ARCHS = {
     "tests.test_own_networks:narrow_resnet18d": 32,
     "tests.examples.plain:PlainNetwork": 16,
 }
-CLASSES = ("dark", "middle", "light")
+CLASSES = ("bright", "dark", "grey")
 
 
 def invoke(name: str, *arguments: object) -> str:
@@ -78,7 +79,7 @@ def test_later_commands_find_the_network_again(run: Path, photos: Path, tmp_path
     result = json.loads((run / "result.json").read_text())
     assert result["arch"] == arch_of(run) in ARCHS
     assert f"test accuracy {result['test_accuracy']:.2%}" in invoke("evaluate", run)
-    image = photos / "val" / "dark" / "0.png"
+    image = photos / "val" / CLASSES[0] / "0.png"
     answer = json.loads(_answers("predict", run, image, "--topk", 3, "--format", "json", folder=tmp_path))
     assert {guess["class"] for guess in answer[0]["classes"]} == set(CLASSES)
     invoke("embed", run, photos / "val", "--output", tmp_path / "embedded.npz")
@@ -206,3 +207,42 @@ def test_the_current_folder_is_searched(tmp_path: Path) -> None:
     root = {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env=root)
     assert done.stdout == "8\n", done.stderr
+
+
+class Staged(nn.Module):
+    """A network whose stages leave a module out."""
+
+    num_classes: int = 3
+    dtype: Any = np.float32
+    stages: ClassVar = {"pool": (), "fc": ("fc",)}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        return nn.Dense(self.num_classes, name="fc")(nn.Conv(4, (3, 3), name="conv")(images).mean(axis=(1, 2)))
+
+
+class Counting(nn.Module):
+    """A network with a collection of its own, for images of 16 px alone."""
+
+    num_classes: int = 3
+    dtype: Any = np.float32
+    image_size: ClassVar = 16
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        self.variable("counts", "calls", np.zeros, ())
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "line"),
+    [("Staged", 16, "no stage has conv; add them to Staged.stages"), ("Counting", 16, "has variables in counts"),
+     ("Counting", 8, "takes images of 16 px alone; got 8, give --image-size 16")],
+)  # fmt: skip
+def test_what_breaks_the_contract_is_refused_before_training(
+    network: str, size: int, line: str, options: list[Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=line):
+        invoke("train", "--arch", f"tests.test_own_networks:{network}", *options, "--image-size", size,
+               "--workdir", tmp_path / "run")  # fmt: skip
+    assert not (tmp_path / "run").exists()

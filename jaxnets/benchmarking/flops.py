@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxnets.models.contract import option_of
 from jaxnets.models.initialization import declaration
 from jaxnets.models.layers import Conv, Dense
 from jaxnets.models.registry import create_model
@@ -18,7 +19,7 @@ def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
     Only traces the network. Raises InputError for an unknown network and for images that are too small.
     """
     model: Any = create_model(arch)
-    if getattr(model, "repeated_blocks", False):
+    if option_of(model, "repeated_blocks", False):
         model = model.clone(repeated_blocks=False)  # a scan would be traced once, whatever its length
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))

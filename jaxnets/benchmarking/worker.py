@@ -24,6 +24,7 @@ from jaxnets.benchmarking.machine import arithmetic_ceiling, bandwidth_ceiling, 
 from jaxnets.data.pipeline import Batch, available_cores
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
+from jaxnets.models.contract import option_of
 from jaxnets.models.initialization import initial_variables
 from jaxnets.models.registry import create_model, family_of
 from jaxnets.ops import keep_memory
@@ -127,7 +128,7 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
 
     with jax.default_matmul_precision("highest"):
         loss = None
-        if job.mode == "train" and not getattr(model, "dropout_rate", 0):
+        if job.mode == "train" and not option_of(model, "dropout_rate", 0):
             apply = partial(model.apply, train=True, mutable=["batch_stats", "aux_logits"])
             training_logits, _ = jax.jit(apply)(variables, training_images)
             targets = smoothed_targets(jnp.asarray(labels), CLASSES)

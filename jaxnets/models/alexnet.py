@@ -1,4 +1,4 @@
-"""AlexNet, twice: the network of the 2012 paper, and the one-tower network that everybody trains today.
+"""AlexNet: the network of the 2012 paper, and the one-tower network of 2014 that torchvision has.
 
 Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", 2012.
 Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014 (arXiv 1404.5997): torchvision's.
@@ -36,8 +36,8 @@ _LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "fc3")
 class AlexNet(nn.Module):
     """torchvision's AlexNet: [N, H, W, 3] -> logits [N, num_classes], images of at least 63 px.
 
-    One tower, no response normalisation (give one as `lrn` to add it), dropout before the first two dense layers.
-    Initialisation: torch's default, for all layers.
+    One tower, no response normalisation (unless `lrn` is one), dropout before the first two dense layers.
+    Initialisation: torch's default for all layers.
     """
 
     num_classes: int = 1000

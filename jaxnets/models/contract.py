@@ -96,7 +96,7 @@ def anatomy(model: Any) -> Anatomy:
     stages = getattr(model, "stages", None)
     return Anatomy(
         stages=_stages_found(model) if stages is None else _checked(model, dict(stages)),
-        auxiliary_heads=getattr(model, "auxiliary_heads", {}),
+        auxiliary_heads=auxiliary_heads_of(model),
         head_dropout_rate=getattr(model, "head_dropout_rate", 0.0),
         smallest_image=getattr(model, "smallest_image", 1),
         image_size=getattr(model, "image_size", None),
@@ -106,6 +106,17 @@ def anatomy(model: Any) -> Anatomy:
 def has_option(model: Any, name: str) -> bool:
     """Whether a network has a field that `model.clone(name=value)` can set."""
     return name in {field.name for field in fields(model)}
+
+
+def option_of(model: Any, name: str, default: Any) -> Any:
+    """The value of a network's field, or `default` if it has no such field."""
+    return getattr(model, name) if has_option(model, name) else default
+
+
+def auxiliary_heads_of(model: Any) -> Mapping[str, str]:
+    """The modules of a network's auxiliary heads, each with the name of its classifier inside."""
+    heads: Mapping[str, str] = getattr(model, "auxiliary_heads", {})
+    return heads
 
 
 def check_network(model: Any, name: str, num_classes: int) -> None:
@@ -119,11 +130,15 @@ def check_network(model: Any, name: str, num_classes: int) -> None:
         raise InputError(f"{name} returned {model.num_classes} classes for num_classes={num_classes}")
 
 
-def check_variables(shapes: Mapping[str, Any], name: str) -> None:
-    """Raises InputError if a network has variables that training would not keep."""
+def check_variables(model: Any, shapes: Mapping[str, Any], name: str) -> None:
+    """Raises InputError if a network has variables in other collections, or in modules that its stages leave out."""
     unknown = sorted(set(shapes) - set(_COLLECTIONS))
     if unknown:
         raise InputError(f"{name} has variables in {', '.join(unknown)}; expected only {' and '.join(_COLLECTIONS)}")
+    if getattr(model, "stages", None) is not None:
+        left_out = sorted({module for tree in shapes.values() for module in tree} - set(anatomy(model).modules()))
+        if left_out:
+            raise InputError(f"{name}: no stage has {', '.join(left_out)}; add them to {type(model).__name__}.stages")
 
 
 def check_image_sizes(model: Any, sizes: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
-"""A stage of residual blocks, written out block by block, or as one block that is repeated.
+"""Stages of residual blocks, as one module a block, or with one module that is repeated.
 
-Written out, a program grows with the depth: a thousand layers take XLA minutes. Repeated (`flax.linen.scan`), a block
-is compiled once, and its copies' variables are stacked: [blocks, ...].
+With a module a block, a program grows with the depth: a thousand layers take XLA minutes to compile. A repeated module
+(`flax.linen.scan`) is compiled once, and the variables of its blocks are stacked: [blocks, ...].
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ def run_stages(
     repeated: bool,
     keep: Callable[[str, jax.Array], jax.Array],
 ) -> jax.Array:
-    """Runs the stages "layer1", "layer2" and so on: half the pixels of the one before, and twice its filters."""
+    """Runs the stages "layer1", "layer2" and so on, each with half the pixels a side and twice the filters."""
     for stage, size in enumerate(stage_sizes):
         inputs = _run_stage(
             partial(block, filters=num_filters * 2**stage),
@@ -50,10 +50,10 @@ def _run_stage(
     repeated: bool,
     keep: Callable[[str, jax.Array], jax.Array],
 ) -> jax.Array:
-    """Runs a block for each of `drop_rates`, the first with `stride`; `keep(name, outputs)` is told of each.
+    """Runs a block for each of `drop_rates`, the first with `stride`; calls `keep(name, outputs)` for each.
 
     The blocks' modules are "layer1_0", "layer1_1" and so on, for the stage "layer1". If `repeated`, all blocks after
-    the first, which are alike, are one module, "layer1_rest".
+    the first, which are equal, are one module, "layer1_rest".
     """
     outputs = keep(f"{stage}.0", block(stride=stride, name=f"{stage}_0")(inputs, drop_rates[0]))
     rest = drop_rates[1:]
@@ -77,7 +77,7 @@ def _run_stage(
 
 
 def block_stages(stage_sizes: Sequence[int], repeated: bool) -> Stages:
-    """Each block as a stage, "layer1.0" for the module "layer1_0"; repeated blocks are one."""
+    """One stage a block, "layer1.0" for the module "layer1_0"; repeated blocks are one stage."""
     names = [
         (f"layer{number}", i)
         for number, size in enumerate(stage_sizes, 1)

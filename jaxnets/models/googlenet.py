@@ -101,9 +101,9 @@ class Inception(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A classifier on an inner map (section 5): average to 4x4, 1x1 to 128, 1024, num_classes; [N, H, W, C] -> logits.
 
-    `pool_window` 5 with stride 3 is the paper's pooling. It is used where it makes 4x4, as it does of the 14x14 map of
-    a 224 px image; other maps, and all maps where it is None as in torchvision, are averaged adaptively. The logits are
-    also sown into the collection "aux_logits".
+    `pool_window=5` with stride 3 is the paper's pooling. It is used if it gives 4x4, as for the 14x14 map of a 224 px
+    image; other maps are averaged adaptively, as are all maps with `pool_window=None`, torchvision's choice. The logits
+    are also sown into the collection "aux_logits".
     """
 
     num_classes: int
@@ -137,10 +137,10 @@ class GoogLeNet(nn.Module):
 
     In training, with `aux_logits`, the two auxiliary heads sow their logits into the collection "aux_logits".
     `transform_input` re-normalises images that were normalised by ImageNet's mean and deviation, as the published
-    weights need. `branch3_window` is the window of the "5x5" branch; `last_pool_window` that of the pooling before
-    stage 5; `lrn` stands after the first and before the second pooling. Initialisation: by default torchvision's,
-    weights N(0, 0.01) and dense biases torch's default; `bias_init` gives that of the convolutions (where `norm` is
-    None) and hidden dense layers, `classifier_bias_init` that of the classifiers.
+    weights need. `branch3_window` is the window of the "5x5" branch, `last_pool_window` that of the pooling before
+    stage 5. `lrn` is applied after the first and before the second pooling. Initialisation: by default torchvision's,
+    weights N(0, 0.01) and dense biases torch's default. `bias_init` is for the biases of convolutions (without `norm`)
+    and hidden dense layers, `classifier_bias_init` for those of the classifiers.
     """
 
     num_classes: int = 1000
@@ -208,7 +208,7 @@ class GoogLeNet(nn.Module):
             train=train,
             axis_name=self.axis_name,
         )
-        # Without training they are not needed, but `init` must make their parameters in either mode.
+        # Evaluation does not need them, but `init` must create their parameters in either mode.
         heads = self.aux_logits and (train or self.is_initializing())
         lrn = self.lrn or (lambda x: x)
         pool = partial(max_pool, stride=2, ceil_mode=True)

@@ -1,4 +1,4 @@
-"""What the networks share: convolution, dense layer, dropout, normalisation, initialisers, the check of images."""
+"""The layers of the networks, their initialisers, and the check of images."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -25,13 +25,13 @@ torch_kernel_init = Scaled("uniform", variance=1 / 3)
 he_fan_out = Scaled("normal", variance=2.0, fan="out")
 he_fan_in = Scaled("normal", variance=2.0)
 
-# Names of what jax.checkpoint_policies.save_only_these_names should keep of a network for its backward pass: enough to
-# repeat neither a convolution, nor a dense layer, nor the replicas' agreement on statistics.
+# Names for jax.checkpoint_policies.save_only_these_names: with these values kept, the backward pass repeats no
+# convolution, no dense layer, and no reduction of statistics over replicas.
 KEPT_OUTPUTS = ("convolution", "dense", "moments")
 
 
 def torch_bias_init(fan_in: int) -> Initializer:
-    """torch's bias initialiser, which, unlike linen's, depends on the inputs of the layer: U(-1/sqrt(fan_in), ...)."""
+    """torch's bias initialiser, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which depends on the layer's inputs."""
     return Scaled("uniform", factor=fan_in**-0.5)
 
 

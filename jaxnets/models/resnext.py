@@ -2,7 +2,7 @@
 
 arXiv 1611.05431. A ResNeXt is a ResNet whose bottlenecks do their 3x3 convolution in `groups` (the cardinality) of
 `width_per_group` channels. Figure 3 shows three equivalent forms of a block; here they are three classes with one
-parameter tree, so that any of them can be given as `block=` and run with the same variables.
+parameter tree: each can be passed as `block=` and run with the same variables.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ GroupedBlock = Bottleneck
 def concatenated_paths(
     inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int, paths: int
 ) -> jax.Array:
-    """`conv2d` as `paths` convolutions side by side, each making its share of the features [N, H', W', F / paths].
+    """`conv2d` as `paths` convolutions, each with its share of the features [N, H', W', F / paths].
 
-    With `groups=1` each path sees all channels; else `groups` must equal `paths`, and each sees its own share.
+    With `groups=1` each path reads all channels; otherwise `groups` must equal `paths`, and each reads its own share.
     """
     seen = jnp.split(inputs, groups, axis=-1) * (paths // groups)
     kernels = jnp.split(kernel, paths, axis=3)
@@ -35,7 +35,7 @@ def concatenated_paths(
 def added_paths(
     inputs: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int, paths: int
 ) -> jax.Array:
-    """Dense `conv2d` as a sum of `paths` convolutions, each making all features from its own share of the channels."""
+    """Dense `conv2d` as a sum of `paths` convolutions, each of all features from its own share of the channels."""
     channels, kernels = jnp.split(inputs, paths, axis=-1), jnp.split(kernel, paths, axis=2)
     outputs = [conv2d(x, k, stride=stride, padding=padding) for x, k in zip(channels, kernels, strict=True)]
     return jnp.sum(jnp.stack(outputs), axis=0)

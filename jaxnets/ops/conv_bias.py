@@ -102,14 +102,25 @@ def pack_kernels(
         variable for equation in jaxpr.eqns for variable in equation.invars if not isinstance(variable, Literal)
     )
     uses.update(variable for variable in jaxpr.outvars if not isinstance(variable, Literal))
-    packed: dict[int, jax.Array] = {}
+    packings: dict[int, Callable[[jax.Array], jax.Array]] = {}
     for equation in jaxpr.eqns:
         kernel = equation.invars[1] if equation.primitive is _biased else None
         if kernel in indices and uses[kernel] == 1:
-            index, adds = indices[kernel], len(equation.invars) > 3
-            pack = partial(cpu.pack_kernel, equation.invars[0].aval, adds=adds, **equation.params)
+            inputs, adds = equation.invars[0].aval, len(equation.invars) > 3
+            packings[indices[kernel]] = partial(cpu.pack_kernel, inputs, adds=adds, **equation.params)
+
+    def pack(kernels: dict[int, jax.Array]) -> dict[int, jax.Array]:
+        packed: dict[int, jax.Array] = {}
+        for index, kernel in kernels.items():
             with suppress(cpu.Unsupported):
-                packed[index] = jax.jit(pack)(leaves[index])
+                packed[index] = packings[index](kernel)
+        return packed
+
+    try:
+        packed = jax.jit(pack)({index: leaves[index] for index in packings})
+    except Exception as error:
+        cpu.disable(error)
+        return function, leaves
 
     def run(leaves: list[jax.Array], *arguments: Any) -> Any:
         values = dict(zip(jaxpr.constvars, closed.consts, strict=True))

@@ -42,31 +42,33 @@ def batch_norm(
 def _batch_norm(
     inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool
 ) -> tuple[jax.Array, Moments]:
-    return _outputs_and_moments(inputs, scale, bias, epsilon, axis_name, relu)
+    outputs, moments, _ = _with_residual(inputs, scale, bias, epsilon, axis_name, relu)
+    return outputs, moments
 
 
-def _outputs_and_moments(
+def _with_residual(
     inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool
-) -> tuple[jax.Array, Moments]:
+) -> tuple[jax.Array, Moments, list[jax.Array]]:
+    """Outputs, moments, and with ReLU what the CPU engine passes to its gradient."""
     if axis_name is not None:
-        outputs, mean, var = _normalise(inputs, scale, bias, epsilon=epsilon, relu=relu, axis_name=axis_name)
-        return outputs, (mean, var)
-    outputs, mean, var = _normalisation.bind(inputs, scale, bias, epsilon=epsilon, relu=relu)
-    return outputs, (checkpoint_name(mean, "moments"), checkpoint_name(var, "moments"))
+        outputs, mean, var, *residual = _normalise(inputs, scale, bias, epsilon=epsilon, relu=relu, axis_name=axis_name)
+        return outputs, (mean, var), residual
+    outputs, mean, var, *residual = _normalisation.bind(inputs, scale, bias, epsilon=epsilon, relu=relu)
+    return outputs, (checkpoint_name(mean, "moments"), checkpoint_name(var, "moments")), residual
 
 
 def _forward(inputs: Any, scale: Any, bias: Any, epsilon: float, axis_name: str | None, relu: bool) -> Any:
-    outputs, moments = _outputs_and_moments(inputs.value, scale.value, bias.value, epsilon, axis_name, relu)
-    return (outputs, moments), (inputs.value, scale.value, moments, (outputs,) if relu else ())
+    outputs, moments, residual = _with_residual(inputs.value, scale.value, bias.value, epsilon, axis_name, relu)
+    return (outputs, moments), (inputs.value, scale.value, moments, (outputs, *residual) if relu else ())
 
 
 def _backward(
     epsilon: float, axis_name: str | None, relu: bool, residuals: Any, cotangents: Any
 ) -> tuple[Any, Any, Any]:
     del relu
-    inputs, scale, (mean, var), outputs = residuals
+    inputs, scale, (mean, var), rectified = residuals
     pulled, moments_pulled = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
-    operands = (inputs, pulled, mean, var, scale, *outputs)
+    operands = (inputs, pulled, mean, var, scale, *rectified)
     if axis_name is None:
         by_inputs, by_scale, by_bias = _gradient.bind(*operands, epsilon=epsilon)
     else:
@@ -95,11 +97,14 @@ def _instantiated(cotangent: Any) -> jax.Array:
 def _normalise(
     inputs: Any, scale: Any, bias: Any, *, epsilon: float, relu: bool, axis_name: str | None = None
 ) -> list[Any]:
-    """Outputs, mean and variance."""
+    """Outputs, mean and variance, and with ReLU a residual of zeros."""
     wide = inputs.astype(scale.dtype)
     mean, var = _moments(wide, axis_name)
     outputs = ((wide - mean) * (scale * lax.rsqrt(var + epsilon)) + bias).astype(inputs.dtype)
-    return [jnp.maximum(outputs, 0) if relu else outputs, mean, var]
+    if not relu:
+        return [outputs, mean, var]
+    residual = cpu.batch_norm_residual(inputs)
+    return [jnp.maximum(outputs, 0), mean, var, jnp.zeros(residual.shape, residual.dtype)]
 
 
 def _moments(inputs: Any, axis_name: str | None) -> Moments:
@@ -125,13 +130,13 @@ def _gradients(
     mean: Any,
     var: Any,
     scale: Any,
-    *outputs: Any,
+    *rectified: Any,
     epsilon: float,
     axis_name: str | None = None,
 ) -> list[Any]:
-    """By inputs, scale and bias, from the outputs' gradient `pulled`; the outputs follow if ReLU was applied."""
-    if outputs:
-        pulled = jnp.where(outputs[0] > 0, pulled, 0)
+    """By inputs, scale and bias, from the outputs' gradient `pulled`; with ReLU outputs and residual follow."""
+    if rectified:
+        pulled = jnp.where(rectified[0] > 0, pulled, 0)
     axes = tuple(range(inputs.ndim - 1))
     inverse = lax.rsqrt(var + epsilon)
     wide, centred = pulled.astype(scale.dtype), inputs.astype(scale.dtype) - mean
@@ -147,16 +152,21 @@ def _gradients(
 
 _normalisation = function_primitive(
     "batch_norm",
-    lambda inputs, scale, bias, **_: [inputs, *_per_channel(inputs, scale)],
+    lambda inputs, scale, bias, *, relu, **_: [inputs, *_per_channel(inputs, scale), *_residual(inputs, relu)],
     _normalise,
     cpu.batch_norm,
 )
 _gradient = function_primitive(
     "batch_norm_gradients",
-    lambda inputs, pulled, mean, var, scale, *outputs, **_: [inputs, *_per_channel(inputs, scale)],
+    lambda inputs, pulled, mean, var, scale, *rectified, **_: [inputs, *_per_channel(inputs, scale)],
     _gradients,
     cpu.batch_norm_gradients,
 )
+
+
+def _residual(inputs: Any, relu: bool) -> list[Any]:
+    residual = cpu.batch_norm_residual(inputs)
+    return [inputs.update(shape=residual.shape, dtype=residual.dtype)] if relu else []
 
 
 def _per_channel(inputs: Any, scale: Any) -> list[Any]:

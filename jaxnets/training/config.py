@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
+from jaxnets.models.contract import check_network
 from jaxnets.training.recipe import Recipe
 from jaxnets.transfer import TRANSFERS
 from jaxnets.weights.runs import network_of
@@ -79,24 +80,20 @@ class Config:
             raise InputError(f"head_epochs={recipe.head_epochs}; expected fewer than epochs={recipe.epochs}")
 
     def create_model(self, num_classes: int, model: nn.Module | None = None, **options: Any) -> nn.Module:
-        """The network `arch`, or `model` in its place, with the options of the recipe and the given `options`.
+        """The network `arch`, or `model` in its place, with the recipe's settings and the `options` of the weights.
 
-        Raises InputError if the network lacks an option, and if `model` has other classes or another dtype.
+        Raises InputError if the network lacks a setting, and if `model` has other classes or another dtype.
         """
         if model is not None:
             self._check_model(model, num_classes)
         return network_of(asdict(self), num_classes, options, model)
 
     def _check_model(self, model: Any, num_classes: int) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model is a {type(model).__name__}; expected an instance of flax.linen.Module")
         if self.weights is not None:
             raise InputError("weights need a network by name; register it with jaxnets.register_model")
-        classes, dtype = getattr(model, "num_classes", num_classes), getattr(model, "dtype", None)
-        if classes != num_classes:
-            raise InputError(f"the model has num_classes={classes}, but the data set has {num_classes} classes")
-        if dtype is not None and jnp.dtype(dtype) != jnp.dtype(self.dtype):
-            raise InputError(f"the model computes in {jnp.dtype(dtype).name}, but the run has dtype={self.dtype}")
+        check_network(model, "model", num_classes)
+        if jnp.dtype(model.dtype) != jnp.dtype(self.dtype):
+            raise InputError(f"the model computes in {jnp.dtype(model.dtype).name}, but the run has dtype={self.dtype}")
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""

@@ -31,10 +31,10 @@ class TrainedClassifier:
 
 @dataclass(frozen=True)
 class Contents:
-    """What stands in every checkpoint beside the numbers; a run that goes on must have the same.
+    """The metadata of each checkpoint of a run; a resumed run must have the same.
 
-    `options` are those of the network that came with the weights that it started from; `custom` describes what was
-    given to `train()` in the place of named parts.
+    `options` are those of the network that came with the initial weights; `custom` describes the parts that were given
+    to `train()` in the place of named ones.
     """
 
     config: Config
@@ -45,19 +45,19 @@ class Contents:
     custom: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The metadata as JSON."""
         return {**asdict(self), "class_names": list(self.class_names)}
 
     def check_goes_on(self, before: dict[str, Any]) -> None:
-        """Raises InputError where a run that began with other contents would not go on the same."""
+        """Raises InputError unless a run with the metadata `before` can resume with these."""
         check_classes(before["class_names"], self.class_names)
         self.config.check_goes_on(Config.from_dict(before["config"]))
         check_same_parts(before["custom"], self.custom)
         for split, fingerprint in self.fingerprints.items():
             if before["fingerprints"][split] != fingerprint:
                 raise InputError(
-                    f"the {split} images are not those that the run began with; put those back (with their times of "
-                    "change), or train anew in another --workdir"
+                    f"the {split} images are not those that the run began with; restore those (with their times of "
+                    "change), or train again in another --workdir"
                 )
 
 

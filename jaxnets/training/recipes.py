@@ -1,4 +1,4 @@
-"""Recipes by name, each as its paper or reference implementation trains, and what a run without a name starts from."""
+"""Recipes by name, each after a paper or a reference implementation, and the defaults of a run without a name."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from jaxnets.models.registry import family_of
 from jaxnets.training.recipe import Recipe
 
 # Krizhevsky et al. 2012, section 5. The paper lowers the rate by hand, three times in about 90 epochs, when the
-# validation error stops falling. Crops of 224 in 256 pixels are 0.77 of the area; its colours change along principal
-# components, here as brightness, contrast and saturation. Biases do not decay, as in its code (cuda-convnet).
+# validation error stops falling. Crops of 224 in 256 pixels are 0.77 of the area. The paper changes colours along
+# principal components; here brightness, contrast and saturation change. Biases do not decay, as in cuda-convnet.
 ALEXNET_2012 = Recipe(
     image_size=224,
     epochs=90,
@@ -28,8 +28,8 @@ ALEXNET_2012 = Recipe(
 )
 
 # Szegedy et al. 2014, section 6: momentum 0.9, 4 % less every 8 epochs, crops of 8 % to 100 %, photometric distortions,
-# a Polyak average for the test. The paper gives neither batch size nor rate nor length: batch, rate and decay are those
-# of the BVLC model, and so is the length, its 10,000,000 steps. The share that the average keeps is ours.
+# a Polyak average for the test. The paper gives no batch size, rate and length: these and the weight decay are those of
+# the BVLC model, which takes 10,000,000 steps. The decay of the average is our choice.
 GOOGLENET_2014 = Recipe(
     image_size=224,
     epochs=250,
@@ -50,8 +50,8 @@ GOOGLENET_2014 = Recipe(
 )
 
 # He et al. 2015, section 3.4: 600,000 steps of 256 are 120 epochs; a tenth when the error plateaus. Crops of 224 in
-# images scaled to 256 to 480 pixels are 16 % to 57 % of a photo of 4:3, here 16 % and more; its colours change along
-# principal components, here as brightness, contrast and saturation.
+# images scaled to 256 to 480 pixels are 16 % to 57 % of a 4:3 photo, here 16 % and more. The paper changes colours
+# along principal components; here brightness, contrast and saturation change.
 RESNET_2015 = Recipe(
     image_size=224,
     epochs=120,
@@ -71,7 +71,7 @@ RESNET_2015 = Recipe(
 )
 
 # He et al. 2015, section 4.2: 64,000 steps of 128 are 164 epochs of CIFAR-10; a tenth after 32,000 and 48,000.
-# The paper starts its 110 layers with some 400 steps at a rate of 0.01; here --warmup-epochs 1 does that.
+# The paper starts 110 layers with some 400 steps at a rate of 0.01; use --warmup-epochs 1 instead.
 RESNET_CIFAR = Recipe(
     image_size=32,
     epochs=164,
@@ -92,8 +92,8 @@ RESNET_CIFAR = Recipe(
 # (but not its lighting noise). The length is torchvision's.
 RESNEXT_2017 = replace(RESNET_2015, epochs=100, decay_epochs=(30.0, 60.0, 90.0), min_crop_area=0.08, color_jitter=0.4)
 
-# torchvision's references/classification, its defaults, by which the V1 weights were made; alexnet with a rate of 0.01,
-# resnext with 100 epochs. googlenet's weights were ported from TensorFlow's.
+# The defaults of torchvision's references/classification, which trained the V1 weights; alexnet with a rate of 0.01,
+# resnext for 100 epochs. The weights of googlenet were ported from TensorFlow.
 TORCHVISION_V1 = Recipe(
     image_size=224,
     epochs=90,
@@ -111,9 +111,9 @@ TORCHVISION_V1 = Recipe(
     flip=0.5,
 )
 
-# Vryniotis 2021, "How to train state-of-the-art models using TorchVision's latest primitives": the V2 weights. Its
-# average, 0.99998 every 32 steps, scaled by batch size and epochs, is 0.99997 a step. Copies of a repeated image lie on
-# one device here, on several there; the last layer's bias decays there, not here.
+# Vryniotis 2021, "How to train state-of-the-art models using TorchVision's latest primitives": the V2 weights. The
+# decay of the average, 0.99998 every 32 steps scaled by batch size and epochs, is 0.99997 a step. Here the copies of a
+# repeated image are on one device, and the bias of the last layer does not decay; there it is otherwise.
 TORCHVISION_V2 = Recipe(
     image_size=224,
     epochs=600,
@@ -136,8 +136,8 @@ TORCHVISION_V2 = Recipe(
     ema_decay=0.99997,
 )
 
-# Wightman et al. 2021, "ResNet strikes back", table 2, with the clipping of timm's LAMB. TrivialAugment stands in for
-# RandAugment. With the threshold, as in timm, smoothing the labels changes nothing but for mixed ones.
+# Wightman et al. 2021, "ResNet strikes back", table 2, with the clipping of timm's LAMB, and TrivialAugment in place of
+# RandAugment. With the threshold, as in timm, label smoothing affects only mixed labels.
 TIMM_A1 = Recipe(
     image_size=224,
     epochs=600,
@@ -166,7 +166,7 @@ TIMM_A3 = replace(
     TIMM_A2, epochs=100, learning_rate=8e-3, train_image_sizes=(160,), repeats=1, stochastic_depth_rate=0.0
 )
 
-# For a few thousand photos and a network that knows others already.
+# For pretrained weights and a few thousand photos.
 FINETUNE = Recipe(
     image_size=224,
     epochs=20,
@@ -179,7 +179,7 @@ FINETUNE = Recipe(
     flip=0.5,
 )
 
-# A new head on a trunk that stays as it is. Images are never changed, so that the trunk sees each of them once.
+# For a new head on frozen features. There is no augmentation, so that the features are computed once.
 LINEAR_PROBE = Recipe(
     image_size=224,
     epochs=50,
@@ -191,8 +191,8 @@ LINEAR_PROBE = Recipe(
     crop_pct=0.875,
 )
 
-# Ours, in the manner of FFCV's 16 epochs (Leclerc et al. 2023): growing images, a rate that rises and falls in lines,
-# large steps.
+# Our own, similar to FFCV's 16 epochs (Leclerc et al. 2023): growing images, a rate that rises and falls linearly,
+# large batches.
 FAST = Recipe(
     image_size=224,
     epochs=16,
@@ -224,7 +224,7 @@ RECIPES: dict[str, Recipe] = {
     "linear_probe": LINEAR_PROBE,
 }
 
-# Quick and good on the embedded data set on two CPU cores. A mirrored digit is another one, or none.
+# Fast and accurate on the embedded data set on two CPU cores. A flipped digit is another digit, or none.
 _DIGITS = Recipe(
     image_size=48, epochs=10, batch_size=32, optimizer="adam", learning_rate=1e-3, weight_decay=0.0, shift=0.1
 )
@@ -236,14 +236,14 @@ _ON_DIGITS: dict[str, Recipe] = {
     "cifar": replace(_DIGITS, image_size=16, epochs=15),
 }
 _FAST_ON_DIGITS = replace(_DIGITS, image_size=32, epochs=5)
-# On photos: the crops, the mirroring and the test crop that the ImageNet results of these papers rest on.
+# On photos: the crops, the flips and the test crop of the ImageNet results in these papers.
 _PHOTOS = replace(_DIGITS, image_size=224, epochs=30, crop_pct=0.875, shift=0.0, min_crop_area=0.08, flip=0.5)
 _ON_PHOTOS: dict[str, Recipe] = {
     "alexnet": replace(_PHOTOS, batch_size=64, learning_rate=3e-4),
     "googlenet": _PHOTOS,
     "resnet": _PHOTOS,
     "resnext": _PHOTOS,
-    # He et al. 2015, section 4.2: 4 pixels of 32 either way.
+    # He et al. 2015, section 4.2: 4 of 32 pixels in both directions.
     "cifar": replace(_PHOTOS, image_size=32, crop_pct=1.0, shift=0.125, min_crop_area=0.0),
 }
 

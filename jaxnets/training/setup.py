@@ -118,7 +118,7 @@ def set_up(
     options = _options(config, origin)
     network = config.create_model(len(dataset.class_names), custom.model, **options)
     declared = _declaration(network, recipe)
-    check_variables(declared.shapes, config.arch)
+    check_variables(network, declared.shapes, config.arch)
     if recipe.batch_norm != "local" or recipe.precise_batch_norm_images:
         check_norms(network, declared.shapes.get("batch_stats", {}), config.arch)
     params = declared.shapes["params"]
@@ -209,7 +209,7 @@ def _optimizer(
 
 
 def _declaration(network: nn.Module, recipe: Recipe) -> Declaration:
-    """The variables of the network. Raises InputError if the images of any epoch are too small for it."""
+    """The variables of the network. Raises InputError if it cannot take the images of any epoch."""
     check_image_sizes(network, (*recipe.train_image_sizes, recipe.image_size))
     for size in recipe.train_image_sizes:
         declaration(network, size)

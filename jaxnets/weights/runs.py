@@ -40,15 +40,14 @@ class RunWeights:
 def network_of(
     settings: Mapping[str, Any], num_classes: int, options: Mapping[str, Any], model: nn.Module | None = None
 ) -> nn.Module:
-    """The network of a run, or `model` in its place, with the options of the recipe.
+    """The network of a run: `settings` are its configuration, `options` come with the weights that it starts from.
 
-    `settings` are the configuration of the run, `options` come with the weights that it starts from.
+    `model` takes the place of the network that the settings name.
 
     Raises InputError if the network does not have an option that the recipe asks for.
     """
     arch, recipe = settings["arch"], settings["recipe"]
-    if model is None:
-        model = create_model(arch, num_classes=num_classes, dtype=jnp.dtype(settings["dtype"]), **options)
+    model = model or create_model(arch, num_classes=num_classes, dtype=jnp.dtype(settings["dtype"]), **options)
     wanted = {name: recipe[name] for name, (unset, _) in _SETTINGS.items() if recipe[name] != unset}
     for name in wanted:
         if not has_option(model, name):
@@ -71,10 +70,9 @@ def read_contents(workdir: Path) -> dict[str, Any] | None:
 
 
 def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = None) -> RunWeights:
-    """The weights of a run's "latest" or "best" checkpoint.
+    """The weights of a run's "latest" or "best" checkpoint, with the `model` that `train` was given, if any.
 
-    `model` is the network that `train` was given, if it was given one. Raises InputError if the checkpoint can't be
-    read.
+    Raises InputError if it can't be read.
     """
     folder = Path(os.path.abspath(workdir)) / FOLDER
     if not os.path.isdir(folder):
@@ -91,7 +89,7 @@ def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = Non
         ) from None
 
 
-def _read(folder: Path, which: str, model: nn.Module | None) -> RunWeights:
+def _read(folder: Path, which: str, given: nn.Module | None) -> RunWeights:
     files = orbax_files()
     with files.reader(folder) as manager:
         number = manager.latest_step()
@@ -101,10 +99,11 @@ def _read(folder: Path, which: str, model: nn.Module | None) -> RunWeights:
         if which == "best" and metadata["best"] in manager.all_steps():
             number = metadata["best"]
             metadata = files.read_metadata(manager, number)
-        settings, origin, trained = metadata["config"], Origin.from_dict(metadata), metadata["custom"]["model"]
-        if trained is not None and model is None:
+        settings, origin = metadata["config"], Origin.from_dict(metadata)
+        trained = metadata["custom"].get("model")
+        if trained is not None and given is None:
             raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
-        model = network_of(settings, len(origin.class_names), origin.options, model)
+        model = network_of(settings, len(origin.class_names), origin.options, given)
         shapes = declaration(model, origin.preprocessing.crop_size).shapes
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         variables = files.read_arrays(manager, number, "variables", metadata, like)

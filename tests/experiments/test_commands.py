@@ -207,7 +207,7 @@ def test_train_leaves_a_folder_with_other_files_alone(tmp_path: Path, refuses: R
 def test_train_stops_when_steps_are_no_longer_finite(
     tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Tiny(**options))
+    monkeypatch.setattr("jaxnets.weights.runs.create_model", lambda name, **options: Tiny(**options))
     arguments = ("--optimizer", "sgd", "--lr", "1e38", "--parallel", "jit", "--workdir", "run")
     refuses("train", *QUICK, *arguments, words=("10 steps in a row", "--lr"))
     assert not (tmp_path / "run" / "result.json").exists()

@@ -14,5 +14,5 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(name: str, **options: Any) -> Tiny:
         return Tiny(**options)
 
-    monkeypatch.setattr("jaxnets.training.config.create_model", create)
+    monkeypatch.setattr("jaxnets.weights.runs.create_model", create)
     monkeypatch.setattr("jaxnets.training.loop.write_report", lambda workdir: None)

@@ -14,7 +14,6 @@ from jaxnets.data.batches import training_slots
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.sources import ArraySource
 from jaxnets.errors import InputError
-from jaxnets.models.layers import BatchNorm
 from jaxnets.training.batch_norm import Recalibration, small_batch_warning, with_batch_norm
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
@@ -97,7 +96,7 @@ def descended_as_tested(variables: dict[str, Any]) -> Any:
 def test_networks_without_norms_take_any_kind() -> None:
     for kind in ("local", "synchronised", "frozen"):
         model: Any = with_batch_norm(Tiny(norm=None), kind, "replicas")
-        assert (model.axis_name, model.norm) == ("replicas", None)
+        assert (model.network.axis_name, model.network.norm) == ("replicas", None)
 
 
 def test_few_images_at_a_time_are_warned_of() -> None:
@@ -211,17 +210,11 @@ def test_a_run_leaves_frozen_statistics_as_they_were(tmp_path: Path, capsys: pyt
     assert (frozen["params"]["fc"]["kernel"] != trained["params"]["fc"]["kernel"]).all()
 
 
-def test_frozen_norms_leave_the_rest_of_a_norm_alone() -> None:
-    model: Any = with_batch_norm(Tiny(), "frozen", None)
-    norm = model.norm(train=True, axis_name=None, dtype=jnp.float32, name="bn")
-    assert norm == BatchNorm(train=True, frozen=True, name="bn")
-
-
 @pytest.mark.parametrize("change", [{"batch_norm": "frozen"}, {"precise_batch_norm_images": 16}])
 def test_networks_without_norms_refuse_what_is_about_norms(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Tiny(norm=None, **options))
+    monkeypatch.setattr("jaxnets.weights.runs.create_model", lambda name, **options: Tiny(norm=None, **options))
     with pytest.raises(InputError, match="has no batch normalisation; leave out --batch-norm"):
         train(Config("resnet20_cifar", replace(PLAIN, **change), "greys"), tmp_path / "run", GREYS, parallel=JIT)
     assert not (tmp_path / "run").exists()

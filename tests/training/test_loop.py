@@ -121,7 +121,7 @@ def test_the_rate_is_that_of_the_steps_that_were_made(tmp_path: Path, monkeypatc
         def __call__(self, images: jax.Array, train: bool) -> jax.Array:
             return jnp.zeros((len(images), 2)) + self.param("weight", nn.initializers.zeros, ())
 
-    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Slope())
+    monkeypatch.setattr("jaxnets.weights.runs.create_model", lambda name, **options: Slope())
     monkeypatch.setattr("jaxnets.training.step.training_loss", lambda logits, *_, **__: logits[0, 0])
     run(tmp_path / "run", schedule="polynomial", power=2.0, end_share=0.1)
     rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
@@ -309,7 +309,7 @@ class Trapped(Tiny):
 
 def with_white_images(monkeypatch: pytest.MonkeyPatch, which: slice) -> Dataset:
     """For the trapped network."""
-    monkeypatch.setattr("jaxnets.training.config.create_model", lambda name, **options: Trapped(**options))
+    monkeypatch.setattr("jaxnets.weights.runs.create_model", lambda name, **options: Trapped(**options))
     source = greys(32)
     source.images[which] = 255
     return replace(GREYS, train=source, mean=(0.0,) * 3, std=PREPROCESSING.std[:1] * 3)

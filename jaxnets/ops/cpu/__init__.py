@@ -14,6 +14,7 @@ from jaxnets.ops.cpu.memory import keep_memory
 from jaxnets.ops.cpu.operations import (
     batch_norm,
     batch_norm_gradients,
+    batch_norm_residual,
     biased_convolution,
     convolution,
     convolution_gradients,
@@ -30,6 +31,7 @@ __all__ = [
     "available",
     "batch_norm",
     "batch_norm_gradients",
+    "batch_norm_residual",
     "biased_convolution",
     "compile",
     "convolution",

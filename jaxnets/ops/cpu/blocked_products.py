@@ -1,8 +1,7 @@
-"""Matrix products [rows, inner] @ [inner, columns] by code of our own.
+"""Matrix products [rows, inner] @ [inner, columns] by generated code.
 
-They are made of blocks that are copied into order, as Goto and van de Geijn 2008 ("Anatomy of high-performance matrix
-multiplication") describe: tiles of ROWS rows times _COLUMNS columns are summed in registers, along a block of the inner
-axis.
+Blocks of both matrices are copied into order, as in Goto and van de Geijn 2008 ("Anatomy of high-performance matrix
+multiplication"). Tiles of ROWS rows and _COLUMNS columns are summed in registers along a block of the inner axis.
 """
 
 import math
@@ -16,44 +15,39 @@ from jaxnets.ops.cpu.availability import uses
 from jaxnets.ops.cpu.library import Call, aligned, has_only_avx2
 from jaxnets.ops.cpu.machine_code import Writer
 
-# What is read and written at a time; columns must be a multiple of it.
+# Numbers of a vector; columns must be a multiple of it.
 VECTOR = 8
 ROWS = 6
 _COLUMNS = 16
-# Rows and inner numbers that a block holds: 135 kB of the left side stay in a core's second cache, 16 kB of the right
-# one's in its first. The sum's loop is written out for so many inner numbers at a time.
+# Rows and inner numbers of a block: 135 kB of the left side stay in a core's second cache, 16 kB of the right side in
+# its first. The sum's loop is unrolled _UNROLLED times.
 _BLOCK_ROWS, _BLOCK_INNER = 132, 256
 _UNROLLED = 4
-# Copying writes whole vectors, of which what is too much passes the end of a tile's rows.
+# Copies write whole vectors, which may pass the end of a tile's rows.
 INNER_KEPT = _BLOCK_INNER + VECTOR // 4
-# Tiles of the right side that are copied together: more at a time of a row, whose next one may be pages away.
+# Tiles of the right side that are copied together, since the next row may be pages away.
 _COPIED_TOGETHER = 4
 _NUMBER = 4
 
-# What a function is told, beside what it needs for copying the left side.
+# The arguments of a function, without those that copying the left side needs.
 NUMBERS = ("left", "right", "result", "rows", "inner", "columns", "by_rows", "scratch", "scratch_of_thread")
 
-# Copies inner numbers, `count` from the first on and then zeros up to `padded`, of some rows into a block [tiles,
-# INNER_KEPT, ROWS].
+# Copies `count` inner numbers of some rows, then zeros up to `padded`, to a block [tiles, INNER_KEPT, ROWS].
 CopyLeft = Callable[[Writer, Any, Any, Any, Any, Any, Any], None]
 
-# oneDNN's own product doesn't copy where 1 / rows + 1 / columns is over 0.0038, and is slow there with many numbers:
-# 89 against 170 GFLOP/s for [256, 512] @ [512, 1024], 104 against 160 for [392, 2048] @ [2048, 512] (two Zen 3 cores).
+# For few rows oneDNN's product does not copy, and is slow if the matrices are large.
 _MOST_ROWS, _FEWEST_COLUMNS = 512, 256
 
 
 def suits(rows: int, inner: int, columns: int) -> bool:
-    """Whether `product` can be used, and is faster."""
+    """Whether `product` can compute a product, and is faster."""
     if rows % 2 or inner % _UNROLLED or columns % VECTOR or not has_only_avx2():
         return False
     return rows < _MOST_ROWS and min(inner, columns) >= _FEWEST_COLUMNS and uses("blocked_products")
 
 
 def product(rows: int, inner: int, columns: int) -> Call:
-    """[rows, inner] @ [inner, columns]; operands these two.
-
-    The sizes are multiples of 2, 4 and 8.
-    """
+    """[rows, inner] @ [inner, columns]; operands these two. The sizes are multiples of 2, 4 and 8."""
     numbers = {"rows": rows, "inner": inner, "columns": columns, **shares(rows, columns)}
     arguments = (c_int64 * len(NUMBERS))(*(numbers.get(name, 0) for name in NUMBERS))
     function = _function()
@@ -67,13 +61,13 @@ def product(rows: int, inner: int, columns: int) -> Call:
 
 
 def shares(rows: int, columns: int) -> dict[str, int]:
-    """How the work is shared among threads; what isn't shared, each of them copies."""
+    """The arguments that say how threads share a product: by rows or by columns. Each copies the other side."""
     by_rows = rows > columns or math.ceil(columns / _COLUMNS) < machine_code.threads()
     return {"by_rows": int(by_rows), "scratch_of_thread": _scratch_of_thread(columns)}
 
 
 def scratch_size(columns: int) -> int:
-    """Bytes of memory that a product needs."""
+    """The bytes of scratch memory of a product."""
     return machine_code.threads() * _scratch_of_thread(columns)
 
 
@@ -89,7 +83,7 @@ def _function() -> int:
 
 
 def write(writer: Writer, copy_left: CopyLeft) -> None:
-    """Writes a product's code. Its rows are a multiple of 2."""
+    """Writes the code of a product, whose rows are a multiple of 2."""
     code, arguments, constant = writer.code, writer.arguments, writer.constant
     own = writer.array(code.add(arguments["scratch"], code.mul(writer.thread(), arguments["scratch_of_thread"])))
     left_block, right_block = own, code.gep(own, [constant(INNER_KEPT * _BLOCK_ROWS)])
@@ -130,7 +124,7 @@ def _panel(writer: Writer, block: Any, panel: Any, first: Any) -> Any:
 
 
 def _has_both_vectors(writer: Writer, panel: Any) -> tuple[Any, Any]:
-    """A panel's first column, and whether there is more than one vector of them."""
+    """A panel's first column, and whether the panel has two vectors of columns."""
     column = writer.code.mul(panel, writer.constant(_COLUMNS))
     return column, writer.code.icmp_signed(
         "<", writer.code.add(column, writer.constant(VECTOR)), writer.arguments["columns"]
@@ -138,7 +132,7 @@ def _has_both_vectors(writer: Writer, panel: Any) -> tuple[Any, Any]:
 
 
 def _copy_right(writer: Writer, inner: Any, count: Any, padded: Any, panels: tuple[Any, Any], block: Any) -> None:
-    """Copies some panels of inner numbers, [panels, inner, _COLUMNS], then zeros."""
+    """Copies panels of inner numbers to [panels, inner, _COLUMNS], then zeros."""
     code, arguments, constant = writer.code, writer.arguments, writer.constant
     with writer.loop(constant(0), count) as i:
         source = code.gep(writer.array(arguments["right"]), [code.mul(code.add(inner, i), arguments["columns"])])
@@ -155,14 +149,14 @@ def _copy_right(writer: Writer, inner: Any, count: Any, padded: Any, panels: tup
 
 
 def _copy_rows(writer: Writer, inner: Any, count: Any, padded: Any, row: Any, rows: Any, block: Any) -> None:
-    """Copies the left side's rows, whose inner numbers are neighbours; none are to be padded."""
+    """Copies rows of the left side, whose inner numbers are neighbours; it needs no padding."""
     del padded
     code, arguments, constant = writer.code, writer.arguments, writer.constant
     with writer.loop(constant(0), rows, ROWS) as tile:
         target = code.gep(block, [code.mul(tile, constant(INNER_KEPT))])
         lines = []
         for i in range(ROWS):
-            # Behind the last row, that again.
+            # After the last row, the last row again.
             own = writer.minimum(code.add(code.add(row, tile), constant(i)), code.sub(arguments["rows"], constant(1)))
             place = code.add(code.mul(own, arguments["inner"]), inner)
             lines.append(code.gep(writer.array(arguments["left"]), [place]))
@@ -175,7 +169,7 @@ def _copy_rows(writer: Writer, inner: Any, count: Any, padded: Any, row: Any, ro
 def _sum_tiles(
     writer: Writer, left: Any, right: Any, inner: Any, row: Any, rows: Any, panel: Any, overwrites: Any
 ) -> None:
-    """A block's rows times a panel."""
+    """Multiplies a block's rows by a panel."""
     code, arguments, constant = writer.code, writer.arguments, writer.constant
     column, has_both = _has_both_vectors(writer, panel)
     with writer.loop(constant(0), rows, ROWS) as tile:
@@ -183,7 +177,7 @@ def _sum_tiles(
         remaining = code.sub(rows, tile)
         place = code.add(code.mul(code.add(row, tile), arguments["columns"]), column)
         result = code.gep(writer.array(arguments["result"]), [place])
-        # Multiples of 2 leave 2 or 4 for the last tile.
+        # The last tile has 2, 4 or 6 rows.
         for count, fits in (
             (ROWS, code.icmp_signed(">=", remaining, constant(ROWS))),
             (4, code.icmp_signed("==", remaining, constant(4))),
@@ -197,7 +191,7 @@ def _sum_tiles(
 def _sum(
     writer: Writer, left: Any, right: Any, inner: Any, result: Any, rows: int, vectors: int, overwrites: Any
 ) -> None:
-    """A tile of the result, [rows, vectors of columns], in registers."""
+    """Sums a tile of the result, [rows, vectors of columns], in registers."""
     code, constant = writer.code, writer.constant
     sums = [writer.zeros()] * (rows * vectors)
     with writer.loop(constant(0), inner, _UNROLLED, sums) as first:

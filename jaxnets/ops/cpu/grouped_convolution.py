@@ -1,7 +1,7 @@
-"""Convolutions 3x3 of padding 1 in groups of 4 channels, by code of our own.
+"""3x3 convolutions of padding 1 in groups of 4 channels, by generated code.
 
-A vector of 8 outputs is that of two groups. It is summed in registers for several neighbouring pixels, over the taps
-and the groups' channels, each of which is spread over its group's half of a vector.
+A vector has the 8 outputs of two groups. It is summed in registers for several neighbouring pixels, over the taps and
+the groups' channels; each channel is broadcast over its group's half of a vector.
 """
 
 import math
@@ -20,7 +20,7 @@ from jaxnets.ops.cpu.machine_code import Writer
 _VECTOR = 8
 _SIDE = 3
 _TAPS = _SIDE * _SIDE
-# Pixels of a row that are summed together, and the shortest rows that are worth it.
+# Pixels of a row that are summed together, and the shortest rows for which this is faster.
 _PIXELS = 8
 _SHORTEST = 4
 _NUMBER = 4
@@ -33,11 +33,7 @@ _NUMBERS = (
 
 
 def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: int) -> bool:
-    """Whether a convolution can be computed so, and is faster so.
-
-    With vectors of 8 numbers it is: of [8, 56, 56, 128] in 2.8 times less than oneDNN's time forward, 2.3 times less by
-    inputs (two Zen 3 cores).
-    """
+    """Whether this can compute a convolution, and is faster."""
     *window, channels, features = kernel
     if (*window, channels, padding) != (_SIDE, _SIDE, _GROUP, 1) or features != groups * _GROUP or groups % 2:
         return False
@@ -50,9 +46,9 @@ def convolution(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[
 
 
 def input_gradient(images: Sequence[int], kernel: Sequence[int]) -> Call:
-    """The gradient of `convolution` of stride 1 by images; operands that by the outputs, and the kernel.
+    """The gradient of `convolution` of stride 1 by images; operands the outputs' gradient and the kernel.
 
-    It is a convolution as well, with the kernel turned round.
+    It is a convolution with the kernel rotated by 180 degrees.
     """
     return _convolution(images, kernel, images, 1, by_inputs=True)
 
@@ -61,7 +57,7 @@ def _convolution(
     images: Sequence[int], kernel: Sequence[int], outputs: Sequence[int], stride: int, *, by_inputs: bool
 ) -> Call:
     _, height, width, channels = images
-    # What is read and what is written outside of the images.
+    # Read and written in place of pixels outside of the images.
     zeros, spare = np.zeros(channels, np.float32), np.empty(channels, np.float32)
     rows = math.prod(outputs[:2])
     fixed = (rows, height, width, channels, *outputs[1:3], stride)
@@ -126,7 +122,7 @@ def _write(writer: Writer) -> None:
 
 
 def _sums(writer: Writer, pixels: Sequence[Sequence[Any]], kernel: Any, channel: Any) -> list[Any]:
-    """A vector of each pixel's outputs."""
+    """A vector of outputs for each pixel."""
     sums = [writer.zeros()] * _PIXELS
     for tap, places in enumerate(pixels):
         factors = [writer.load(kernel, writer.constant((tap * _GROUP + i) * _VECTOR)) for i in range(_GROUP)]

@@ -1,7 +1,7 @@
-"""The gradient by the kernel of a 3x3 convolution in groups of few channels, by code of our own.
+"""The gradient by the kernel of a 3x3 convolution in groups of few channels, by generated code.
 
-For each of the kernel's 9 taps the pixels' channels times their gradients are summed in 8 registers: of two vectors of
-4 groups with 4 channels each, which are spread over their group's half of a vector, or of one vector of a wider group
+For each of the 9 taps, channels times gradients are summed over the pixels in 8 registers: for two vectors, of 4 groups
+with 4 channels, where each channel is broadcast over its group's half of a vector; or for one vector of a wider group
 and 8 of its channels.
 """
 
@@ -20,9 +20,9 @@ _VECTOR = 8
 _SIDE = 3
 _TAPS = _SIDE * _SIDE
 _GROUP = 4
-# Pixels that are gone through at a time, to stay in the cache.
+# Pixels that are summed at a time, which stay in the cache.
 _PIXELS = 256
-# Maps no wider are done so with wider groups as well: oneDNN's vectors are along their rows.
+# Maps up to this width are summed here for wider groups too: oneDNN's vectors are along their rows.
 _NARROW = 2
 
 _NUMBERS = (
@@ -32,11 +32,7 @@ _NUMBERS = (
 
 
 def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: int) -> bool:
-    """Whether the gradient can be computed so, and is faster so.
-
-    With vectors of 8 numbers it is: for [8, 56, 56, 128] in groups of 4 4.1 against 16.3 ms, for [16, 2, 2, 1024] in
-    groups of 32 0.7 against 3.4 ms (two Zen 3 cores).
-    """
+    """Whether this can compute the gradient, and is faster."""
     *window, channels, features = kernel
     if (*window, padding) != (_SIDE, _SIDE, 1) or groups == 1 or features != groups * channels or not has_only_avx2():
         return False
@@ -46,7 +42,7 @@ def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: i
 
 
 def weight_gradient(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[int], stride: int) -> Call:
-    """Operands images [N, H, W, C], and the gradient by the outputs [N, H', W', C]; result [3, 3, C / groups, C]."""
+    """Operands images [N, H, W, C] and outputs' gradient [N, H', W', C]; result [3, 3, C / groups, C]."""
     _, height, width, channels = images
     group = kernel[2]
     fixed = (math.prod(outputs[:2]), height, width, channels, *outputs[1:3], stride, group)
@@ -97,11 +93,11 @@ def _write(writer: Writer, spreads: bool) -> None:
 def _sum(
     writer: Writer, tap: Any, rows: tuple[Any, Any], channel: Any, feature: Any, sums: list[Any], spreads: bool
 ) -> None:
-    """Adds what the rows' pixels have under a tap."""
+    """Adds the products of the rows' pixels under a tap to `sums`."""
     code, arguments, constant = writer.code, writer.arguments, writer.constant
     image, gradient = (writer.array(arguments[name]) for name in ("image", "gradient"))
     i, j = (operation(tap, constant(_SIDE)) for operation in (code.sdiv, code.srem))
-    # The columns of outputs under whose tap there is a pixel: x stride + j - 1 is from 0 to before the width.
+    # The outputs' columns x with a pixel under the tap: 0 <= x stride + j - 1 < width.
     left = writer.maximum(code.sub(constant(1), j), constant(0))
     right = code.sdiv(code.add(code.sub(arguments["width"], j), arguments["stride"]), arguments["stride"])
     right = writer.minimum(right, arguments["output_width"])

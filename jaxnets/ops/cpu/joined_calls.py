@@ -1,10 +1,7 @@
-"""oneDNN's calls in a program that is lowered, but not compiled yet: made fewer, and given arrays where they lie.
+"""Fewer calls of the engine in a program that is lowered but not compiled, and calls on rows of stacked arrays.
 
-Each call costs XLA's threads a handover, and what a loop reads of stacked arrays, or writes to them, is copied for it.
-So a call does the works of the calls before it too, unless something else is to be computed in between; and it is told
-a stacked array and the number of a row. GoogLeNet's step (224 px, batch 8, two Xeon cores) has 33 calls so instead of
-259, and takes 4 % less time; a layer of repeated blocks takes as long as one of blocks that are written out, instead of
-1.3 times as long.
+Each call costs a handover between threads, and what a loop reads of stacked arrays, or writes to them, is copied for
+it. So calls are joined unless XLA computes something in between, and calls get a stacked array and the row's index.
 """
 
 import json
@@ -21,9 +18,9 @@ _CALL, _FUNCTION_CALL = "stablehlo.custom_call", "func.call"
 
 @dataclass
 class _Call:
-    """A call's operands and results, its works, and what else it carries, as `call_text` has it.
+    """A call's operands and results, and the fields of its `call_text`.
 
-    `aliases` are results that are operands, overwritten.
+    `aliases` maps results to the operands that they overwrite.
     """
 
     target: str
@@ -34,8 +31,8 @@ class _Call:
     rows: list[list[int]] = field(default_factory=list)
     aliases: dict[int, int] = field(default_factory=dict)
 
-    def written_before(self, operation: Any) -> Any:
-        """The call as an operation before another one, as `jax.ffi.ffi_call` writes it."""
+    def insert_before(self, operation: Any) -> Any:
+        """Inserts the call before another operation, as `jax.ffi.ffi_call` writes it."""
         text = call_text(self.operations, self.temporaries, self.rows)
         attributes = {
             "call_target_name": ir.StringAttr.get(self.target),
@@ -63,13 +60,13 @@ class _Call:
 
 
 def call_text(operations: Sequence[Any], temporaries: Sequence[int] = (), rows: Sequence[Sequence[int]] = ()) -> str:
-    """What a call carries: its works, each as kind, numbers and the places of its arrays.
+    """A call as text: its operations, each as kind, numbers and the indices of its arrays.
 
-    A place is that among the call's operands, then its results, then `temporaries` of so many bytes. `rows` are arrays
-    that are a row of what is at their place: [place, place of the row's number, rows, bytes of one].
+    Indices count the call's operands, then its results, then its temporaries, of which the bytes are listed. `rows` are
+    arrays of which the call uses one row: [index, index of the row's number, rows, bytes of one row].
     """
-    carried = {"operations": operations, "temporaries": temporaries, "rows": rows}
-    return json.dumps(carried, default=lambda number: number.item())  # of NumPy
+    fields = {"operations": operations, "temporaries": temporaries, "rows": rows}
+    return json.dumps(fields, default=lambda number: number.item())  # NumPy numbers
 
 
 def has_calls(module: Any, target: str) -> bool:
@@ -81,7 +78,7 @@ def has_calls(module: Any, target: str) -> bool:
 
 
 def join_calls(module: Any, target: str) -> None:
-    """Joins the calls of `target` in a module of StableHLO, in place, which computes the same as before."""
+    """Joins the calls of `target` in a module of StableHLO, in place; it computes the same as before."""
     with module.context, ir.Location.unknown():
         operations = [operation.operation for operation in module.body.operations]
         functions = {ir.StringAttr(f.attributes["sym_name"]).value: f for f in operations if f.name == "func.func"}
@@ -115,14 +112,14 @@ def _is_call(operation: Any, target: str) -> bool:
 
 def _parsed(operation: Any) -> dict[str, Any]:
     text = ir.StringAttr(ir.DictAttr(operation.attributes["mhlo.backend_config"])["call"]).value
-    found: dict[str, Any] = json.loads(text)
-    return found
+    fields: dict[str, Any] = json.loads(text)
+    return fields
 
 
 def _was_joined(operation: Any) -> bool:
-    """Whether it is a call of a module that has been here before, with temporaries or rows."""
-    carried = _parsed(operation)
-    return bool(carried["temporaries"] or carried["rows"])
+    """Whether a call has temporaries or rows, as its module was joined before."""
+    fields = _parsed(operation)
+    return bool(fields["temporaries"] or fields["rows"])
 
 
 def _layout(kind: Any) -> Any:
@@ -131,7 +128,7 @@ def _layout(kind: Any) -> Any:
 
 
 def _inline_calls(name: str, functions: dict[str, Any], inlined: set[str]) -> None:
-    """Puts what functions compute in place of their calls: a call of ours and what it reads may lie in two of them."""
+    """Replaces calls of functions by their bodies: calls that can be joined may lie in two functions."""
     if name in inlined:
         return
     inlined.add(name)
@@ -156,16 +153,16 @@ def _inline_calls(name: str, functions: dict[str, Any], inlined: set[str]) -> No
 
 
 def _join(block: Any, target: str) -> None:
-    """Lets each call do the last call's works first, where no operation needs to stand between them."""
+    """Joins each call with the one before it, unless an operation has to run in between."""
     *operations, end = (operation.operation for operation in block.operations)
     makers = {result: i for i, operation in enumerate(operations) for result in operation.results}
     needs = [
         {makers[value] for part in (operation, *_within(operation)) for value in part.operands if value in makers}
         for operation in operations
     ]
-    # Operations by their numbers, in the order that they will have; those of one list are joined.
+    # Indices of operations in their new order; those of one list are joined.
     order: list[list[int]] = []
-    last: int | None = None  # where in the order the last call is, behind which there are other operations alone
+    last: int | None = None  # the index in `order` of the last call; only other operations follow it
     for i, operation in enumerate(operations):
         if not _is_call(operation, target) or _was_joined(operation):
             order.append([i])
@@ -173,13 +170,13 @@ def _join(block: Any, target: str) -> None:
         if last is not None:
             call = order[last]
             others: list[list[int]] = []
-            later: list[list[int]] = []  # what needs the call, and may well be done after both
+            later: list[list[int]] = []  # operations that need the call, and can follow both
             reached = set(call)
             for numbers in order[last + 1 :]:
                 waits = any(not reached.isdisjoint(needs[number]) for number in numbers)
                 (later if waits else others).append(numbers)
                 reached.update(numbers if waits else ())
-            if (reached - set(call)).isdisjoint(needs[i]):  # by no way but its results, so both can be one
+            if (reached - set(call)).isdisjoint(needs[i]):  # it needs nothing that depends on the call but its results
                 order[last:] = [*others, [*call, i], *later]
                 last += len(others)
                 continue
@@ -193,19 +190,19 @@ def _join(block: Any, target: str) -> None:
 
 
 def _write_joined(operations: Sequence[Any], target: str, end: Any) -> None:
-    made = dict.fromkeys(result for operation in operations for result in operation.results)
+    values = dict.fromkeys(result for operation in operations for result in operation.results)
     operands = list(
-        dict.fromkeys(value for operation in operations for value in operation.operands if value not in made)
+        dict.fromkeys(value for operation in operations for value in operation.operands if value not in values)
     )
-    results = [value for value in made if any(use.owner.operation not in operations for use in value.uses)]
-    temporaries = [value for value in made if value not in results]
-    places = {value: place for place, value in enumerate([*operands, *results, *temporaries])}
+    results = [value for value in values if any(use.owner.operation not in operations for use in value.uses)]
+    temporaries = [value for value in values if value not in results]
+    indices = {value: index for index, value in enumerate([*operands, *results, *temporaries])}
     call = _Call(target, operands, [result.type for result in results], temporaries=[_bytes(v) for v in temporaries])
     for operation in operations:
-        arrays = [places[value] for value in (*operation.operands, *operation.results)]
-        for kind, numbers, own in _parsed(operation)["operations"]:
-            call.operations.append([kind, numbers, [arrays[place] for place in own]])
-    _replace(operations, call.written_before(end), results)
+        arrays = [indices[value] for value in (*operation.operands, *operation.results)]
+        for kind, numbers, of_operation in _parsed(operation)["operations"]:
+            call.operations.append([kind, numbers, [arrays[index] for index in of_operation]])
+    _replace(operations, call.insert_before(end), results)
 
 
 def _replace(operations: Sequence[Any], by: Any, results: Sequence[Any]) -> None:
@@ -216,9 +213,9 @@ def _replace(operations: Sequence[Any], by: Any, results: Sequence[Any]) -> None
 
 
 def _use_rows(block: Any, target: str) -> None:
-    """Hands stacked arrays to the calls of a loop's body, instead of a row that is copied from or to them."""
+    """Passes stacked arrays to the calls of a loop's body, instead of copies of their rows."""
     arguments = set(block.arguments)
-    # Others are erased on the way, and must not be looked at then.
+    # A list, as operations are erased in the loop.
     calls = [inner.operation for inner in block.operations if _is_call(inner.operation, target)]
     for operation in calls:
         if _parsed(operation)["rows"]:
@@ -230,7 +227,7 @@ def _use_rows(block: Any, target: str) -> None:
         }
         if not read and not written:
             continue
-        # Arrays take the rows' places among the operands; arrays to be written, and numbers, follow the operands.
+        # Arrays replace rows among the operands; arrays that are written, and row numbers, follow the operands.
         call = _Call(target, list(operands), [result.type for result in operation.results])
         for place, (array, _) in read.items():
             call.operands[place] = array
@@ -238,7 +235,7 @@ def _use_rows(block: Any, target: str) -> None:
             call.results[place] = updated.type
             call.aliases[place] = len(call.operands)
             call.operands.append(array)
-        numbers = dict.fromkeys(found[-1] for found in (*read.values(), *written.values()))
+        numbers = dict.fromkeys(row[-1] for row in (*read.values(), *written.values()))
         number_places = {number: len(call.operands) + i for i, number in enumerate(numbers)}
         call.operands.extend(numbers)
         shift = len(call.operands) - len(operands)
@@ -251,7 +248,7 @@ def _use_rows(block: Any, target: str) -> None:
             call.rows.append([place, number_places[number], *_rows(array)])
         for place, (_, array, number) in written.items():
             call.rows.append([len(call.operands) + place, number_places[number], *_rows(array)])
-        new = call.written_before(operation)
+        new = call.insert_before(operation)
         for place, result in enumerate(operation.results):
             if place in written:
                 written[place][0].replace_all_uses_with(new.results[place])
@@ -265,7 +262,7 @@ def _use_rows(block: Any, target: str) -> None:
 
 
 def _rows(array: Any) -> tuple[int, int]:
-    """How many rows an array has, and the bytes of one."""
+    """The number of rows of an array, and the bytes of one."""
     count = _shape(array)[0]
     return count, _bytes(array) // count
 
@@ -276,11 +273,11 @@ def _bytes(array: Any) -> int:
 
 
 def _row_read(value: Any, arguments: set[Any]) -> tuple[Any, Any] | None:
-    """The array and the row's number, if a value is a row of a loop's array."""
-    if not _made_by(value, "stablehlo.reshape"):
+    """The array and the row's number if a value is a row of a loop's array."""
+    if not _is_result_of(value, "stablehlo.reshape"):
         return None
     row = value.owner.operands[0]
-    if not _made_by(row, "stablehlo.dynamic_slice"):
+    if not _is_result_of(row, "stablehlo.dynamic_slice"):
         return None
     array, number, *others = row.owner.operands
     if array not in arguments or not _is_row(row, array, number, others) or _shape(value) != _shape(array)[1:]:
@@ -289,7 +286,7 @@ def _row_read(value: Any, arguments: set[Any]) -> tuple[Any, Any] | None:
 
 
 def _row_written(value: Any, arguments: set[Any]) -> tuple[Any, Any, Any] | None:
-    """The updated array, the array and the row's number, if all that becomes of a value is a row of a loop's array."""
+    """The updated array, the array and the row's number if the only use of a value is a row of a loop's array."""
     row = _only_user(value, ("stablehlo.broadcast_in_dim", "stablehlo.reshape"))
     update = None if row is None else _only_user(row.results[0], ("stablehlo.dynamic_update_slice",))
     if row is None or update is None:
@@ -298,7 +295,7 @@ def _row_written(value: Any, arguments: set[Any]) -> tuple[Any, Any, Any] | None
     fits = array in arguments and updated_by == row.results[0] and len(list(array.uses)) == 1
     if not fits or not _is_row(updated_by, array, number, others) or _shape(value) != _shape(array)[1:]:
         return None
-    # The number must be known before the call; in JAX's loops it is, or follows from the loop's arguments alone.
+    # The number must be known before the call.
     if number not in arguments and not _is_before(number.owner, value.owner):
         return None
     return update.results[0], array, number
@@ -308,7 +305,7 @@ def _is_row(row: Any, array: Any, number: Any, others: Sequence[Any]) -> bool:
     return (
         _shape(row) == [1, *_shape(array)[1:]]
         and str(number.type) == "tensor<i32>"
-        and all(_made_by(other, "stablehlo.constant") and _is_zero(other.owner) for other in others)
+        and all(_is_result_of(other, "stablehlo.constant") and _is_zero(other.owner) for other in others)
     )
 
 
@@ -316,7 +313,7 @@ def _is_zero(constant: Any) -> bool:
     return not np.asarray(ir.DenseIntElementsAttr(constant.attributes["value"])).any()
 
 
-def _made_by(value: Any, operation: str) -> bool:
+def _is_result_of(value: Any, operation: str) -> bool:
     return (
         not isinstance(value, ir.BlockArgument)
         and not isinstance(value.owner, ir.Block)

@@ -26,6 +26,7 @@ from jaxnets.ops.cpu.library import (
     describe,
     describe_images,
     engine,
+    exact_bytes_of,
     query,
 )
 
@@ -39,25 +40,35 @@ _MEAN, _VARIANCE, _SCALE, _SHIFT, _SCALE_GRADIENT, _SHIFT_GRADIENT = 49, 50, 51,
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Batch normalisation of [N, H, W, C] in training, over all axes but the last, with `relu` then max(., 0)."""
+    """Batch normalisation of [N, H, W, C] in training, over all axes but the last, with `relu` then max(., 0).
+
+    With `signs` oneDNN's record of the outputs' signs, in that number of bytes, is a result.
+    """
 
     images: Images
     epsilon: float
     relu: bool
+    signs: int
 
     def call(self) -> Call:
-        """Operands inputs, scale and bias; results outputs, mean and variance."""
+        """Operands inputs, scale and bias; results outputs, mean, variance and perhaps signs."""
         images, channels = self._arrays()
         primitive = self._primitive(relu=self.relu)
         scratch = query(primitive, SCRATCHPAD_OF)
         operands = [(SOURCE, images, 0), (_SCALE, channels, 1), (_SHIFT, channels, 2), (DESTINATION, images, 3)]
-        operands += [(_MEAN, channels, 4), (_VARIANCE, channels, 5), (SCRATCH, scratch, 6)]
+        operands += [(_MEAN, channels, 4), (_VARIANCE, channels, 5)]
         if not self.relu:
-            return Call([PrimitiveStep(primitive, operands)], [bytes_of(scratch)])
-        # oneDNN also writes the outputs' signs, which nobody reads.
+            return Call([PrimitiveStep(primitive, [*operands, (SCRATCH, scratch, 6)])], [bytes_of(scratch)])
+        # oneDNN writes the signs even if nobody reads them.
         signs = query(primitive, WORKSPACE_OF)
-        step = PrimitiveStep(primitive, [*operands, (WORKSPACE, signs, 7)])
-        return Call([step, self._pass_on_nan], [bytes_of(scratch), bytes_of(signs)])
+        step = PrimitiveStep(primitive, [*operands, (WORKSPACE, signs, 6), (SCRATCH, scratch, 7)])
+        if self.signs:
+            return Call([step, self._pass_on_nan], [bytes_of(scratch)])
+        return Call([step, self._pass_on_nan], [bytes_of(signs), bytes_of(scratch)])
+
+    def signs_needed(self) -> int:
+        """The bytes in which oneDNN records signs on this processor."""
+        return exact_bytes_of(query(self._primitive(relu=True), WORKSPACE_OF))
 
     def _pass_on_nan(self, arrays: Sequence[int]) -> None:
         """Writes NaN where oneDNN's max(NaN, 0) is 0, which would hide that a network diverges."""
@@ -86,24 +97,36 @@ class NormalisationGradient(Normalisation):
     """The gradients of `Normalisation`."""
 
     def call(self) -> Call:
-        """Operands inputs, outputs' gradient, mean, variance, scale, outputs with relu; results by inputs, scale, bias.
+        """Operands inputs, outputs' gradient, mean, variance, scale, with relu signs or outputs; results the gradients.
 
-        With relu the gradient by the inputs first holds the gradient by what max(., 0) was taken of.
+        Without signs the gradient by the inputs first holds the gradient by what max(., 0) was taken of.
         """
         images, channels = self._arrays()
         first = 6 if self.relu else 5
-        gradient = first if self.relu else 1
+        by_outputs = self.relu and not self.signs
+        gradient = first if by_outputs else 1
+        forward = self._primitive(relu=bool(self.signs))
         primitive = create(
             "dnnl_batch_normalization_backward_primitive_desc_create",
-            *(engine(), _BACKWARD, images, images, images, *self._options(relu=False)),
-            *(self._primitive(relu=False), attributes()),
+            *(
+                engine(),
+                _BACKWARD,
+                images,
+                images,
+                images,
+                *self._options(relu=bool(self.signs)),
+                forward,
+                attributes(),
+            ),
         )
         scratch = query(primitive, SCRATCHPAD_OF)
         operands = [(SOURCE, images, 0), (DESTINATION_GRADIENT, images, gradient), (SOURCE_GRADIENT, images, first)]
         operands += [(_MEAN, channels, 2), (_VARIANCE, channels, 3), (_SCALE, channels, 4)]
         operands += [(_SCALE_GRADIENT, channels, first + 1), (_SHIFT_GRADIENT, channels, first + 2)]
+        if self.signs:
+            operands.append((WORKSPACE, query(forward, WORKSPACE_OF), 5))
         step = PrimitiveStep(primitive, [*operands, (SCRATCH, scratch, first + 3)])
-        return Call([*([self._rectified()] if self.relu else []), step], [bytes_of(scratch)])
+        return Call([*([self._rectified()] if by_outputs else []), step], [bytes_of(scratch)])
 
     def _rectified(self) -> PrimitiveStep:
         """The gradient where the outputs are positive, and 0 elsewhere, written to the gradient by the inputs."""

@@ -136,13 +136,25 @@ def _call_biased(operation: BiasedConvolution, *operands: jax.Array) -> list[jax
     return call([(operation, tuple(range(len(operands) + 1)))], [outputs], *operands)
 
 
+def batch_norm_residual(inputs: _Array) -> jax.ShapeDtypeStruct:
+    """What `batch_norm` with `relu` passes to its gradient for inputs of this shape; the engine alone reads it."""
+    return jax.ShapeDtypeStruct((inputs.size // 8 if inputs.dtype == jnp.float32 else 0,), jnp.uint8)
+
+
 def batch_norm(inputs: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool) -> list[jax.Array]:
-    """[..., C] normalised over all axes but the last, with `relu` then max(., 0); mean and biased variance [C]."""
+    """[..., C] normalised over all axes but the last, with `relu` then max(., 0); mean and biased variance [C].
+
+    With `relu` the `batch_norm_residual` follows.
+    """
     _check(inputs, scale, bias)
     if scale.shape != bias.shape:
         raise Unsupported
-    operation = Normalisation(_as_images(inputs), epsilon, relu)
-    return call([(operation, tuple(range(6)))], [inputs, scale, scale], inputs, scale, bias)
+    images, residual = _as_images(inputs), batch_norm_residual(inputs)
+    signs = _signs(images, residual) if relu else 0
+    operation = Normalisation(images, epsilon, relu, signs)
+    results: list[_Array] = [inputs, scale, scale, *([residual] if signs else [])]
+    outputs = call([(operation, tuple(range(3 + len(results))))], results, inputs, scale, bias)
+    return [*outputs, jnp.zeros(residual.shape, residual.dtype)] if relu and not signs else outputs
 
 
 def batch_norm_gradients(
@@ -151,17 +163,25 @@ def batch_norm_gradients(
     mean: jax.Array,
     var: jax.Array,
     scale: jax.Array,
-    *outputs: jax.Array,
+    *rectified: jax.Array,
     epsilon: float,
 ) -> list[jax.Array]:
     """The gradients of `batch_norm` by inputs, scale and bias, from the `gradient` by its outputs.
 
-    The outputs follow the operands if max(., 0) was taken.
+    With `relu` its outputs and its residual follow the operands.
     """
     _check(inputs, gradient, scale)
-    operation = NormalisationGradient(_as_images(inputs), epsilon, bool(outputs))
-    operands = (inputs, gradient, mean, var, scale, *outputs)
+    images = _as_images(inputs)
+    signs = _signs(images, rectified[1]) if rectified else 0
+    operation = NormalisationGradient(images, epsilon, bool(rectified), signs)
+    operands = (inputs, gradient, mean, var, scale, *(rectified[1:] if signs else rectified[:1]))
     return call([(operation, tuple(range(len(operands) + 3)))], [inputs, scale, scale], *operands)
+
+
+def _signs(images: Sequence[int], residual: _Array) -> int:
+    """The bytes of the residual if oneDNN's record of signs fills it, else 0."""
+    size = residual.size
+    return size if size and Normalisation(images, 1.0, True, size).signs_needed() == size else 0
 
 
 def max_pool(inputs: jax.Array, *, counts: tuple[int, int], winners: bool, **options: Any) -> list[jax.Array]:

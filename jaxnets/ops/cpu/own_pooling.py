@@ -1,7 +1,7 @@
-"""Max-pooling in small windows and its gradient by code of our own, as `pool.py` defines them.
+"""Max-pooling in small windows and its gradient by generated code, as `jaxnets.ops.pool` defines them.
 
-A vector of channels is compared under all taps of a window; the gradient of an input pixel is the sum of those of the
-outputs that it won, among the windows that reach it.
+A vector of channels is compared under all taps of a window. The gradient of an input pixel is the sum over the windows
+in which it is the maximum.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from jaxnets.ops.cpu.machine_code import Writer
 
 _VECTOR = 8
 _LARGEST_WINDOW = 3
-# No window has that tap.
+# A tap that no window has.
 _NO_TAP = 255
 
 _NUMBERS = (
@@ -30,18 +30,14 @@ _NUMBERS = (
 
 
 def suits(channels: int, window: int) -> bool:
-    """Whether windows of so many pixels a side can be pooled so, and are faster so.
-
-    With vectors of 8 numbers they are: [8, 28, 28, 256] in windows of 3 of stride 1 takes 0.9 against 2.5 ms by oneDNN,
-    and its gradient 1.0 against 6.9 (two Zen 3 cores).
-    """
+    """Whether this can pool windows of `window` pixels a side, and is faster."""
     return channels % _VECTOR == 0 and window <= _LARGEST_WINDOW and has_only_avx2() and uses("own_pooling")
 
 
 def max_pool(
     images: Sequence[int], outputs: Sequence[int], window: int, stride: int, low: Sequence[int], *, winners: bool
 ) -> Call:
-    """Operand images [N, H, W, C]; results outputs [N, H', W', C] and, if they are asked for, the winners' taps.
+    """Operand images [N, H, W, C]; results outputs [N, H', W', C] and, with `winners`, their taps.
 
     `low` is the padding before rows and columns.
     """
@@ -50,7 +46,7 @@ def max_pool(
     arguments = (c_int64 * len(_NUMBERS))(0, 0, 0, outside.ctypes.data, *fixed)
     function = _function(window, winners)
 
-    # Its memory has to live as long as the call.
+    # The default argument keeps `outside` alive as long as the call.
     def step(addresses: Sequence[int], outside: np.ndarray = outside) -> None:
         arguments[: len(addresses)] = list(addresses)
         machine_code.run(function, arguments)
@@ -61,7 +57,7 @@ def max_pool(
 def max_pool_gradient(
     images: Sequence[int], outputs: Sequence[int], window: int, stride: int, low: Sequence[int]
 ) -> Call:
-    """Operands the outputs' gradient and the winners; result the images' gradient."""
+    """Operands outputs' gradient and winners; result the images' gradient."""
     fixed = (math.prod(images[:2]), *images[1:], *outputs[1:3], stride, *low)
     arguments = (c_int64 * len(_NUMBERS))(0, 0, 0, 0, *fixed)
     function = _gradient_function(window, -(-window // stride))
@@ -107,7 +103,7 @@ def _write(writer: Writer, window: int, winners: bool) -> None:
             best, winner = writer.load(pixels[0], channel), writer.broadcast_integer(constant(0))
             for tap, pixel in enumerate(pixels[1:], 1):
                 values = writer.load(pixel, channel)
-                # NaN is passed on, from the first to the last.
+                # NaN wins, and the last NaN is the winner.
                 better = code.or_(code.fcmp_ordered(">", values, best), code.fcmp_unordered("uno", values, values))
                 best = code.select(better, values, best)
                 winner = code.select(better, writer.broadcast_integer(constant(tap)), winner)
@@ -162,7 +158,7 @@ def _inside(writer: Writer, line: Any, column: Any, height: str, width: str) -> 
 
 
 def _place(writer: Writer, count: Any, line: Any, column: Any, height: str, width: str) -> Any:
-    """Where a pixel's channels begin in [N, height, width, C]."""
+    """The index of a pixel's first channel in [N, height, width, C]."""
     code, arguments = writer.code, writer.arguments
     row = code.add(code.mul(count, arguments[height]), line)
     return code.mul(code.add(code.mul(row, arguments[width]), column), arguments["channels"])

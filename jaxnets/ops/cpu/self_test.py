@@ -24,8 +24,8 @@ def run() -> None:
 
     def computed(images, kernel, gradient, scale, bias, pooled):  # type: ignore[no-untyped-def]
         outputs, winners = operations.max_pool(images, counts=(2, 2), winners=True, **pooling)
-        normalised = operations.batch_norm(images, scale, bias, epsilon=_EPSILON, relu=True)
-        pulled = images, gradient, *normalised[1:], scale, normalised[0]
+        *normalised, residual = operations.batch_norm(images, scale, bias, epsilon=_EPSILON, relu=True)
+        operands = images, gradient, *normalised[1:], scale, normalised[0], residual
         return {
             "convolution": [operations.convolution(images, kernel, **geometry)],
             "convolution's gradients": operations.convolution_gradients(images, kernel, gradient, **geometry),
@@ -35,11 +35,12 @@ def run() -> None:
             "max-pooling": [outputs],
             "max-pooling's gradient": operations.max_pool_gradient(winners, pooled, sizes=(5, 5), **pooling),
             "normalisation": normalised,
-            "normalisation's gradients": operations.batch_norm_gradients(*pulled, epsilon=_EPSILON),
+            "normalisation's gradients": operations.batch_norm_gradients(*operands, epsilon=_EPSILON),
         }
 
     arrays = images, kernel, gradient, scale, bias, pooled
-    with jax.ensure_compile_time_eval():
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.ensure_compile_time_eval(), jax.default_device(cpu):
         results = jax.jit(computed)(*(array.astype(np.float32) for array in arrays))
     for name, expected in _references(*arrays).items():
         for actual, exact in zip(results[name], expected, strict=True):

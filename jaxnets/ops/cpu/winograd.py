@@ -1,8 +1,7 @@
-"""Convolutions 3x3 of stride 1 and padding 1 by Winograd's algorithm, with oneDNN's matrix products.
+"""3x3 convolutions of stride 1 and padding 1 by Winograd's algorithm, with oneDNN's matrix products.
 
-F(2x2, 3x3) multiplies 16 numbers for what takes 36 otherwise: 2.25 times less arithmetic, for more passes over memory.
-Its factors are 1 and 1/2, so rounding hurts it little more: errors are up to three times those of the sum written out.
-Lavin and Gray 2016 (arXiv:1509.09308).
+F(2x2, 3x3) needs 16 multiplications instead of 36, and more passes over memory. Its factors are 1 and 1/2, so its
+rounding errors are at most three times those of the plain sum. Lavin and Gray 2016 (arXiv:1509.09308).
 """
 
 import math
@@ -41,18 +40,18 @@ from jaxnets.ops.cpu.library import (
 )
 from jaxnets.ops.cpu.winograd_tiles import KERNEL_SUMS, PLANES, VECTOR, Finish, TileStep, Way, tiles_in
 
-# It wins with at least so many channels, of both sides and of the larger, and so many products of a tap. In ResNet-50
-# at 224 px, batch 8, two Zen 3 cores: forward 1.1 to 1.8 times as fast, by inputs 1.2 to 1.7, by weights 1.8 to 2.4.
+# It is faster if both sides have the first number of channels, one of them the second, and a tap of the kernel the
+# third number of multiplications.
 _FEWEST_CHANNELS, _SIDE_CHANNELS = 32, 64
 _FEWEST_PRODUCTS = 6 * 2**20
 
-# Planes of images are computed and multiplied in parts of about so many bytes, to stay in the cache.
+# Planes of images are computed and multiplied in parts of about this many bytes, which stay in the cache.
 _PART = 16 * 2**20
 _NUMBER = 4
 
 
 def suits(images: Images, kernel: Sequence[int], stride: int, padding: int, groups: int) -> bool:
-    """Whether a convolution and its gradients can be computed so, and are faster so."""
+    """Whether Winograd's algorithm can compute a convolution and its gradients, and is faster."""
     channels, features = kernel[2:]
     if (*kernel[:2], stride, padding, groups) != (3, 3, 1, 1, 1) or channels % VECTOR or features % VECTOR:
         return False
@@ -69,9 +68,9 @@ def convolution(images: Images, kernel: Sequence[int]) -> Call:
 
 
 def biased_convolution(images: Images, kernel: Sequence[int], *, adds: bool, relu: bool, packed: bool) -> Call:
-    """`convolution` plus a bias [F], with `adds` plus an array of the outputs' shape, and with `relu` max(., 0).
+    """`convolution` plus a bias [F]; with `adds` plus an array like the outputs; with `relu` then max(., 0).
 
-    Operands images, kernel, which may be `packed`, bias and, if there is one, what is added.
+    Operands images, kernel, which may be `packed`, bias and perhaps the array to add.
     """
     channels, features = kernel[2:]
     finish = Finish(bias=2, added=3 if adds else None, relu=relu)
@@ -79,26 +78,26 @@ def biased_convolution(images: Images, kernel: Sequence[int], *, adds: bool, rel
 
 
 def packed_size(kernel: Sequence[int]) -> int:
-    """Bytes of a packed kernel."""
+    """The bytes of a packed kernel."""
     return aligned(PLANES * math.prod(kernel[2:]) * _NUMBER)
 
 
 def packing(kernel: Sequence[int]) -> Call:
-    """Operand the kernel; result the packed one, its planes."""
+    """Operand the kernel; result its planes, the packed kernel."""
     return Call([_KernelStep(KERNEL_SUMS, math.prod(kernel[2:]), 0, 1)])
 
 
 def input_gradient(images: Images, kernel: Sequence[int]) -> Call:
-    """The gradient of `convolution` by images [N, H, W, C]; operands that by the outputs, and the kernel.
+    """The gradient of `convolution` by images [N, H, W, C]; operands the outputs' gradient and the kernel.
 
-    It is a convolution as well, from features to channels, with the kernel turned round.
+    It is a convolution from features to channels, with the kernel rotated by 180 degrees.
     """
     channels, features = kernel[2:]
     return _convolution(images[:3], features, channels, KERNEL_SUMS[:, ::-1], (1, features))
 
 
 def weight_gradient(images: Images, kernel: Sequence[int]) -> Call:
-    """The gradient of `convolution` by its kernel [3, 3, C, F]; operands images, and the gradient by the outputs."""
+    """The gradient of `convolution` by its kernel [3, 3, C, F]; operands images and outputs' gradient."""
     channels, features = kernel[2:]
     outputs = (*images[:3], features)
     kernels = describe((PLANES, channels, features), (channels * features, features, 1))
@@ -131,7 +130,7 @@ def _convolution(
     *,
     packed: bool = False,
 ) -> Call:
-    """Of images [*pixels, channels], with planes of the kernel that lie with such strides in memory."""
+    """A convolution of images [*pixels, channels]; `strides` are those of the kernel's planes [channels, features]."""
     images, outputs = (*pixels, channels), (*pixels, features)
     kernels = describe((PLANES, channels, features), (channels * features, *strides))
     source, kernel = range(2)
@@ -158,21 +157,21 @@ def _convolution(
 
 
 def _parts(images: Images, channels: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """The parts: first row of tiles and rows of each; and their tiles."""
+    """The first row of tiles and the number of rows of each part; the number of tiles of each."""
     rows, columns = tiles_in(images)
     count = min(rows, math.ceil(rows * columns * channels * PLANES * _NUMBER / _PART))
     bounds = [rows * i // count for i in range(count + 1)]
     parts = [(begin, end - begin) for begin, end in pairwise(bounds)]
-    return parts, [own * columns for _, own in parts]
+    return parts, [rows * columns for _, rows in parts]
 
 
 def _plane_sizes(tiles: int, channels: int, features: int) -> list[int]:
-    """Bytes of the planes of the two sides' tiles, and of the kernel."""
+    """The bytes of the planes of the two sides' tiles, and of the kernel."""
     return [aligned(PLANES * size * _NUMBER) for size in (tiles * channels, tiles * features, channels * features)]
 
 
 class _Product:
-    """Matrix products of 16 planes, [16, rows, inner] @ [16, inner, columns], that may be added to the result."""
+    """Matrix products of 16 planes, [16, rows, inner] @ [16, inner, columns]; with `adds` added to the result."""
 
     def __init__(self, left: c_void_p, right: c_void_p, result: c_void_p, *, adds: bool) -> None:
         self._arrays = left, right, result
@@ -183,10 +182,10 @@ class _Product:
         self._scratch = query(self._description, SCRATCHPAD_OF)
         self.scratch_size = bytes_of(self._scratch)
 
-    def step(self, *places: int) -> PrimitiveStep:
-        """It on the arrays at the places of left, right, result and scratch memory."""
-        given = zip((SOURCE, WEIGHTS, DESTINATION, SCRATCH), (*self._arrays, self._scratch), places, strict=True)
-        return PrimitiveStep(self._description, list(given))
+    def step(self, *indices: int) -> PrimitiveStep:
+        """The products of a call's arrays; `indices` are those of left, right, result and scratch memory."""
+        operands = zip((SOURCE, WEIGHTS, DESTINATION, SCRATCH), (*self._arrays, self._scratch), indices, strict=True)
+        return PrimitiveStep(self._description, list(operands))
 
 
 def _scratch(products: Mapping[Any, _Product]) -> int:
@@ -195,20 +194,20 @@ def _scratch(products: Mapping[Any, _Product]) -> int:
 
 @cache
 def _adding() -> c_void_p:
-    found, after, short = create_attributes(), create("dnnl_post_ops_create"), libraries()[1]
+    result, after, short = create_attributes(), create("dnnl_post_ops_create"), libraries()[1]
     check(short.dnnl_post_ops_append_sum(after, c_float(1), 0, FLOAT32), "dnnl_post_ops_append_sum")
-    check(short.dnnl_primitive_attr_set_post_ops(found, after), "dnnl_primitive_attr_set_post_ops")
-    return found
+    check(short.dnnl_primitive_attr_set_post_ops(result, after), "dnnl_primitive_attr_set_post_ops")
+    return result
 
 
 class _KernelStep:
-    """A kernel's 9 taps into its 16 planes, or back: `sums` @ [inner, numbers]."""
+    """Computes a kernel's 16 planes from its 9 taps, or back: `sums` @ [inner, numbers]."""
 
-    def __init__(self, sums: np.ndarray, numbers: int, place: int, result_place: int) -> None:
+    def __init__(self, sums: np.ndarray, numbers: int, index: int, result_index: int) -> None:
         self._sums = np.ascontiguousarray(sums, np.float32)
         self._sizes = len(sums), numbers, sums.shape[1]
-        self._places = place, result_place
+        self._indices = index, result_index
 
     def __call__(self, addresses: Sequence[int]) -> None:
-        taken, result = (addresses[place] for place in self._places)
-        multiply(self._sizes, self._sums.ctypes.data, taken, result)
+        operand, result = (addresses[index] for index in self._indices)
+        multiply(self._sizes, self._sums.ctypes.data, operand, result)

@@ -1,7 +1,7 @@
 """Tiles of images to and from the 16 planes that Winograd's convolution F(2x2, 3x3) multiplies.
 
-An image's outputs are cut into tiles of 2x2 pixels. Each of them, and the 4x4 pixels that it is computed from, becomes
-16 sums of pixels, which lie in 16 planes: [16, tiles, C]. Lavin and Gray 2016 (arXiv:1509.09308), section 4.1.
+The outputs are cut into tiles of 2x2 pixels, each computed from 4x4 pixels of the inputs. Both become 16 sums of pixels
+in 16 planes: [16, tiles, C]. Lavin and Gray 2016 (arXiv:1509.09308), section 4.1.
 """
 
 import math
@@ -22,12 +22,12 @@ TILE = 2
 # Channels must be a multiple of this.
 VECTOR = 8
 
-# Of one axis, the paper's B^T, G and A^T, but that the last point's sign is left out twice.
+# For one axis, the paper's B^T, G and A^T, with two signs of the last point left out.
 _OF_INPUTS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
 _OF_KERNELS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _OF_OUTPUTS = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
 
-# [16, 9]: what a kernel's 9 taps become.
+# [16, 9]: from a kernel's 9 taps to its 16 planes.
 KERNEL_SUMS = np.kron(_OF_KERNELS, _OF_KERNELS)
 
 _NUMBERS = (
@@ -37,9 +37,9 @@ _NUMBERS = (
 
 
 class Way(StrEnum):
-    """What is computed from what.
+    """What a step computes.
 
-    A convolution is `FROM_INPUTS`, products, `TO_OUTPUTS`; its gradient by the kernel is products of `FROM_INPUTS` and
+    A convolution is `FROM_INPUTS`, products, `TO_OUTPUTS`. Its gradient by the kernel is products of `FROM_INPUTS` and
     `FROM_OUTPUTS`.
     """
 
@@ -50,9 +50,9 @@ class Way(StrEnum):
 
 @dataclass(frozen=True)
 class Finish:
-    """What is done to outputs as they are written: a bias [C], and an array of their shape, are added, then max(., 0).
+    """What follows as outputs are written: a bias [C] and an array like them are added, then max(., 0) is taken.
 
-    They are at places of the call.
+    `bias` and `added` are indices of the call's arrays.
     """
 
     bias: int
@@ -64,13 +64,13 @@ _Grid = Sequence[Sequence[Any]]
 
 
 def tiles_in(images: Sequence[int]) -> tuple[int, int]:
-    """Rows of tiles that [N, H, W, C] is cut into, of all images, and the tiles in a row."""
+    """The rows of tiles in all images of [N, H, W, C], and the tiles in a row."""
     count, height, width, _ = images
     return count * math.ceil(height / TILE), math.ceil(width / TILE)
 
 
 class TileStep:
-    """Computes some rows of tiles' planes from images, or the images from the planes, as one of a call's steps."""
+    """A step that computes the planes of some rows of tiles from images, or the images from the planes."""
 
     def __init__(
         self,
@@ -78,13 +78,13 @@ class TileStep:
         images: Sequence[int],
         first: int,
         rows: int,
-        image_place: int,
-        planes_place: int,
+        image_index: int,
+        planes_index: int,
         finish: Finish | None = None,
     ) -> None:
-        """The images are [N, H, W, C], the planes [16, tiles of these rows, C]; both lie at places of the call."""
+        """The images are [N, H, W, C], the planes [16, tiles of these rows, C], with these indices in the call."""
         _, height, width, channels = images
-        # What is outside of the images is 0 where it is read; where it is written, it may be anything.
+        # Pixels outside of the images are read from here as 0, and written here.
         self._outside = np.zeros(channels, np.float32)
         columns = tiles_in(images)[1]
         numbers = (
@@ -103,11 +103,11 @@ class TileStep:
         self._arguments = (c_int64 * len(_NUMBERS))(*numbers, columns)
         adds, relu = (finish.added is not None, finish.relu) if finish else (False, False)
         self._function = _function(way, finish is not None, adds, relu)
-        others = (place for place in (finish.bias, finish.added) if place is not None) if finish else ()
-        self._places = image_place, planes_place, *others
+        others = (index for index in (finish.bias, finish.added) if index is not None) if finish else ()
+        self._indices = image_index, planes_index, *others
 
     def __call__(self, addresses: Sequence[int]) -> None:
-        self._arguments[: len(self._places)] = [addresses[place] for place in self._places]
+        self._arguments[: len(self._indices)] = [addresses[index] for index in self._indices]
         machine_code.run(self._function, self._arguments)
 
 
@@ -126,7 +126,7 @@ def _function(way: Way, biased: bool, adds: bool, relu: bool) -> int:
 
 
 def _write_to_planes(writer: Writer, sums: np.ndarray, before: int) -> None:
-    """Sums of pixels, of `sums` on both axes, from so many before the tile on, are written to the planes."""
+    """Writes sums of pixels to the planes: `sums` on both axes, from `before` pixels before the tile."""
 
     def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
         (pixels,) = grids
@@ -138,7 +138,7 @@ def _write_to_planes(writer: Writer, sums: np.ndarray, before: int) -> None:
 
 
 def _write_from_planes(writer: Writer, sums: np.ndarray, biased: bool, adds: bool, relu: bool) -> None:
-    """Sums of planes, of `sums` on both axes, are finished and written to the tile's pixels."""
+    """Writes sums of planes to the tile's pixels: `sums` on both axes, then what follows."""
 
     def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
         values = [writer.load(plane, channel) for plane in planes]
@@ -151,7 +151,7 @@ def _write_from_planes(writer: Writer, sums: np.ndarray, biased: bool, adds: boo
             if adds:
                 value = writer.code.fadd(value, writer.load(grids[1][row][column], channel))
             if relu:
-                # What oneDNN's sums have as infinity is NaN here, and is not to become 0.
+                # Unordered, as NaN must not become 0: it stands for what is infinite in the plain sum.
                 value = writer.code.select(
                     writer.code.fcmp_unordered(">", value, writer.zeros()), value, writer.zeros()
                 )
@@ -167,7 +167,7 @@ def _write_loops(
     before: int,
     write: Callable[[Sequence[_Grid], Sequence[Any], Any], None],
 ) -> None:
-    """Loops over tiles and channels; `write` is told `side` x `side` pixels of each image, the planes, the channel."""
+    """Loops over tiles and channels; `write` gets `side` x `side` pixels of each image, the planes, the channel."""
     code, arguments = writer.code, writer.arguments
     planes, outside = (writer.array(arguments[name]) for name in ("planes", "outside"))
     plane_size = code.mul(code.mul(arguments["rows"], arguments["tile_columns"]), arguments["channels"])
@@ -206,7 +206,7 @@ def _write_loops(
 
 
 def _along(writer: Writer, tile: Any, size: Any, side: int, before: int) -> tuple[list[Any], list[Any]]:
-    """Along one axis, where a tile's pixels lie, and whether that is inside."""
+    """The indices of a tile's pixels along one axis, and whether they are inside the image."""
     start = writer.code.mul(tile, writer.constant(TILE))
     places = [writer.code.add(start, writer.constant(i - before)) for i in range(side)]
     return places, [writer.code.icmp_unsigned("<", place, size) for place in places]
@@ -218,7 +218,7 @@ def _both_axes(writer: Writer, sums: np.ndarray, values: _Grid) -> list[list[Any
 
 
 def _sums(writer: Writer, sums: np.ndarray, values: Sequence[Any]) -> list[Any]:
-    """Sums of vectors with factors 1, 0 and -1, of which one at least is 1."""
+    """Sums of vectors with factors 1, 0 and -1; at least one factor is 1."""
     found = []
     for factors in sums:
         first, *others = (value for value, factor in zip(values, factors, strict=True) if factor == 1)

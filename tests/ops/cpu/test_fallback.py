@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnets.inference import specialised
 from jaxnets.ops import batch_norm, conv2d, conv2d_bias, cpu, max_pool
 from jaxnets.ops.cpu import availability, calls, library
 from jaxnets.ops.cpu.library import Call, array_at
@@ -197,3 +198,19 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     availability.forget()
     with pytest.warns(UserWarning, match="JAXNETS_CPU_WITHOUT names speed; expected some of all, winograd"):
         availability.uses("winograd")
+
+
+def test_kernels_that_cannot_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu.available()
+    prepare = calls.prepare
+
+    def refuse(operation: str, numbers: dict[str, Any]) -> Call:
+        if operation == "KernelPacking":
+            raise RuntimeError("status 3")
+        return prepare(operation, numbers)
+
+    monkeypatch.setattr(calls, "prepare", refuse)
+    images, kernel = jnp.ones((1, 6, 6, 8)), jnp.ones((3, 3, 8, 8))
+    with pytest.warns(UserWarning, match="RuntimeError: status 3"):
+        run = specialised(lambda kernel, images: conv2d_bias(images, kernel, jnp.ones(8)), kernel, images)
+    np.testing.assert_allclose(run(images), 73)

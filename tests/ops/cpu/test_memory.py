@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments import command
 from jaxnets.ops.cpu import memory
 
 _GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
@@ -61,3 +62,11 @@ def test_changes_nothing_elsewhere(reason: str, monkeypatch: pytest.MonkeyPatch)
     if reason == "tuned":
         monkeypatch.setenv("GLIBC_TUNABLES", "glibc.rtld.optional_static_tls=512")
         assert memory.keep_memory()
+
+
+def test_commands_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(command, "keep_memory", lambda: called.append("keep_memory"))
+    monkeypatch.setattr(command, "_keep_compiled_programs", lambda: None)
+    command.run(lambda: called.append("main"))
+    assert called == ["keep_memory", "main"]
