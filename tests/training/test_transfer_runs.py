@@ -75,9 +75,9 @@ def differing(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
     [
         ("head", None, ("fc",)),
         ("partial", "layer2", ("layer2_0", "fc")),
-        ("partial", "layer1.0", ("layer1_0", "layer2_0", "fc")),
+        pytest.param("partial", "layer1.0", ("layer1_0", "layer2_0", "fc"), marks=pytest.mark.slow),
         ("full", None, (*TRUNK, "fc")),
-        (None, None, (*TRUNK, "fc")),
+        pytest.param(None, None, (*TRUNK, "fc"), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_changes_what_it_is_to_train_and_nothing_else(
