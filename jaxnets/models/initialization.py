@@ -29,7 +29,7 @@ Path = tuple[str, ...]
 Distribution = Literal["normal", "uniform"]
 _CONSTANTS: dict[Any, float] = {initializers.zeros: 0.0, initializers.ones: 1.0}
 _STATISTICS = {"mean": 0.0, "var": 1.0}
-# What the program draws: so many rows of so many numbers, each row for one parameter.
+# The program draws this number of rows of this length; a row belongs to one parameter.
 _ROWS, _ROW = 256, 4096
 
 

@@ -20,7 +20,7 @@ from jaxnets.training.metrics import Sums, Totals
 from jaxnets.training.metrics_log import MetricsLog
 from jaxnets.training.progress import Progress
 
-# After so many consecutive steps that are not finite, the run stops.
+# The run stops after this number of consecutive steps that are not finite.
 _MAX_SKIPPED = 10
 
 

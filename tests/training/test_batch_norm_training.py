@@ -1,4 +1,4 @@
-"""Batch normalisation over replicas, frozen, and with statistics found anew for the test."""
+"""Batch normalisation over replicas, frozen, and with statistics recomputed for the test."""
 
 from dataclasses import replace
 from functools import partial
@@ -187,7 +187,7 @@ def test_a_run_tests_its_average_with_statistics_found_anew(decay: float, tmp_pa
     assert_close(variables["batch_stats"], brute_force(variables["params"], images, 8), 1e-5)
     test = Evaluator(Tiny(num_classes=2), PREPROCESSING, 8, JIT)(variables, dataset.test)
     assert result["test_loss"] == pytest.approx(test.metrics["loss"], rel=1e-6)
-    # And training goes on with its own: the weights are those of a run that finds nothing anew.
+    # Training keeps its own statistics: the weights are those of a run without recalibration.
     plain = replace(recipe, precise_batch_norm_images=0)
     train(Config("resnet20_cifar", plain, "greys"), tmp_path / "plain", dataset, parallel=JIT)
     without = load_classifier(tmp_path / "plain").variables

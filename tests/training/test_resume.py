@@ -225,7 +225,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_lost(
         for path in numbers(run / "checkpoints" / str(number) / "variables"):
             cut(path)
     before = contents(run)
-    for _ in range(2):  # and it does not begin anew either
+    for _ in range(2):  # nor does it start again
         with pytest.raises(InputError, match=r"none of the checkpoints in .* train again in another workdir") as caught:
             trainer(monkeypatch, **QUICK)(run, resume=True)
         assert "\n" not in str(caught.value)

@@ -63,7 +63,7 @@ def test_logits_on_photos_are_torchvisions(arch: str, tmp_path: Path) -> None:
         model = model.to(torch_dtype)
         path = tmp_path / f"{arch}-{dtype}.pth"
         torch.save(model.state_dict(), path, _use_new_zipfile_serialization=arch not in STREAMS)
-        # The published GoogLeNet scales its input anew; that is its model's, not its weights'.
+        # The published GoogLeNet rescales its input: a property of the model, not of its weights.
         scales = arch == "googlenet"
         if scales:
             model.transform_input = True
