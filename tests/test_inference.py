@@ -103,6 +103,7 @@ def test_other_norms_remain() -> None:
     np.testing.assert_array_equal(jax.jit(partial(folded.apply, train=False))(weights, images), expected)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("leaf", "value"), [("kernel", np.inf), ("var", np.nan), ("var", -1.0)])
 def test_what_is_not_finite_is_refused(leaf: str, value: float) -> None:
     model, variables, _ = network("resnet18")
@@ -199,6 +200,7 @@ class PreActivation(Block):
         return self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")(x)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("block", "name"), [(Undeclared, "bn_a"), (PreActivation, "bn1")])
 def test_what_a_block_does_not_declare_is_left_and_named(block: Any, name: str) -> None:
     model = jaxnets.create_model("resnet20_cifar", num_classes=3, num_filters=4, stage_sizes=(1, 1), block=block)

@@ -89,6 +89,7 @@ def test_variables_come_back_from_a_file_to_the_bit(arch: str, tmp_path: Path) -
     assert loaded.categories == ("0", "1", "2", "3", "4", "5", "6")
 
 
+@pytest.mark.fast
 def test_a_thousand_classes_are_imagenets(tmp_path: Path) -> None:
     _, variables = variables_of("resnet20_cifar", 1000)
     loaded = load_pretrained("resnet20_cifar", write(tmp_path / "w.pt", "resnet20_cifar", variables))
@@ -274,6 +275,7 @@ def test_a_file_that_says_nonsense_is_refused(change: dict[str, str], reason: st
         load_pretrained("resnet20_cifar", bad)
 
 
+@pytest.mark.fast
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     _, variables = variables_of("resnet20_cifar", 2)
     path = write(tmp_path / "w.pth", "resnet20_cifar", variables)

@@ -53,6 +53,7 @@ def test_equals_its_definition(size: int, window: int, stride: int, padding: int
     np.testing.assert_allclose(actual, looped(inputs, kernel, stride, padding, groups), atol=1e-12)
 
 
+@pytest.mark.fast
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
@@ -111,6 +112,7 @@ def test_the_backward_pass_keeps_only_the_arguments() -> None:
         assert sum(leaf.size for leaf in saved) <= inputs.size + kernel.size
 
 
+@pytest.mark.fast
 def test_differentiates_forward_and_twice() -> None:
     inputs, kernel = arrays(3, 3, 4, 4, 3, 2)
 
