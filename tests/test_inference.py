@@ -103,7 +103,6 @@ def test_other_norms_remain() -> None:
     np.testing.assert_array_equal(jax.jit(partial(folded.apply, train=False))(weights, images), expected)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(("leaf", "value"), [("kernel", np.inf), ("var", np.nan), ("var", -1.0)])
 def test_what_is_not_finite_is_refused(leaf: str, value: float) -> None:
     model, variables, _ = network("resnet18")

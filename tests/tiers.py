@@ -27,7 +27,6 @@ def slow_except(
 
 # Files whose tests are in the fast tier. In other files, single tests have its mark.
 FAST = (
-    "benchmarking/test_data.py",
     "data/test_batches.py",
     "data/test_cropping.py",
     "data/test_datasets.py",
@@ -36,13 +35,11 @@ FAST = (
     "docs/test_links.py",
     "experiments/test_console.py",
     "experiments/test_train_options.py",
-    "models/test_batch_norm.py",
     "ops/cpu/test_grouped_convolution.py",
     "ops/cpu/test_grouped_gradient.py",
     "ops/cpu/test_own_pooling.py",
     "ops/cpu/test_pixel_products.py",
     "ops/cpu/test_winograd.py",
-    "ops/test_norm.py",
     "test_package.py",
     "training/test_checkpoint.py",
     "training/test_metrics.py",

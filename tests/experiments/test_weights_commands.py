@@ -71,7 +71,6 @@ def probabilities(run: Path, pictures: Path) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.fast
 def test_predictions_of_any_number_of_files_and_folders(run: Path, pictures: Path, invoke: Invoke) -> None:
     expected = probabilities(run, pictures)
     assert len(expected) == 7

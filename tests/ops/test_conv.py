@@ -53,7 +53,6 @@ def test_equals_its_definition(size: int, window: int, stride: int, padding: int
     np.testing.assert_allclose(actual, looped(inputs, kernel, stride, padding, groups), atol=1e-12)
 
 
-@pytest.mark.fast
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),

@@ -120,7 +120,6 @@ def test_a_run_starts_from_the_weights(trunk: Path, tmp_path: Path, monkeypatch:
         assert np.array_equal(head[0]["bias"], head[1]["bias"]) == same
 
 
-@pytest.mark.fast
 def test_preprocessing_travels_with_the_weights(trunk: Path, tmp_path: Path) -> None:
     run = replace(config(trunk, "head", crop_pct=0.8), dataset="others")
     train(run, tmp_path / "run", OTHERS, parallel=cpus(1))
