@@ -335,11 +335,11 @@ def test_on_digits_recipes_keep_how_they_train(name: str) -> None:
         ({"decoupled_weight_decay": True, "optimizer": "lars"}, "decoupled_weight_decay=True has no effect with"),
         (
             {"train_image_sizes": (6, 10), "epochs": 2},
-            r"train_image_sizes=\(6, 10\), more than those of the test, image_size=8; .*--train-image-sizes",
+            r"train_image_sizes=\(6, 10\), larger than the test images, image_size=8; .*--train-image-sizes",
         ),
     ],
 )
-def test_what_is_hardly_meant_is_warned_of(change: dict[str, Any], words: str) -> None:
+def test_unlikely_settings_give_a_warning(change: dict[str, Any], words: str) -> None:
     (warning,) = replace(LEAST, **change).warnings()
     assert re.match(f"warning: .*{words}", warning)
 
