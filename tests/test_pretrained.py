@@ -281,7 +281,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "w.pth", "resnet20_cifar", variables)
     with pytest.raises(InputError, match=rf"{path}: .*missing \['layer1.3.*left over \[\]"):
         load_pretrained("resnet32_cifar", path)
-    with pytest.raises(InputError, match=r"has no tensor classifier.6.bias \[classes\]; are these weights of alexnet"):
+    with pytest.raises(InputError, match=r"no tensor classifier.6.weight \[classes, C\]; are these weights of alexnet"):
         load_pretrained("alexnet", path)
     other = write(tmp_path / "o.pth", "resnet20_cifar", variables, **{"more.weight": np.zeros(3)})
     with pytest.raises(InputError, match=r"missing \[\], left over \['more.weight'\]"):
