@@ -199,6 +199,7 @@ class PreActivation(Block):
         return self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")(x)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("block", "name"), [(Undeclared, "bn_a"), (PreActivation, "bn1")])
 def test_what_a_block_does_not_declare_is_left_and_named(block: Any, name: str) -> None:
     model = jaxnets.create_model("resnet20_cifar", num_classes=3, num_filters=4, stage_sizes=(1, 1), block=block)

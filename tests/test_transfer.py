@@ -104,6 +104,7 @@ def small(arch: str) -> tuple[Any, Any]:
 ARCHS = ("resnet20_cifar", "resnet164_v2_cifar", "googlenet", "alexnet")
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("transfer", ["partial", "head"])
 @pytest.mark.parametrize(
     ("arch", "devices"), slow_except([("resnet20_cifar", 1)], [*((arch, 1) for arch in ARCHS), ("resnet20_cifar", 3)])
@@ -206,6 +207,7 @@ def test_partial_begins_where_at_most_half_of_the_parameters_are_left() -> None:
         assert kept <= sum(size.values()) / 2 < kept + size[frozen[-1]]
 
 
+@pytest.mark.fast
 def test_frozen_modules_are_those_before_the_stage() -> None:
     model = jaxnets.create_model("resnet18", num_classes=3)
     assert frozen_modules(model, "partial", "layer2", {}) == ["conv1", "bn1", "layer1_0", "layer1_1"]
@@ -218,6 +220,7 @@ def test_frozen_modules_are_those_before_the_stage() -> None:
         frozen_modules(model, "partial", "conv1", {})
 
 
+@pytest.mark.fast
 def test_split_and_join_are_inverse() -> None:
     _, variables = small("resnet20_cifar")
     parts = split(variables, ["conv1", "layer2_0"])

@@ -27,6 +27,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.fast
 def test_rates_are_images_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = 0.0, []
     monkeypatch.setattr(benchmarking, "time", SimpleNamespace(perf_counter=lambda: now))

@@ -30,6 +30,7 @@ def test_multiply_adds_match_the_literature(arch: str, billions: float) -> None:
     assert multiply_adds(arch, 224) / 1e9 == pytest.approx(billions, abs=6e-3)
 
 
+@pytest.mark.fast
 def test_every_repeated_block_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     def total(blocks: int) -> int:
         monkeypatch.setattr(flops, "create_model", partial(create_model, stage_sizes=(blocks,) * 3))
@@ -47,6 +48,7 @@ def test_training_takes_three_passes_and_the_auxiliary_heads() -> None:
     assert multiply_adds("googlenet", 64, train=True) - multiply_adds("googlenet", 64) == heads
 
 
+@pytest.mark.fast
 def test_the_window_has_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[int] = []
     now = 0.0

@@ -78,6 +78,7 @@ def test_images_do_not_depend_on_the_number_of_devices(replicas: int) -> None:
     assert len(np.unique(whole[1].reshape(16, -1), axis=0)) == 16
 
 
+@pytest.mark.fast
 def test_every_image_has_its_own_key() -> None:
     keys = jax.jit(jax.vmap(lambda _: image_keys(jax.random.key(3), 5, "replicas"), axis_name="replicas"))(
         jnp.arange(3)
@@ -104,6 +105,7 @@ def test_random_shift_moves_each_image_whole() -> None:
     assert ((counts - SEVERAL / 25) ** 2).sum() / (SEVERAL / 25) < 58.6
 
 
+@pytest.mark.fast
 def test_random_shift_is_padding_and_cropping() -> None:
     images = random_images(30, 5, 7)
     shifted = np.asarray(jax.jit(random_shift, static_argnums=2)(keys_of(1, 30), images, 3))

@@ -425,6 +425,7 @@ def test_a_valid_image_shows_its_pixels(kind: str) -> None:
     assert np.abs(actual - expected.astype(np.float64)).max() <= tolerance
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", damaged())
 def test_a_damaged_image_is_refused_with_a_reason(kind: str) -> None:
     data, word = damaged()[kind]
@@ -481,6 +482,7 @@ def boxes(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int, int]
     return top, left, draw(st.integers(1, height - top)), draw(st.integers(1, width - left))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", jpegs())
 def test_a_region_equals_that_region_of_the_whole_image(kind: str) -> None:
     data = jpegs()[kind]
@@ -559,6 +561,7 @@ def averages(pixels: np.ndarray, rows: int, columns: int, factor: int) -> np.nda
     return part.reshape(rows, factor, columns, factor, 3).mean(axis=(1, 3))
 
 
+@pytest.mark.fast
 def test_the_eight_orientations_show_the_same_scene() -> None:
     scene = smooth(48, 80)
     stored = {

@@ -60,6 +60,7 @@ def whole(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.fast
 def test_records_contain_the_resized_images_in_order(dataset: Dataset, tmp_path: Path) -> None:
     counts: list[int] = []
     assert write_records(dataset, tmp_path / "records", 64, counts.append)
@@ -188,6 +189,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

@@ -93,7 +93,7 @@ def option_names() -> set[str]:
     return names | {"--version"}
 
 
-# The changelog names options that are gone, too.
+# A changelog names removed options too.
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
 def test_options_in_the_text_exist(page: Path, option_names: set[str]) -> None:
     for span in code_spans(page):

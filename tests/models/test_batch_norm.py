@@ -17,6 +17,7 @@ def data(*shape: int) -> np.ndarray:
     return 3 + 2 * np.random.RandomState(0).standard_normal(shape)
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_training_and_evaluation_follow_the_definition(unbiased: bool) -> None:
@@ -40,6 +41,7 @@ def test_training_and_evaluation_follow_the_definition(unbiased: bool) -> None:
     np.testing.assert_allclose(frozen, expected, atol=1e-12)
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("float64")
 def test_equals_flax_when_the_running_variance_is_biased() -> None:
     inputs = data(4, 3, 3, 6)
@@ -66,6 +68,7 @@ def test_replicas_share_their_statistics_over_an_axis() -> None:
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-12), replica_updates, expected[1])
 
 
+@pytest.mark.fast
 def test_a_large_mean_costs_no_precision() -> None:
     inputs = (1e4 + np.random.RandomState(0).standard_normal((64, 8, 8, 2))).astype(np.float32)
     norm = BatchNorm(train=True)

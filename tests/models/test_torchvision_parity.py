@@ -48,7 +48,7 @@ def assert_close(actual: Any, expected: np.ndarray, tolerance: float) -> None:
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("arch", "pixels"), slow_except(_DEFAULT, _CASES, _EXHAUSTIVE))
+@pytest.mark.parametrize(("arch", "pixels"), slow_except(_DEFAULT, _CASES, _EXHAUSTIVE, fast=[("resnet18", 97)]))
 def test_logits(arch: str, pixels: int) -> None:
     count, classes = next(case[1:] for case in recipe.EVALUATION_CASES if case[0] == pixels)
     model, variables = build(arch, classes)

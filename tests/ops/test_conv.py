@@ -111,6 +111,7 @@ def test_the_backward_pass_keeps_only_the_arguments() -> None:
         assert sum(leaf.size for leaf in saved) <= inputs.size + kernel.size
 
 
+@pytest.mark.fast
 def test_differentiates_forward_and_twice() -> None:
     inputs, kernel = arrays(3, 3, 4, 4, 3, 2)
 

@@ -67,6 +67,7 @@ def test_replicas_are_as_one() -> None:
         np.testing.assert_allclose(share.sum(axis=0), whole, atol=1e-12)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("outlier", "epsilons"), [(0.0, 8), (1e3, 256)])
 def test_moments_keep_their_digits_where_the_mean_is_large(outlier: float, epsilons: int) -> None:
     """E[x^2] - E[x]^2 would lose them all."""

@@ -49,6 +49,7 @@ def test_max_pool_and_its_gradient(size: list[int], window: int, stride: int, pa
     np.testing.assert_allclose(pull(jnp.asarray(weights))[0], gradient, atol=1e-12)
 
 
+@pytest.mark.fast
 def test_max_pool_passes_nan_on() -> None:
     inputs = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan).at[0, 3, 3, 0].set(5)
     expected = [[np.nan, 0], [0, 5]]
@@ -78,6 +79,7 @@ def test_adaptive_avg_pool_to_the_same_size_changes_nothing() -> None:
     assert adaptive_avg_pool(inputs[:, :5], 4).dtype == jnp.bfloat16
 
 
+@pytest.mark.fast
 def test_avg_pool() -> None:
     inputs = np.random.RandomState(0).standard_normal((2, 14, 11, 3))
     expected = [[inputs[:, i : i + 5, j : j + 5].mean(axis=(1, 2)) for j in (0, 3, 6)] for i in (0, 3, 6, 9)]

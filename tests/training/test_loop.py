@@ -51,6 +51,7 @@ def lines(workdir: Path, split: str) -> list[dict[str, Any]]:
     return [line for line in map(strict, text.splitlines()) if line["split"] == split]
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("tiny")
 def test_arrays_of_ones_own_train_a_classifier(tmp_path: Path) -> None:
     result = run(tmp_path / "run", replace(GREYS, train=greys(96)))
@@ -99,6 +100,7 @@ def test_metrics_are_of_the_steps_that_they_name(tmp_path: Path) -> None:
     assert (last["accuracy"], last["loss"], last["count"]) == (result["test_accuracy"], result["test_loss"], 13)
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("tiny")
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     losses = {}

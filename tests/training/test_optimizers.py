@@ -53,6 +53,7 @@ def one_update(name: str, params: Any, gradients: Any, **options: Any) -> Any:
     slow_except(
         [case for case in optimization.OPTIMIZER_CASES if case.startswith("nesterov/") or case.endswith("/plain")],
         optimization.OPTIMIZER_CASES,
+        fast=["momentum/plain", "adamw/plain"],
     ),
 )
 def test_optimizers_are_those_of_torch(case: str) -> None:
@@ -167,6 +168,7 @@ def test_norms_and_biases_decay_only_if_asked(name: str, decoupled: bool, everyw
             np.testing.assert_allclose(difference[part][leaf], -0.5 * 0.5 * params[part][leaf], rtol=1e-5)
 
 
+@pytest.mark.fast
 def test_clipping_comes_first() -> None:
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(4, 3.0)}
     gradients = {"kernel": jnp.full((2, 2), 6.0), "bias": jnp.full(4, 8.0)}
@@ -179,6 +181,7 @@ def test_clipping_comes_first() -> None:
         np.testing.assert_array_equal(update["bias"], -4)
 
 
+@pytest.mark.fast
 def test_every_optimizer_has_references() -> None:
     assert {name for name, _ in optimization.OPTIMIZER_CASES.values()} | {"lars", "lamb"} == set(OPTIMIZERS)
     with pytest.raises(InputError, match=r"unknown optimizer 'sdg'; expected one of sgd, .*muon"):

@@ -55,6 +55,7 @@ def trainer(
     return Trainer(replace(config(arch, **changes), log_every=3), cpus(devices), monkeypatch, quickly=quickly)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("devices", slow_except([1], [1, 4]))
 def test_a_stopped_run_ends_as_one_that_never_was(
     devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

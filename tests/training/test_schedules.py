@@ -61,6 +61,7 @@ def test_the_end_of_long_runs_is_precise_in_float32(name: str) -> None:
     np.testing.assert_allclose(actual, 0.1 * expected, rtol=1e-6)
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("float64")
 def test_warm_up_is_at_most_a_fifth() -> None:
     schedule = make_schedule("cosine", peak=0.4, steps=100, warmup_steps=10)

@@ -498,6 +498,7 @@ def test_mutated_files_are_refused_or_valid(tmp_path: Path) -> None:
         assert outcomes[kind, "refused", False] > 300
 
 
+@pytest.mark.fast
 def test_a_plain_pickle_would_have_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that the payloads above work."""
     monkeypatch.chdir(tmp_path)
@@ -513,6 +514,7 @@ def refusal(folder: Path, kind: str) -> None:
     open_tensors(folder / "a.pth")
 
 
+@pytest.mark.fast
 def test_shared_values_are_accepted(tmp_path: Path) -> None:
     values = b"]" + b"(" + laughs(60, b"]", b"e") + b"e"
     (tmp_path / "a.pth").write_bytes(archive(state(history=values, state_dict=state(a=tensor())[2:-1])))
@@ -608,6 +610,7 @@ def test_a_file_truncated_anywhere_is_refused(make: Callable[[], bytes], tmp_pat
             open_tensors(tmp_path / "a")
 
 
+@pytest.mark.fast
 def test_a_file_truncated_while_it_is_open_is_refused(tmp_path: Path) -> None:
     numel = 1 << 16  # larger than the read buffer
     pickled, data = state(a=tensor((numel,), (1,), of=storage(numel=numel))), bytes(4 * numel)

@@ -45,6 +45,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.fast
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
@@ -106,6 +107,7 @@ def program(dtype: jax.typing.DTypeLike, *platforms: str) -> str:
     )
 
 
+@pytest.mark.fast
 def test_is_used_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.available()
     assert calls.TARGET in program(jnp.float32, "cpu")
@@ -131,6 +133,7 @@ def test_both_gradients_are_one_call() -> None:
     assert text.count(f"@{calls.TARGET}(") == 1
 
 
+@pytest.mark.fast
 def test_several_threads_at_once() -> None:
     images = [jnp.full((4, 9, 9, 8), float(number)) for number in range(8)]
     kernel = jnp.full((3, 3, 8, 8), 1 / 72)

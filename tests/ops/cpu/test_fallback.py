@@ -161,6 +161,7 @@ def test_wrong_results(
     assert f"the engine's {name} has wrong results" in warned[0]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("kind", ["Convolution", "MaxPool", "NormalisationGradient"])
 def test_an_operation_that_cannot_be_created_later(
     kind: str, expected: list[float], monkeypatch: pytest.MonkeyPatch
@@ -188,6 +189,7 @@ def test_an_interpreter_with_other_opcodes(expected: list[float], monkeypatch: p
     assert not warned
 
 
+@pytest.mark.fast
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(availability.SWITCH, "winograd,joined_calls")
     availability.forget()
