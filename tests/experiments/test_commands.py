@@ -194,7 +194,7 @@ def test_train_refuses_bad_input(arguments: list[str], words: list[str], refuses
 def test_train_refuses_a_workdir_that_holds_a_run(trained: Path, refuses: Refuses) -> None:
     before = sorted((path, path.stat().st_mtime) for path in trained.rglob("*"))
     arguments = (*QUICK, "--parallel", "jit", "--workdir", trained)
-    refuses("train", *arguments, words=("already holds another run", "--resume", "--workdir"))
+    refuses("train", *arguments, words=("already holds a run", "--resume", "--workdir"))
     refuses("train", *arguments, "--resume", "--lr", 0.5, words=("the run began with recipe.learning_rate=0.001",))
     assert sorted((path, path.stat().st_mtime) for path in trained.rglob("*")) == before
 
@@ -254,7 +254,7 @@ def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, re
     (tmp_path / "text.png").write_text("not an image")
     os.mkfifo(tmp_path / "pipe.png")
     refused(command("predict", trained, tmp_path / "none.png", folder=tmp_path), "none.png", "No such file")
-    refuses("predict", trained, tmp_path / "text.png", words=("text.png", "not an image"))
+    refuses("predict", trained, tmp_path / "text.png", words=("text.png", "unreadable image"))
     refuses("predict", trained, tmp_path / "pipe.png", words=("pipe.png", "not a regular file"))
     refuses("predict", trained, tmp_path, words=("pipe.png", "not a regular file"))
     refuses("predict", trained, words=("image",))
