@@ -1,8 +1,8 @@
-"""Initial variables: how they are drawn, and how to draw a network's without compiling a program for each.
+"""Initial variables: how they are drawn, and how to draw those of a network without compiling a program for it.
 
-`jax.jit(model.init)` has XLA compile the drawing of each parameter by itself: 12 s for ResNet-152 on two cores. In
-`initial_variables` the network is only traced, to learn what it declares; one program, the same for all networks, then
-draws the numbers, a million at a time.
+With `jax.jit(model.init)`, XLA compiles the drawing of each parameter separately. `initial_variables` only traces the
+network to find the parameters that it declares. One program, the same for all networks, then draws the numbers, a
+million at a time.
 """
 
 import hashlib
@@ -35,8 +35,11 @@ _ROWS, _ROW = 256, 4096
 
 @dataclass(frozen=True)
 class Scaled:
-    """An initialiser: a draw from N(0, 1) or U(-1, 1), times `factor`, or times sqrt(`variance` / fan), sqrt(3) more
-    for uniform ones; with the fan in, or out, of the parameter [..., inputs, outputs]."""
+    """An initialiser: draws from N(0, 1) or U(-1, 1), times a factor.
+
+    The factor is `factor` or, with `variance`, the one that gives the draws the variance `variance` / fan, where fan is
+    the fan in or out of the parameter [..., inputs, outputs].
+    """
 
     distribution: Distribution
     factor: float = 1.0
@@ -109,9 +112,10 @@ def declaration(model: nn.Module, image_size: int) -> Declaration:
 def initial_variables(
     model: nn.Module, key: jax.Array, image_size: int, declared: Declaration | None = None
 ) -> dict[str, Any]:
-    """What `model.init(key, images, train=False)` gives for images of that size: the same draws, sooner.
+    """The values of `model.init(key, images, train=False)` for images of that size, compiled in less time.
 
-    `declared` is the network's declaration, where it is known.
+    Parameters of jaxnets' layers are drawn by one program for all networks. Those of other layers are drawn by a
+    program of their own. `declared` is the network's declaration, if it is known.
     """
     can_draw = _can_draw(key)
     if declared is None:
@@ -122,12 +126,23 @@ def initial_variables(
     shapes = flatten_dict(declared.shapes)
     params = {path[1:]: leaf.shape for path, leaf in shapes.items() if path[0] == "params"}
     others = {path: leaf for path, leaf in shapes.items() if path[0] != "params"}
+    rest = params.keys() - declared.parameters.keys()
+    images = jnp.zeros((1, image_size, image_size, 3))
     drawable = can_draw and all(path[0] == "batch_stats" and path[-1] in _STATISTICS for path in others)
-    if not drawable or {path: spec.shape for path, spec in declared.parameters.items()} != params:
-        # Variables of a network's own making, repeated blocks, whose program is small anyway, or only shapes.
+    # A module that declares only some of its parameters asks for its keys in another order.
+    drawable &= {path[:-1] for path in rest}.isdisjoint(path[:-1] for path in declared.parameters)
+    if not drawable or any(params.get(path) != spec.shape for path, spec in declared.parameters.items()):
+        # Other collections, repeated blocks (whose program is small), or a traced key.
         init: Any = jax.jit(partial(model.init, train=False))
-        return init(key, jnp.zeros((1, image_size, image_size, 3)))
-    values = {("params", *path): leaf for path, leaf in _values(declared.parameters, key).items()}
+        return init(key, images)
+
+    @jax.jit
+    def init_rest(key: jax.Array) -> dict[Path, jax.Array]:
+        leaves = flatten_dict(model.init(key, images, train=False)["params"])
+        return {path: leaves[path] for path in rest}
+
+    drawn = _values(declared.parameters, key) | (init_rest(key) if rest else {})
+    values = {("params", *path): leaf for path, leaf in drawn.items()}
     values |= {path: np.full(leaf.shape, _STATISTICS[path[-1]], leaf.dtype) for path, leaf in others.items()}
     return unflatten_dict(jax.device_put(values))
 

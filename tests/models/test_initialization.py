@@ -1,6 +1,7 @@
 """Variables that are drawn by size against those of the network's own `init`."""
 
 from functools import partial
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 import jaxnets
-from jaxnets.models.initialization import Scaled, declaration, initial_variables
-from jaxnets.models.layers import Dense, he_fan_in
+from jaxnets.models import initialization
+from jaxnets.models.initialization import Scaled, declaration, initial_variables, parameter
+from jaxnets.models.layers import Conv, Dense, he_fan_in
 
 KEY = jax.random.key(5)
 CASES = {
@@ -103,6 +105,38 @@ def test_networks_with_variables_of_their_own_are_initialised_as_well() -> None:
     model = Custom()
     expected = model.init(KEY, jnp.zeros((1, 8, 8, 3)), train=False)
     jax.tree.map(np.testing.assert_array_equal, initial_variables(model, KEY, 8), expected)
+
+
+class Mixed(nn.Module):
+    """Layers of jaxnets and of Flax, and a parameter of its own; with `both`, in one module with jaxnets' function."""
+
+    both: bool
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        gain = self.param("gain", nn.initializers.normal(1.0), (3,))
+        if self.both:
+            gain += parameter(self, "offset", he_fan_in, (3, 3), jnp.float32)[0]
+        outputs = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(images * gain))
+        return Dense(5)(Conv(6, 3, name="conv")(outputs).mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_mixed_network_draws_what_init_draws(both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Mixed(both)
+    expected = jax.jit(partial(model.init, train=False))(KEY, jnp.zeros((1, 8, 8, 3)))
+    drawn: list[str] = []
+    draw = initialization._draw
+
+    def recorded(parameters: Any, *arguments: Any) -> Any:
+        drawn.extend("/".join(each.path) for each in parameters)
+        return draw(parameters, *arguments)
+
+    monkeypatch.setattr(initialization, "_draw", recorded)
+    actual = initial_variables(model, KEY, 8)
+    assert sorted(drawn) == ([] if both else ["Dense_0/bias", "Dense_0/kernel", "conv/kernel"])
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), actual, expected)
 
 
 @pytest.mark.parametrize(
