@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)  # of commands
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    # Most programs of tests take longer to compile than to run. Those of commands are compiled as users' are.
+    # Most programs of tests take longer to compile than to run.
     jax.config.update("jax_disable_most_optimizations", True)
     # Most tests are about what is computed on all platforms; those with `native` are about the CPU engine.
     os.environ.setdefault(availability.SWITCH, "all")

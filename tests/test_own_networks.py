@@ -125,7 +125,7 @@ def test_folding_and_exporting(run: Path, tmp_path: Path) -> None:
     assert (meaning["arch"], meaning["class_names"]) == (arch_of(run), list(CLASSES))
 
 
-@pytest.mark.parametrize("transfer", ["full", "partial", "head"])
+@pytest.mark.parametrize("transfer", slow_except(["partial"], ["full", "partial", "head"]))
 def test_the_three_ways_of_transfer(run: Path, transfer: str, options: list[Any], tmp_path: Path) -> None:
     arch, before = arch_of(run), load_classifier(run)
     invoke("train", "--arch", arch, *options, "--weights", run, "--transfer", transfer, "--workdir", tmp_path / "run")

@@ -107,7 +107,7 @@ def test_what_the_network_reads_of_an_image() -> None:
     np.testing.assert_allclose(preprocess.normalise(jnp.asarray(preprocess.pixels(PHOTO))), read, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("stored", slow_except([np.float16], [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]))
 def test_types_of_files_and_networks(stored: Any, tmp_path: Path) -> None:
     _, variables = variables_of("resnet20_cifar", 3, stored)
     path = write(tmp_path / "w.pth", "resnet20_cifar", variables)
@@ -161,6 +161,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_published_googlenet_renormalises_its_input_and_has_no_auxiliary_heads(cache: Path) -> None:
     variables = lively("googlenet", 1000)
     path = write(cache / published("googlenet").file_name, "googlenet", variables)
@@ -207,7 +208,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", slow_except([".safetensors"], [".pth", ".safetensors"]))
 def test_a_run_goes_through_files_and_comes_back_to_the_bit(run: Path, suffix: str, tmp_path: Path) -> None:
     wanted = load_classifier(run)
     path = tmp_path / f"run{suffix}"

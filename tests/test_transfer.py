@@ -71,7 +71,7 @@ def trained(
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", slow_except(("partial", "head"), reference.TRANSFERS))
+@pytest.mark.parametrize("name", slow_except(["partial"], reference.TRANSFERS))
 def test_what_is_trained_follows_torch(name: str) -> None:
     arch, first, decay = reference.TRANSFERS[name]
     model, variables = build(arch)
@@ -129,6 +129,7 @@ def test_what_is_frozen_stays_as_it_is_to_the_bit(arch: str, transfer: str, devi
     assert bool(state.batch_stats) == (transfer == "partial" and arch != "alexnet")
 
 
+@pytest.mark.slow
 def test_no_gradient_is_computed_of_what_is_frozen() -> None:
     model = jaxnets.create_model("resnet18", num_classes=10)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
@@ -152,6 +153,7 @@ def test_no_gradient_is_computed_of_what_is_frozen() -> None:
     assert partial_ < 0.55 * full
 
 
+@pytest.mark.slow
 def test_the_head_phase_holds_the_rest_and_its_optimiser() -> None:
     model, variables = small("resnet20_cifar")
     recipe = replace(RECIPE, optimizer="adam", ema_decay=0.9)
@@ -190,6 +192,7 @@ def test_the_head_phase_holds_the_rest_and_its_optimiser() -> None:
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_partial_begins_where_at_most_half_of_the_parameters_are_left() -> None:
     expected = {"alexnet": "fc2", "googlenet": "inception5a", "resnet18": "layer4_1", "resnet50": "layer4_1"}
     for arch, first in expected.items():

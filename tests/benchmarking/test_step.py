@@ -68,7 +68,7 @@ def test_the_window_has_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_command_prints_one_object(tmp_path: Path) -> None:
     arguments = (*_TINY, "--batch-size", 4, "--rounds", 1, "--json")
     trace = tmp_path / "trace"
-    done = command("benchmark", *arguments, "--profile", trace, folder=tmp_path)
+    done = command("benchmark", *arguments, "--profile", trace, folder=tmp_path, quickly=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert {

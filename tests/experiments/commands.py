@@ -9,9 +9,13 @@ from pathlib import Path
 import jax
 
 
-def command(name: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m experiments.NAME ARGUMENTS` in a folder. Programs that an earlier command compiled are used again."""
-    cache = {
+def command(name: str, *arguments: object, folder: Path, quickly: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m experiments.NAME ARGUMENTS` in a folder, with the programs that an earlier command compiled.
+
+    With `quickly`, XLA does few optimisations; users' programs have all.
+    """
+    environment = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(quickly),
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
@@ -20,7 +24,7 @@ def command(name: str, *arguments: object, folder: Path) -> subprocess.Completed
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, **cache, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[2])},
         timeout=300,
     )
 

@@ -141,17 +141,18 @@ def test_the_report_can_be_made_again(trained: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_the_same_command_gives_the_same_metrics_in_another_folder(trained: Path) -> None:
+def test_the_same_command_gives_the_same_metrics_in_another_folder(tmp_path: Path) -> None:
     def without_times(workdir: Path) -> list[dict[str, float]]:
         return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(workdir)]
 
+    first, again = (tmp_path / "runs" / f"resnet20_cifar-digits{suffix}" for suffix in ("", "-2"))
+    assert command("train", *QUICK, folder=tmp_path, quickly=False).returncode == 0
     # A default workdir is never taken twice.
-    before = sorted((path, path.stat().st_mtime) for path in trained.rglob("*"))
-    assert command("train", *QUICK, folder=trained.parents[1]).returncode == 0
-    again = trained.parent / "resnet20_cifar-digits-2"
-    assert without_times(again) == without_times(trained)
-    assert (again / "predictions.csv").read_bytes() == (trained / "predictions.csv").read_bytes()
-    assert sorted((path, path.stat().st_mtime) for path in trained.rglob("*")) == before
+    before = sorted((path, path.stat().st_mtime) for path in first.rglob("*"))
+    assert command("train", *QUICK, folder=tmp_path, quickly=False).returncode == 0
+    assert without_times(again) == without_times(first)
+    assert (again / "predictions.csv").read_bytes() == (first / "predictions.csv").read_bytes()
+    assert sorted((path, path.stat().st_mtime) for path in first.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,12 @@ class Stop(Interruption):
 @contextmanager
 def compiling(quickly: bool) -> Iterator[None]:
     """Spares XLA most of its optimisations; or does not: those are the programs that users run."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", quickly)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Trainer:

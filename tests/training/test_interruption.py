@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.tiers import slow_except
 from tests.training.networks import (
     STILL,
     Trainer,
@@ -63,11 +64,12 @@ def ended(process: Process, within: float) -> tuple[int, list[str]]:
     return process.returncode, errors.splitlines()
 
 
+@pytest.mark.parametrize("kills", slow_except([1], [1, 3]))
 def test_a_signal_in_training_saves_and_a_kill_loses_nothing_that_was_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, newest = tmp_path / "run", 0
-    for number in (signal.SIGINT, signal.SIGKILL, signal.SIGKILL, signal.SIGKILL):
+    for number in (signal.SIGINT, *[signal.SIGKILL] * kills):
         words = (*arguments(LONG, run), "--resume", "--checkpoint-interval", 0.2, "--parallel", "jit")
         # How XLA shares out a sum depends on the devices that there are; here are as many as in this process.
         process = start(*words, JAX_NUM_CPU_DEVICES="8")

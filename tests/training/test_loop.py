@@ -178,6 +178,7 @@ def test_the_best_is_kept_and_patience_ends(
         jax.tree.map(np.testing.assert_array_equal, variables, tested[number - 1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_each_epoch_may_have_another_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
@@ -229,6 +230,7 @@ class Slow(ArraySource):
         return super().__getitem__(index)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_waiting_for_data_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxnets.data.pipeline.available_cores", lambda: 1)
@@ -342,6 +344,7 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_a_run(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_too_large_a_rate_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^10 steps in a row, up to step 1[01], .* --lr than 1e\+38"):

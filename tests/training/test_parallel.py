@@ -89,6 +89,7 @@ def test_any_number_of_devices_trains_alike(
             assert metrics(several)[-1][name] == pytest.approx(metrics(one)[-1][name], rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_a_batch_may_be_computed_in_parts(tmp_path: Path) -> None:
     # Without norm and dropout no image knows what others are in its part.
@@ -163,6 +164,7 @@ def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
         Parallel.choose("jit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_except(SEVERAL[1:], SEVERAL))
 @pytest.mark.parametrize("groups", slow_except([8], [1, 8]))
 def test_each_device_does_its_share_of_the_arithmetic(kind: str, groups: int) -> None:

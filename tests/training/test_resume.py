@@ -162,7 +162,7 @@ def contents(folder: Path) -> list[bytes]:
 @pytest.mark.parametrize(
     ("item", "damage"),
     slow_except(
-        [("variables", cut), ("training", flip)],
+        [("variables", cut)],
         [("variables", cut), ("training", flip), ("metadata", cut), ("variables", Path.unlink)],
     ),
 )
@@ -188,6 +188,7 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(
     assert_same_run(run, half[0])
 
 
+@pytest.mark.slow
 def test_where_a_run_stood_is_checked_as_well(
     half: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
