@@ -39,9 +39,9 @@ def main() -> None:
         config = trained.config
         classifier = Pretrained(trained.model, trained.variables, trained.preprocessing, trained.class_names)
     else:
-        _, classifier = weights_of(arguments)
-        if arguments.dataset is None:
+        if arguments.arch is not None and arguments.dataset is None:
             raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
+        _, classifier = weights_of(arguments)
     batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}; expected at least 1")
