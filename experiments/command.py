@@ -76,7 +76,10 @@ def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The arguments of commands that use what a run has learnt."""
     parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")
     parser.add_argument(
-        "--checkpoint", choices=CHECKPOINTS, default="latest", help="of the run's end (default), or of its best test"
+        "--checkpoint",
+        choices=CHECKPOINTS,
+        default="latest",
+        help="the latest checkpoint (default), or that of the best test",
     )
     return parser
 
@@ -88,10 +91,13 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
     parser.add_argument("paths", type=Path, nargs="*", metavar="path", help=help)
     parser.add_argument("--arch", help="network, such as resnet50 or package.module:factory, instead of a run's folder")
     parser.add_argument(
-        "--weights", default="DEFAULT", help="of --arch: a published name (default: DEFAULT), or a file"
+        "--weights", default="DEFAULT", help="weights for --arch: a published name (default: DEFAULT) or a file"
     )
     parser.add_argument(
-        "--checkpoint", choices=CHECKPOINTS, default="latest", help="of the run's end (default), or of its best test"
+        "--checkpoint",
+        choices=CHECKPOINTS,
+        default="latest",
+        help="the latest checkpoint (default), or that of the best test",
     )
     if images:
         parser.add_argument("--batch-size", type=int, default=32, help="images computed at once (default: 32)")

@@ -70,7 +70,7 @@ def family_of(name: str) -> str:
         if name in models:
             return family
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else "jaxnets.list_models() names them all"
+    hint = f"did you mean {', '.join(near)}?" if near else "jaxnets.list_models() names them all."
     raise InputError(f"unknown architecture {name!r}; {hint} A network of your own is package.module:factory")
 
 
@@ -124,6 +124,9 @@ def _arguments(name: str, build: Factory) -> tuple[set[str], bool]:
 def _imported(name: str) -> Factory:
     """The factory "package.module:factory"."""
     module_name, _, attribute = name.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        dotted = module_name.removesuffix(".py").replace("/", ".").strip(".")
+        raise InputError(f"network {name!r}; give the module without its file: {dotted}:{attribute}")
     if not module_name or not attribute.isidentifier():
         raise InputError(f"network {name!r}; expected package.module:factory")
     if os.getcwd() not in sys.path and "" not in sys.path:

@@ -90,7 +90,7 @@ class Block(nn.Module):
         outputs: jax.Array = module(inputs)
         return outputs
 
-    def last_norm(self, name: str) -> Any:
+    def last_norm(self, *, name: str) -> Any:
         """The residual's last norm, whose scale starts at zero with `zero_init_residual`."""
         return self.norm(name=name, scale_init=initializers.zeros if self.zero_init_residual else initializers.ones)
 
@@ -110,7 +110,7 @@ class BasicBlock(Block):
         added = self.added(inputs)
         conv1 = self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")
         conv2 = self.conv(self.filters, 3, padding=1, name="conv2")
-        bn2 = self.last_norm("bn2")
+        bn2 = self.last_norm(name="bn2")
         x = convolved(conv1, self.norm(name="bn1"), inputs, self.activation)
         return convolved(conv2, bn2, x, self.activation, added, self.drop(drop_rate))
 
@@ -125,7 +125,7 @@ class Bottleneck(Block):
     def __call__(self, inputs: jax.Array, drop_rate: float | jax.Array = 0.0) -> jax.Array:
         added = self.added(inputs)
         reduce, transform, expand = self.convolutions()
-        bn3 = self.last_norm("bn3")
+        bn3 = self.last_norm(name="bn3")
         x = convolved(reduce, self.norm(name="bn1"), inputs, self.activation)
         x = convolved(transform, self.norm(name="bn2"), x, self.activation)
         return convolved(expand, bn3, x, self.activation, added, self.drop(drop_rate))

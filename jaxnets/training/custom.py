@@ -32,6 +32,14 @@ class Custom:
         return {"model": model, "optimizer": optimizer, "metrics": list(self.metrics)}
 
 
+def check_parts(metrics: Any, hooks: Any) -> None:
+    """Raises InputError unless `metrics` is a mapping of functions (or None) and `hooks` a sequence of hooks."""
+    if metrics is not None and not (isinstance(metrics, Mapping) and all(callable(f) for f in metrics.values())):
+        raise InputError(f"metrics={metrics!r}; expected a mapping of names to functions of logits and labels")
+    if not isinstance(hooks, Sequence) or not all(isinstance(hook, Hook) for hook in hooks):
+        raise InputError(f"hooks={hooks!r}; expected a sequence of instances of jaxnets.training.Hook")
+
+
 def check_same_parts(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises InputError if a resumed run is given other parts of the user's own than the run began with."""
     for name, began in before.items():

@@ -14,7 +14,7 @@ from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
 from jaxnets.report import write_report
 from jaxnets.training.config import Config
-from jaxnets.training.custom import Custom
+from jaxnets.training.custom import Custom, check_parts
 from jaxnets.training.evaluation import Evaluation
 from jaxnets.training.hooks import Hook
 from jaxnets.training.interruption import Interruption
@@ -47,7 +47,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains a classifier as `config` says, writes the files of the run to `workdir`, and returns its result.json.
 
-    - `dataset` takes the place of the data set that `config` names; the run then bears its name.
+    - `dataset` takes the place of the data set that `config` names; the run then has its name.
     - `model` takes the place of the network `config.arch`, which is then only the name in the result.
     - `optimizer` takes the place of the recipe's optimiser, learning rate, schedule and weight decay.
     - `metrics` are functions of logits [N, K] and labels [N] that return [N] or [N, ...], for training and test. Their
@@ -59,8 +59,8 @@ def train(
     - `steps_per_call` is the number of steps that the device takes without the host, which helps small networks on fast
       devices; checkpoints and interruptions wait for the end of a call.
 
-    Raises InputError before it writes anything if the input is invalid, and later if the loss stays infinite; raises
-    Interrupted after saving the state when `interruption` asks it to stop.
+    Raises InputError before it writes anything if the input is invalid, and later if the loss or the gradients stay
+    infinite; raises Interrupted after saving the state when `interruption` asks it to stop.
     """
     started, workdir = time.perf_counter(), Path(workdir)
     parallel, interruption = parallel or Parallel.choose(), interruption or Interruption()
@@ -70,6 +70,7 @@ def train(
         require_tensorboard()
     if dataset is not None:
         config = replace(config, dataset=dataset.name)
+    check_parts(metrics, hooks)
     custom = Custom(model, optimizer, all_metrics(metrics), hooks)
     parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call} {list(custom.metrics)}")
     files = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))

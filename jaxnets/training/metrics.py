@@ -68,7 +68,7 @@ def metric_sums(
         if values.shape[:1] != labels.shape:
             raise InputError(f"metric {name!r} returned {list(values.shape)}; expected [{len(labels)}, ...]")
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-        # Not times the mask: an empty slot may give infinity.
+        # A product with the mask would turn the infinity of an empty slot into NaN.
         sums[name] = jnp.where(mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0).sum(0)
     return sums
 

@@ -41,7 +41,8 @@ class Workdir:
             if (path / "config.json").exists():
                 if not resume:
                     raise InputError(
-                        f"{path} already holds a run; continue it with --resume, or give another --workdir"
+                        f"{path} already holds a run; continue it with --resume (in Python: resume=True), or give "
+                        "another --workdir"
                     )
                 config.check_goes_on(Config.read(path / "config.json"))
             elif path.exists() and any(file.name != "config.new" for file in path.iterdir()):

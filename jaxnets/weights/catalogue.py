@@ -102,7 +102,7 @@ def published(arch: str, name: str = "DEFAULT") -> PublishedWeights:
     of_arch = [weights for weights in _PUBLISHED if weights.arch == arch]
     if not of_arch:
         archs = ", ".join(dict.fromkeys(weights.arch for weights in _PUBLISHED))
-        raise InputError(f"no weights are published for {arch}; expected one of {archs}")
+        raise InputError(f"no weights are published for {arch}; expected one of {archs}, or a file or a run as weights")
     if name == "DEFAULT":
         return of_arch[-1]
     for weights in of_arch:

@@ -76,6 +76,8 @@ def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = Non
     """
     folder = Path(os.path.abspath(workdir)) / FOLDER
     if not os.path.isdir(folder):
+        if os.path.isfile(workdir):
+            raise InputError(f"{workdir} is a file, not a run; weights in a file need --arch NAME --weights {workdir}")
         raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
     try:
         return _read(folder, which, model)

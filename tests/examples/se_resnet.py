@@ -35,7 +35,7 @@ class SEBlock(Block):
         conv1 = self.conv(self.filters, 3, stride=self.stride, padding=1, name="conv1")
         conv2 = self.conv(self.filters, 3, padding=1, name="conv2")
         x = convolved(conv1, self.norm(name="bn1"), inputs, self.activation)
-        x = convolved(conv2, self.last_norm("bn2"), x)
+        x = convolved(conv2, self.last_norm(name="bn2"), x)
         x = self.drop(drop_rate)(SqueezeExcitation(dtype=inputs.dtype, name="se")(x))
         added = self.added(inputs)
         return self.activation(x if added is None else x + added)

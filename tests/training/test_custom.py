@@ -210,3 +210,18 @@ def test_unfit_parts_are_refused(changes: dict[str, Any], words: str, tmp_path: 
 def test_a_classifier_needs_its_network(finished: tuple[Path, dict[str, Any], Notes]) -> None:
     with pytest.raises(InputError, match=r"its network .*Tiny was given to train\(\); give it to load_classifier"):
         load_classifier(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"metrics": [len]}, "metrics=.*; expected a mapping of names to functions"),
+        ({"metrics": {"margin": 1}}, "metrics=.*; expected a mapping of names to functions"),
+        ({"hooks": Hook()}, "hooks=.*; expected a sequence of instances"),
+        ({"hooks": [Hook]}, "hooks=.*; expected a sequence of instances"),
+    ],
+)
+def test_parts_of_another_kind_are_refused_at_once(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        train(Config("resnet20_cifar", RECIPE), tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()

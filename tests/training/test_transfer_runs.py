@@ -269,7 +269,10 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
         ({"transfer": "head", "head_epochs": 1}, "leave out --head-epochs"),
         ({"transfer": "head", "precise_batch_norm_images": 40}, "keeps the statistics"),
         ({"transfer": "full", "head_epochs": 2}, "head_epochs=2; expected fewer than epochs=2"),
-        ({"weights": "nowhere.pth"}, "'nowhere.pth' are no file, no run's workdir, and not published for small_resnet"),
+        (
+            {"weights": "nowhere.pth"},
+            "'nowhere.pth': there is no such file or run, and for small_resnet are published: none",
+        ),
         ({"weights": "IMAGENET1K_V1"}, "published: none"),
     ],
 )

@@ -59,7 +59,8 @@ def parts_off() -> frozenset[str]:
     names = frozenset(filter(None, os.environ.get(SWITCH, "").split(",")))
     unknown = sorted(names - set(PARTS))
     if unknown:
-        warnings.warn(f"{SWITCH} names {', '.join(unknown)}; expected some of {', '.join(PARTS)}", stacklevel=2)
+        message = f"{SWITCH} names {', '.join(unknown)}; expected some of {', '.join(PARTS)}"
+        warnings.warn_explicit(message, UserWarning, "jaxnets", 1)
     return names
 
 
