@@ -226,7 +226,7 @@ def test_what_commands_refuse(
 
 def test_images_that_can_not_be_read(run: Path, pictures: Path, invoke: Invoke, refuses: Refuses) -> None:
     (pictures / "broken.png").write_text("nonsense")
-    refuses("predict", run, pictures, words=("broken.png", "not an image"))
+    refuses("predict", run, pictures, words=("broken.png", "unreadable image"))
     assert len(json.loads(invoke("predict", run, pictures, "--format", "json", "--on-bad-image", "skip"))) == 7
     shutil.rmtree(pictures)
     pictures.mkdir()
