@@ -217,7 +217,7 @@ def test_what_commands_refuse(
     refuses("convert", run, "--crop-size", 3, "--output", "y.pth", words=("a run knows",))
     refuses("convert", run, "--arch", "resnet50", "--output", "y.pth", words=(f"a run of {ARCH}, not of resnet50",))
     refuses("train", "--arch", ARCH, "--transfer", "head", words=("no weights are published",))
-    refuses("train", "--arch", ARCH, "--weights", "x.pth", words=("x.pth", "no file"))
+    refuses("train", "--arch", ARCH, "--weights", "x.pth", words=("x.pth", "no such file"))
     refuses("train", "--arch", ARCH, "--weights", run, "--train-from", "layer2", words=("transfer=partial",))
     refuses("train", "--arch", ARCH, "--weights", run, "--transfer", "some", words=("--transfer", "full"))
     left = {"there.csv", "there.safetensors", "none", "pictures"}

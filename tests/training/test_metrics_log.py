@@ -94,7 +94,7 @@ def test_what_came_after_the_checkpoint_is_written_again(tmp_path: Path, monkeyp
 
 def test_a_log_that_lost_its_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match=r"metrics.jsonl is shorter than .* has written; put it back"):
+    with pytest.raises(InputError, match=r"metrics.jsonl is shorter than when the run stopped; restore it"):
         MetricsLog(tmp_path, 4, 1)
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match="is shorter"):
