@@ -1,4 +1,4 @@
-"""What all commands share: how they fail."""
+"""The parts that commands share: arguments, loading, and errors."""
 
 import argparse
 import os
@@ -35,7 +35,7 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output has gone, as in `predict ... | head`; nothing is left to be said to it.
+        # The reader has closed the output, as in `predict ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -57,7 +57,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles for the next start, in jaxnets' cache unless JAX was told of another place.
+    """Lets JAX keep what it compiles for the next start, in jaxnets' cache unless JAX is configured to use another.
 
     JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
     """
@@ -67,13 +67,13 @@ def _keep_compiled_programs() -> None:
 
 
 def program(command: str) -> str:
-    """How the user started a command, for usage lines: "jaxnets train", or "python -m experiments.train"."""
+    """The command as the user typed it, for usage lines: "jaxnets train" or "python -m experiments.train"."""
     console = f"jaxnets {command}"
     return console if sys.argv[0] == console else f"python -m experiments.{command}"
 
 
 def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The arguments of commands that use what a run has learnt."""
+    """Adds the arguments of commands that use a run."""
     parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")
     parser.add_argument(
         "--checkpoint",
@@ -139,7 +139,7 @@ def images_of(arguments: argparse.Namespace) -> Source:
 
 
 def classifier_of(arguments: argparse.Namespace) -> TrainedClassifier:
-    """What the run has learnt."""
+    """The classifier of the run that the arguments name."""
     prepare_for(arguments.workdir)
     return load_classifier(arguments.workdir, arguments.checkpoint)
 

@@ -12,7 +12,7 @@ import pytest
 
 import jaxnets
 from jaxnets.data.pipeline import Batch
-from jaxnets.data.preprocessing import AsTheyAre
+from jaxnets.data.preprocessing import NoPreprocessing
 from jaxnets.errors import InputError
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
@@ -53,7 +53,7 @@ def trained(
             train_step,
             model=network,
             optimizer=optimizer,
-            preprocessing=AsTheyAre(),
+            preprocessing=NoPreprocessing(),
             recipe=recipe,
             axis_name=axis_name,
         )
@@ -142,7 +142,7 @@ def test_no_gradient_is_computed_of_what_is_frozen() -> None:
         optimizer = RECIPE.make_optimizer(RECIPE.schedule_of(10, 100))
         state = jax.eval_shape(partial(create_state, model, optimizer, 0, 64, frozen=frozen))
         batch = Batch(np.zeros((2, 64, 64, 3), np.float32), np.zeros(2, np.int32), np.ones(2, bool))
-        step = partial(train_step, model=network, optimizer=optimizer, preprocessing=AsTheyAre(), recipe=RECIPE)
+        step = partial(train_step, model=network, optimizer=optimizer, preprocessing=NoPreprocessing(), recipe=RECIPE)
         analysis: Any = jax.jit(step).lower(state, batch).compile().cost_analysis()
         return analysis["flops"]
 
@@ -166,7 +166,7 @@ def test_the_head_phase_holds_the_rest_and_its_optimiser() -> None:
         reference.labels(count, classes).astype(np.int32),
         np.ones(count, bool),
     )
-    step = partial(train_step, optimizer=optimizer, preprocessing=AsTheyAre(), recipe=recipe)
+    step = partial(train_step, optimizer=optimizer, preprocessing=NoPreprocessing(), recipe=recipe)
     head = jax.jit(partial(step, model=HeadOnTrunk(model, make_head(model)), frozen=held))
     after: TrainState = state
     for _ in range(3):

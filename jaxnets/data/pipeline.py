@@ -26,7 +26,7 @@ _BATCHES_AHEAD = 3
 _SMALL_SIDE = 96
 _BATCHES_IN_TRANSFER = 2
 # Largest size of a source that is decoded once and kept in memory.
-MOST_BYTES_HELD = 2 << 30
+CACHE_BYTES = 2 << 30
 
 
 Item = TypeVar("Item")
@@ -65,7 +65,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def hold_if_small(
+def cached_if_small(
     source: Source, preprocessing: Preprocessing, done: Callable[[int], None] = lambda count: None
 ) -> Source | Preprocessed:
     """Preprocesses all images of the source into memory if they fit; otherwise returns the source.
@@ -73,7 +73,7 @@ def hold_if_small(
     `done` is called with the number of images preprocessed so far.
     """
     count, side = len(source), preprocessing.crop_size
-    if count * side**2 * 3 > MOST_BYTES_HELD:
+    if count * side**2 * 3 > CACHE_BYTES:
         return source
     images, labels = np.empty((count, side, side, 3), np.uint8), np.empty(count, np.int32)
     start = 0
@@ -160,7 +160,7 @@ def stacked(batches: Iterator[Batch], counts: Iterable[int]) -> Iterator[Batch]:
         yield jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
 
 
-def on_device(batches: Iterable[Batch], put: Callable[[Batch], Batch] = jax.device_put) -> Generator[Batch]:
+def to_device(batches: Iterable[Batch], put: Callable[[Batch], Batch] = jax.device_put) -> Generator[Batch]:
     """Yields the batches on the device, or wherever `put` copies them. The next ones are copied ahead of their use."""
     sent: deque[Batch] = deque()
     for batch in batches:

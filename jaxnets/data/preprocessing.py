@@ -89,7 +89,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class AsTheyAre(Preprocessing):
+class NoPreprocessing(Preprocessing):
     """A preprocessing that changes nothing, for inputs such as features."""
 
     crop_size: int = 1

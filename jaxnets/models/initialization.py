@@ -47,7 +47,7 @@ class Scaled:
     fan: Literal["in", "out"] = "in"
 
     def factor_of(self, shape: tuple[int, ...]) -> float:
-        """What the draws for a parameter of `shape` are multiplied with."""
+        """The factor that scales the draws for a parameter of `shape`."""
         if self.variance is None:
             return self.factor
         fan = math.prod(shape[:-2]) * shape[-2 if self.fan == "in" else -1]
@@ -71,7 +71,7 @@ class _Parameter(NamedTuple):
 
 @dataclass(frozen=True)
 class Declaration:
-    """What variables a network has, as `shapes`, a tree, and how its parameters begin."""
+    """The shapes of a network's variables, as a tree, and how its parameters are initialised."""
 
     shapes: dict[str, Any]
     parameters: Mapping[Path, _Parameter]
@@ -98,7 +98,7 @@ def parameter(
 
 
 def declaration(model: nn.Module, image_size: int) -> Declaration:
-    """What a network declares that sees images of that size. Raises InputError where they are too small for it."""
+    """The declaration of a network for images of this size. Raises InputError if they are too small for it."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     parameters: dict[Path, _Parameter] = {}
     token = _declarations.set(parameters)
@@ -174,7 +174,7 @@ def _values(parameters: Mapping[Path, _Parameter], key: jax.Array) -> dict[Path,
 
 
 def _folded_in(*path: str | int) -> np.uint32:
-    """What Flax folds into a key for a module's path and the count of its keys (flax.core.scope, LazyRng)."""
+    """The number that Flax folds into a key for a module: a hash of its path and its count of keys (flax.core.scope)."""
     digest = hashlib.sha1()
     for part in path:
         if flax.config.flax_fix_rng_separator:
@@ -191,7 +191,7 @@ class _Drawn(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What the program draws, row by row: the data folded into the key, the first number, and how it is scaled."""
+    """The rows that the program draws: the data folded into the key, the first number, and the scale of each."""
 
     data: np.ndarray
     first: np.ndarray
@@ -213,7 +213,7 @@ def _draw(parameters: list[_Drawn], dtype: np.dtype[Any], key: jax.Array) -> Ite
     rows = _Rows(*(np.pad(column, (0, padding)) for column in rows))
     starts = iter(range(0, len(rows.data), _ROWS))
     left = np.empty((0, _ROW), dtype)
-    # One after another, so that no more than one parameter is there twice.
+    # One after another, so that at most one parameter is in memory twice.
     for parameter, count in zip(parameters, counts, strict=True):
         pieces = [left[:count]]
         left = left[count:]
@@ -232,7 +232,7 @@ def _no_rows(dtype: DTypeLike) -> _Rows:
 
 
 def _unaligned(size: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Memory that JAX copies on the CPU: what it took over as it is, no step could use up, and all would be twice."""
+    """An array that `device_put` copies on the CPU. JAX shares aligned memory instead, which a step cannot donate."""
     numbers = np.empty(size + 64, dtype)
     begin = (16 - numbers.ctypes.data) % 64 // numbers.itemsize
     return numbers[begin : begin + size]

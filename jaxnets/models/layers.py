@@ -19,7 +19,7 @@ from jaxnets.ops import batch_norm, conv2d, conv2d_bias, dense, image_keys
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = initializers.Initializer
 
-# What torch gives nn.Conv2d and nn.Linear: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
+# The default of torch's nn.Conv2d and nn.Linear: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)).
 torch_kernel_init = Scaled("uniform", variance=1 / 3)
 # He et al. 2015 (arXiv 1502.01852); torchvision's ResNet counts the fan out, the paper the fan in.
 he_fan_out = Scaled("normal", variance=2.0, fan="out")
@@ -191,7 +191,7 @@ class BatchNorm(nn.Module):
 
     @property
     def folded(self) -> bool:
-        """Whether the convolution before the norm does its work."""
+        """Whether `inference.fold` has multiplied the norm into the convolution before it."""
         return self.has_variable("params", "folded")
 
     @nn.compact

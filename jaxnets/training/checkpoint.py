@@ -116,7 +116,7 @@ class Checkpoints:
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
                 metadata = files.read_metadata(self._manager, number)
-                self._contents.check_goes_on(metadata)
+                self._contents.check_resumes(metadata)
                 variables = files.read_arrays(self._manager, number, "variables", metadata, like.variables)
                 rest = files.read_arrays(self._manager, number, "training", metadata, _numbered(_rest(like)))
             except (InputError, MemoryError):

@@ -115,7 +115,7 @@ class Config:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged or from another version ({error})") from None
 
-    def check_goes_on(self, before: "Config") -> None:
+    def check_resumes(self, before: "Config") -> None:
         """Raises InputError unless a run with the configuration `before` can resume with this one."""
         for ours, theirs, prefix in ((self, before, ""), (self.recipe, before.recipe, "recipe.")):
             for setting in fields(ours):

@@ -48,10 +48,10 @@ class Contents:
         """The metadata as JSON."""
         return {**asdict(self), "class_names": list(self.class_names)}
 
-    def check_goes_on(self, before: dict[str, Any]) -> None:
+    def check_resumes(self, before: dict[str, Any]) -> None:
         """Raises InputError unless a run with the metadata `before` can resume with these."""
         check_classes(before["class_names"], self.class_names)
-        self.config.check_goes_on(Config.from_dict(before["config"]))
+        self.config.check_resumes(Config.from_dict(before["config"]))
         check_same_parts(before["custom"], self.custom)
         for split, fingerprint in self.fingerprints.items():
             if before["fingerprints"][split] != fingerprint:

@@ -1,4 +1,4 @@
-"""What a run uses in place of, or beside, the parts that its configuration names."""
+"""The parts of a run that the user gives in place of named ones: network, optimiser, metrics and hooks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.data.batches import Slots, evaluation_slots
-from jaxnets.data.pipeline import Batch, Preprocessed, on_device, read_batches
+from jaxnets.data.pipeline import Batch, Preprocessed, to_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
 from jaxnets.models.features import features
@@ -37,7 +37,7 @@ def run_batches(
 
     Each process reads the share of the images that its plan names; the next batches are read while one is computed.
     """
-    for batch in on_device(read_batches(source, preprocessing, plan), parallel.put):
+    for batch in to_device(read_batches(source, preprocessing, plan), parallel.put):
         yield parallel.fetch(step(variables, batch))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from jaxnets.data.batches import steps_through, training_slots
-from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, hold_if_small, read_batches
+from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, cached_if_small, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
 from jaxnets.training.recipe import Recipe
@@ -41,7 +41,7 @@ class TrainingFeed:
         if self._crops is not None:
             return self._source
         if self._cached is None or self._cached[0] != size:
-            self._cached = size, hold_if_small(self._source, resized(self._preprocessing, size), done)
+            self._cached = size, cached_if_small(self._source, resized(self._preprocessing, size), done)
         return self._cached[1]
 
     def with_images(self, images: Preprocessed) -> "TrainingFeed":

@@ -101,7 +101,7 @@ class Vote:
         if self._parallel.process_count == 1:
             return asked
         # The answer of the call before, whose computation has finished by now.
-        before, self._before = self._before, self._parallel.anywhere(asked)
+        before, self._before = self._before, self._parallel.in_any_process(asked)
         return bool(before)
 
 

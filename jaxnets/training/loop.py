@@ -74,7 +74,7 @@ def train(
     custom = Custom(model, optimizer, all_metrics(metrics), hooks)
     parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call} {list(custom.metrics)}")
     files = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
-    if finished := parallel.tell(files.result() if files else None):
+    if finished := parallel.broadcast(files.result() if files else None):
         if files and not (workdir / "report.html").exists():
             write_report(workdir)
         return finished

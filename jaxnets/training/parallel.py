@@ -208,14 +208,14 @@ class Parallel:
         """Replicated arrays as NumPy arrays on this host."""
         return jax.device_get(jax.tree.map(lambda array: array.addressable_data(0), tree))
 
-    def anywhere(self, here: bool) -> bool | jax.Array:
+    def in_any_process(self, here: bool) -> bool | jax.Array:
         """Whether `here` is true in any process; with several processes, an array that may still be in computation."""
         if self.process_count == 1:
             return here
         flags = self.put(np.full(sum(d.process_index == self.process_index for d in self.devices), here))
         return _any(flags)
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The value of process 0, of JSON types, in each process."""
         return self.gather(value if self.is_primary else None)[0]
 
@@ -237,7 +237,7 @@ class Parallel:
                 value = function()
             except InputError as error:
                 refusal = str(error)
-        refusal = self.tell(refusal)
+        refusal = self.broadcast(refusal)
         if refusal is not None:
             raise InputError(refusal)
         return value

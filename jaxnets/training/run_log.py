@@ -1,4 +1,4 @@
-"""What a run has done so far, and its log: metrics.jsonl and the progress line."""
+"""The progress of a run so far, and its log: metrics.jsonl and the progress line."""
 
 import math
 import sys

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from jaxnets.data.datasets import load_dataset
-from jaxnets.data.pipeline import MOST_BYTES_HELD, Preprocessed, hold_if_small
-from jaxnets.data.preprocessing import AsTheyAre, Preprocessing
+from jaxnets.data.pipeline import CACHE_BYTES, Preprocessed, cached_if_small
+from jaxnets.data.preprocessing import NoPreprocessing, Preprocessing
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.data.verification import BadImage, verify
 from jaxnets.errors import InputError
@@ -76,7 +76,7 @@ class Setup:
         if self.contents.config.transfer != "head" or recipe.augments:
             return self
         width = variables["params"][head_of(self.network)]["kernel"].shape[0]
-        if images * width * 4 > MOST_BYTES_HELD:
+        if images * width * 4 > CACHE_BYTES:
             return self
         stage, size = head_inputs(self.network), recipe.batch_size
         train = FeatureExtractor(self.network, resized(self.preprocessing, side), stage, size, parallel)
@@ -91,7 +91,7 @@ class Setup:
             test_images=test_images,
             network=make_head(self.network),
             model=make_head(self.network, parallel.axis_name),
-            inputs=AsTheyAre(),
+            inputs=NoPreprocessing(),
         )
 
 
@@ -138,7 +138,7 @@ def set_up(
     with counting("decoding training images", len(dataset.train), quiet=quiet) as (done, _):
         feed.images(recipe.train_image_size(0), done)
     with counting("decoding test images", len(dataset.test), quiet=quiet) as (done, _):
-        test_images = hold_if_small(dataset.test, preprocessing, done)
+        test_images = cached_if_small(dataset.test, preprocessing, done)
     steps = feed.steps_through(recipe.epochs)
     optimizer, rates = _optimizer(recipe, network, custom, steps, len(dataset.train))
     model: Any = with_frozen_norms(with_batch_norm(network, recipe.batch_norm, parallel.axis_name), frozen)

@@ -19,13 +19,13 @@ from jaxnets.weights.runs import read_contents
 
 
 def origin_of(config: Config, workdir: Path, parallel: Parallel) -> Origin | None:
-    """What goes with the weights that the run starts from, or started from; the same in all processes."""
+    """The origin of the weights that the run starts or started from; the same in all processes."""
     if config.weights is None:
         return None
     found = parallel.on_primary(
         lambda: read_contents(workdir) or asdict(describe(config.arch, config.weights or "DEFAULT"))
     )
-    return Origin.from_dict(parallel.tell(found))
+    return Origin.from_dict(parallel.broadcast(found))
 
 
 def saved_or_new(
@@ -46,10 +46,10 @@ def saved_or_new(
     )
     state = new()
     saved = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if checkpoints else None
-    if config.weights and not parallel.tell(saved is not None):
+    if config.weights and not parallel.broadcast(saved is not None):
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         start = partial(starting_variables, run.network, config.arch, config.weights, run.dataset.class_names, key)
         variables = parallel.on_primary(start)
         state = new(variables=variables) if variables else state
     state, position = saved or (state, Position().to_dict())
-    return parallel.replicate(state), Position.from_dict(parallel.tell(position))
+    return parallel.replicate(state), Position.from_dict(parallel.broadcast(position))

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jaxnets.data.pipeline import Batch, on_device, stacked
+from jaxnets.data.pipeline import Batch, to_device, stacked
 from jaxnets.models.features import head_of
 from jaxnets.training.batch_norm import Recalibration, small_batch_warning
 from jaxnets.training.checkpoint import Checkpoints
@@ -180,7 +180,7 @@ class Trainer:
         batches: Iterator[Batch] = feed.batches(first_step, self.run.steps)
         if steps_per_call > 1:
             batches = stacked(batches, feed.calls(first_step, self.run.steps, steps_per_call))
-        return on_device(batches, partial(self._parallel.put, several_steps=steps_per_call > 1))
+        return to_device(batches, partial(self._parallel.put, several_steps=steps_per_call > 1))
 
     def _compiled_steps(self) -> dict[str, Compiled]:
         run = self.run

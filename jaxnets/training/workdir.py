@@ -44,7 +44,7 @@ class Workdir:
                         f"{path} already holds a run; continue it with --resume (in Python: resume=True), or give "
                         "another --workdir"
                     )
-                config.check_goes_on(Config.read(path / "config.json"))
+                config.check_resumes(Config.read(path / "config.json"))
             elif path.exists() and any(file.name != "config.new" for file in path.iterdir()):
                 raise InputError(f"{path} is not empty; give an empty or a new folder as --workdir")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What goes with weights."""
+"""The preprocessing, class names and network options that belong to weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -214,7 +214,7 @@ class _Machine:
     def text(self, width: int) -> None:
         self.push(_text(self._take(self._number(width))))
 
-    def octets(self, width: int) -> None:
+    def raw_bytes(self, width: int) -> None:
         self.push(self._take(self._number(width)))
 
     def tuple_of(self, count: int) -> None:
@@ -346,9 +346,9 @@ _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     # Python 2 strings: the names in the oldest checkpoints.
     b"U": lambda machine: machine.text(1),
     b"T": lambda machine: machine.text(4),
-    b"C": lambda machine: machine.octets(1),
-    b"B": lambda machine: machine.octets(4),
-    b"\x8e": lambda machine: machine.octets(8),
+    b"C": lambda machine: machine.raw_bytes(1),
+    b"B": lambda machine: machine.raw_bytes(4),
+    b"\x8e": lambda machine: machine.raw_bytes(8),
     b"\x85": lambda machine: machine.tuple_of(1),
     b"\x86": lambda machine: machine.tuple_of(2),
     b"\x87": lambda machine: machine.tuple_of(3),

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxnets.errors import InputError
 from jaxnets.weights.pickles import shown
-from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, octets, replacing, shown_path, truths
+from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, tensor_bytes, replacing, shown_path, booleans
 
 # Far larger than the header of any network. Parsing a header takes many times its size in memory.
 MAX_HEADER = 4 << 20
@@ -54,7 +54,7 @@ class SafetensorsFile:
         dtype, shape = spec = self.specs[name]
         data = np.empty(spec.nbytes, np.uint8)
         fill(self._file, data, self._start + self._starts[name])
-        return truths(data.reshape(shape)) if dtype.name == "bool" else data.view(dtype).reshape(shape)
+        return booleans(data.reshape(shape)) if dtype.name == "bool" else data.view(dtype).reshape(shape)
 
 
 def write_safetensors(
@@ -82,7 +82,7 @@ def write_safetensors(
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in names:
-            file.write(octets(path, name, specs[name], read))
+            file.write(tensor_bytes(path, name, specs[name], read))
 
 
 def _spec(name: str, tensor: Any) -> Spec:

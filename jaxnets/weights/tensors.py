@@ -70,7 +70,7 @@ def check_writable(path: Path, name: str, spec: Spec) -> Spec:
     return spec
 
 
-def octets(path: Path, name: str, spec: Spec, read: Callable[[str], np.ndarray]) -> memoryview:
+def tensor_bytes(path: Path, name: str, spec: Spec, read: Callable[[str], np.ndarray]) -> memoryview:
     """The bytes of the tensor that `read` returns. Raises InputError if it differs from its spec."""
     array = read(name)
     if (array.dtype, array.shape) != spec:
@@ -105,6 +105,6 @@ def checked(spec: Spec) -> Spec:
     return spec
 
 
-def truths(array: np.ndarray) -> np.ndarray:
+def booleans(array: np.ndarray) -> np.ndarray:
     """Converts bytes to booleans; any byte but 0 is True."""
     return np.asarray(array.view(np.uint8) != 0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnets.errors import InputError
 from jaxnets.weights.pickles import MAX_BYTES, STORAGES, Tensor, read_pickle, shown
-from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, octets, replacing, truths
+from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, tensor_bytes, replacing, booleans
 from jaxnets.weights.zip_entries import EXTRA, LOCAL, Stored, locate, read_directory
 
 _MAGIC_NUMBER, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -73,7 +73,7 @@ class TorchFile:
         strides = [stride * dtype.itemsize if side > 1 else 0 for side, stride in pairs]
         view = np.ndarray(tensor.size, dtype, data.data, strides=strides)
         if dtype.name == "bool":
-            return truths(np.ascontiguousarray(view)).reshape(tensor.size)
+            return booleans(np.ascontiguousarray(view)).reshape(tensor.size)
         return np.ascontiguousarray(view).reshape(tensor.size)
 
     def _check(self, tensor: Tensor) -> Spec:
@@ -207,7 +207,7 @@ def write_torch_file(path: Path, specs: Mapping[str, Spec], read: Callable[[str]
         _write_entry(file, archive, "data.pkl", memoryview(_pickled(specs)))
         _write_entry(file, archive, "byteorder", memoryview(b"little"))
         for number, (name, spec) in enumerate(specs.items()):
-            _write_entry(file, archive, f"data/{number}", octets(path, name, spec, read))
+            _write_entry(file, archive, f"data/{number}", tensor_bytes(path, name, spec, read))
         _write_entry(file, archive, "version", memoryview(b"3\n"))
 
 

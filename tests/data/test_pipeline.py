@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxnets.data.batches import Slots, evaluation_slots, steps_through, training_slots
 from jaxnets.data.cropping import crop_draws, crop_into
-from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, hold_if_small, in_order, on_device, read_batches
+from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, cached_if_small, in_order, to_device, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import ArraySource, Record
 from jaxnets.errors import InputError
@@ -108,13 +108,13 @@ def test_evaluation_preprocesses_every_image_once(batch_size: int) -> None:
 
 def test_a_small_source_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Jpegs()
-    preprocessed = hold_if_small(source, PREPROCESSING)
+    preprocessed = cached_if_small(source, PREPROCESSING)
     assert isinstance(preprocessed, Preprocessed)
     assert sorted(source.read) == list(range(37))
     direct = [b.images for b in read_batches(source, PREPROCESSING, plan(10))]
     np.testing.assert_array_equal([b.images for b in read_batches(preprocessed, PREPROCESSING, plan(10))], direct)
-    monkeypatch.setattr("jaxnets.data.pipeline.MOST_BYTES_HELD", 37 * 8 * 8 * 3 - 1)
-    assert hold_if_small(source, PREPROCESSING) is source
+    monkeypatch.setattr("jaxnets.data.pipeline.CACHE_BYTES", 37 * 8 * 8 * 3 - 1)
+    assert cached_if_small(source, PREPROCESSING) is source
 
 
 def test_an_unreadable_image_is_reported_and_ends_the_threads() -> None:
@@ -146,11 +146,11 @@ def test_batches_are_copied_to_the_device_ahead_of_their_use() -> None:
             produced.append(number)
             yield Batch(np.full(1, number), np.zeros(1), np.ones(1))
 
-    received = on_device(host())
+    received = to_device(host())
     assert next(received).images == 0
     assert produced == [0, 1, 2]
     assert [int(batch.images[0]) for batch in received] == [1, 2, 3, 4, 5]
-    (batch,) = on_device(read_batches(Jpegs(), PREPROCESSING, [training_slots(0, 0, 4, 37)]))
+    (batch,) = to_device(read_batches(Jpegs(), PREPROCESSING, [training_slots(0, 0, 4, 37)]))
     assert all(isinstance(array, jax.Array) for array in batch)
     assert batch.images.dtype == np.uint8
 
@@ -182,6 +182,6 @@ def test_arrays_of_wrong_shape_or_type_are_refused(images: np.ndarray, labels: n
 def test_grey_arrays_become_colour() -> None:
     grey = PHOTOS[..., 0]
     for images in (grey, grey[..., None]):
-        preprocessed = hold_if_small(ArraySource(images, np.zeros(37, int)), Preprocessing(20, 20))
+        preprocessed = cached_if_small(ArraySource(images, np.zeros(37, int)), Preprocessing(20, 20))
         assert isinstance(preprocessed, Preprocessed)
         np.testing.assert_array_equal(preprocessed.images, np.repeat(grey[:, :, 5:25, None], 3, axis=-1))

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 
 from jaxnets.data.datasets import digits, load_dataset
 from jaxnets.data.folder import load_folder
-from jaxnets.data.pipeline import hold_if_small
+from jaxnets.data.pipeline import cached_if_small
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.records import load_records, write_records
 from jaxnets.data.sources import ArraySource, Dataset, Subset
@@ -83,8 +83,8 @@ def test_records_contain_the_resized_images_in_order(dataset: Dataset, tmp_path:
 def test_records_and_files_are_preprocessed_alike(dataset: Dataset, tmp_path: Path) -> None:
     write_records(dataset, tmp_path / "records", 64, quiet)
     preprocessing = Preprocessing(56, 64)
-    expected = hold_if_small(dataset.test, preprocessing)
-    actual = hold_if_small(load_records(tmp_path / "records").test, preprocessing)
+    expected = cached_if_small(dataset.test, preprocessing)
+    actual = cached_if_small(load_records(tmp_path / "records").test, preprocessing)
     # A file is resized and cropped in one call, a record was resized before; a few pixels round differently.
     difference = np.abs(actual.images.astype(int) - expected.images)  # type: ignore[union-attr]
     assert difference.max() <= 1

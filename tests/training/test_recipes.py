@@ -229,11 +229,11 @@ def test_no_setting_that_changes_numbers_may_change_where_a_run_goes_on(name: st
     other = {"schedule": "exponential", "decay_epochs": (2.0,), "accumulation": 2}.get(name, OTHERS[name])
     now = replace(before, recipe=replace(before.recipe, **{name: other}))
     if name == "remat":
-        now.check_goes_on(before)
+        now.check_resumes(before)
     else:
         with pytest.raises(InputError, match=f"^the run began with recipe.{name}=.*; resume with the same"):
-            now.check_goes_on(before)
-    replace(now, dataset="elsewhere", data_dir="/moved", log_every=3).check_goes_on(now)
+            now.check_resumes(before)
+    replace(now, dataset="elsewhere", data_dir="/moved", log_every=3).check_resumes(now)
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,8 @@ def test_cached_features_train_the_same_head(
         return extract(self, variables, source, *done)
 
     monkeypatch.setattr(setup.FeatureExtractor, "__call__", count)
-    for name, most in (("cached", setup.MOST_BYTES_HELD), ("computed", 0)):
-        monkeypatch.setattr(setup, "MOST_BYTES_HELD", most)
+    for name, most in (("cached", setup.CACHE_BYTES), ("computed", 0)):
+        monkeypatch.setattr(setup, "CACHE_BYTES", most)
         results[name] = train(run, tmp_path / name, OTHERS, parallel=cpus(devices))
         # The trunk sees each image once, whatever the epochs.
         assert extracted == [len(OTHERS.train), len(OTHERS.test)]

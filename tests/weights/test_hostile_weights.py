@@ -554,8 +554,8 @@ def test_the_stride_of_a_dimension_of_size_one_is_ignored(tmp_path: Path) -> Non
 
 
 def test_booleans_are_0_or_1(tmp_path: Path) -> None:
-    truths = storage(kind="torch.BoolStorage")
-    made = archive(state(a=tensor((4,), (1,), of=truths), b=tensor((), (), 3, of=truths)), data__0=b"\0\1\2\xff")
+    booleans = storage(kind="torch.BoolStorage")
+    made = archive(state(a=tensor((4,), (1,), of=booleans), b=tensor((), (), 3, of=booleans)), data__0=b"\0\1\2\xff")
     tensors = read(tmp_path, made)
     assert tensors["a"].view(np.uint8).tolist() == [0, 1, 1, 1]
     assert (tensors["b"].view(np.uint8), tensors["b"].shape) == (1, ())

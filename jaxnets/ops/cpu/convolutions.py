@@ -44,8 +44,9 @@ from jaxnets.ops.cpu.library import (
 )
 
 _DIRECT = 1
-# A 1x1 convolution of fewer pixels is computed as a matrix product, which need not reorder the kernel. Without AVX-512
-# forward and by inputs it always is, and the gradient by weights below the second number.
+# Matrix products compute 1x1 convolutions of fewer than `_PRODUCT_PIXELS` pixels, as they do not reorder the kernel.
+# Without AVX-512 they compute all 1x1 convolutions and input gradients, and weight gradients of fewer than
+# `_PRODUCT_PIXELS_OF_WEIGHTS` pixels.
 _PRODUCT_PIXELS = 512
 _PRODUCT_PIXELS_OF_WEIGHTS = 2048
 # Of dnnl_query_t.
@@ -83,7 +84,7 @@ class Convolution:
     groups: int
 
     def call(self) -> Call:
-        """Operands, by direction: images and kernel; outputs' gradient and kernel; images and outputs' gradient."""
+        """Operands: images and kernel, the outputs' gradient and kernel, or images and the outputs' gradient."""
         call = self._generated_call()
         if call is not None:
             return call

@@ -1,7 +1,8 @@
-"""Fewer calls of the engine in a program that is lowered but not compiled, and calls on rows of stacked arrays.
+"""Joins calls of the engine in a lowered program, and lets calls in a loop use rows of stacked arrays.
 
-Each call costs a handover between threads, and what a loop reads of stacked arrays, or writes to them, is copied for
-it. So calls are joined unless XLA computes something in between, and calls get a stacked array and the row's index.
+Each call costs a handover between threads. Successive calls become one, unless XLA has to compute something between
+them. XLA copies each row that a loop reads from a stacked array or writes to one; instead, a call gets the whole array
+and the row's index.
 """
 
 import json
@@ -117,7 +118,7 @@ def _parsed(operation: Any) -> dict[str, Any]:
 
 
 def _was_joined(operation: Any) -> bool:
-    """Whether a call has temporaries or rows, as its module was joined before."""
+    """Whether a call has temporaries or rows, because its module was joined before."""
     fields = _parsed(operation)
     return bool(fields["temporaries"] or fields["rows"])
 
@@ -128,7 +129,7 @@ def _layout(kind: Any) -> Any:
 
 
 def _inline_calls(name: str, functions: dict[str, Any], inlined: set[str]) -> None:
-    """Replaces calls of functions by their bodies: calls that can be joined may lie in two functions."""
+    """Replaces calls of functions by their bodies, as calls in two functions may be joined."""
     if name in inlined:
         return
     inlined.add(name)

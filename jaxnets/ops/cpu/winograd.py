@@ -40,8 +40,8 @@ from jaxnets.ops.cpu.library import (
 )
 from jaxnets.ops.cpu.winograd_tiles import KERNEL_SUMS, PLANES, VECTOR, Finish, TileStep, Way, tiles_in
 
-# It is faster if both sides have the first number of channels, one of them the second, and a tap of the kernel the
-# third number of multiplications.
+# It is faster if inputs and outputs both have `_FEWEST_CHANNELS`, one of them has `_SIDE_CHANNELS`, and each tap of the
+# kernel has `_FEWEST_PRODUCTS` multiplications.
 _FEWEST_CHANNELS, _SIDE_CHANNELS = 32, 64
 _FEWEST_PRODUCTS = 6 * 2**20
 
