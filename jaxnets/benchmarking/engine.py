@@ -1,8 +1,8 @@
 """What each part of the CPU engine is worth: python -m jaxnets.benchmarking.engine ARCH --image-size S --batch-size N.
 
 One process compiles the step with the whole engine, and once more without each part; then they take turns. Prints, for
-each part, the quartiles of the time without it over the time with it, and the ratio of the shortest times: of the clock,
-and of the processor's cores, which other programs disturb less.
+each part, the quartiles of the time without it over the time with it, and the ratio of the shortest times: by the
+clock, and by the processor's cores, which other programs disturb less.
 """
 
 import argparse

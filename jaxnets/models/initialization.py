@@ -174,7 +174,7 @@ def _values(parameters: Mapping[Path, _Parameter], key: jax.Array) -> dict[Path,
 
 
 def _folded_in(*path: str | int) -> np.uint32:
-    """The number that Flax folds into a key for a module: a hash of its path and its count of keys (flax.core.scope)."""
+    """The number that Flax folds into a key for a module: a hash of its path and count of keys (flax.core.scope)."""
     digest = hashlib.sha1()
     for part in path:
         if flax.config.flax_fix_rng_separator:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.data.batches import Slots, evaluation_slots
-from jaxnets.data.pipeline import Batch, Preprocessed, to_device, read_batches
+from jaxnets.data.pipeline import Batch, Preprocessed, read_batches, to_device
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
 from jaxnets.models.features import features

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jaxnets.data.pipeline import Batch, to_device, stacked
+from jaxnets.data.pipeline import Batch, stacked, to_device
 from jaxnets.models.features import head_of
 from jaxnets.training.batch_norm import Recalibration, small_batch_warning
 from jaxnets.training.checkpoint import Checkpoints

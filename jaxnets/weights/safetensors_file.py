@@ -11,7 +11,17 @@ from safetensors import SafetensorError, safe_open
 
 from jaxnets.errors import InputError
 from jaxnets.weights.pickles import shown
-from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, tensor_bytes, replacing, shown_path, booleans
+from jaxnets.weights.tensors import (
+    DTYPES,
+    Spec,
+    booleans,
+    check_writable,
+    checked,
+    fill,
+    replacing,
+    shown_path,
+    tensor_bytes,
+)
 
 # Far larger than the header of any network. Parsing a header takes many times its size in memory.
 MAX_HEADER = 4 << 20

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnets.errors import InputError
 from jaxnets.weights.pickles import MAX_BYTES, STORAGES, Tensor, read_pickle, shown
-from jaxnets.weights.tensors import DTYPES, Spec, check_writable, checked, fill, tensor_bytes, replacing, booleans
+from jaxnets.weights.tensors import DTYPES, Spec, booleans, check_writable, checked, fill, replacing, tensor_bytes
 from jaxnets.weights.zip_entries import EXTRA, LOCAL, Stored, locate, read_directory
 
 _MAGIC_NUMBER, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

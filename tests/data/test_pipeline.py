@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxnets.data.batches import Slots, evaluation_slots, steps_through, training_slots
 from jaxnets.data.cropping import crop_draws, crop_into
-from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, cached_if_small, in_order, to_device, read_batches
+from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, cached_if_small, in_order, read_batches, to_device
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import ArraySource, Record
 from jaxnets.errors import InputError
