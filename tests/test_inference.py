@@ -55,7 +55,7 @@ def trained_like(variables: Any) -> dict[str, Any]:
     return drawn
 
 
-@pytest.mark.parametrize("name", slow_except(("alexnet", "resnet18", "plain20_cifar"), CASES))
+@pytest.mark.parametrize("name", slow_except(("alexnet", "plain20_cifar"), CASES))
 def test_logits_are_the_same(name: str) -> None:
     model, variables, images = network(name)
     folded, weights, unfolded = fold(model, variables)
@@ -73,6 +73,7 @@ def test_logits_are_the_same(name: str) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", slow_except(["resnext50_32x4d"], ["resnext50_32x4d", "resnet1001_v2_cifar"]))
+@pytest.mark.slow
 def test_only_rounding_differs(name: str) -> None:
     model, variables, images = network(name, jnp.float64)
     folded, weights, _ = fold(model, variables)

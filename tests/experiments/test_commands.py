@@ -79,6 +79,7 @@ def test_predictions_agree_with_the_accuracy(trained: Path) -> None:
     assert [row[2] for row in rows] == [str(label) for label in digits().test.labels]
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
     done = command("evaluate", trained, folder=trained)
     result = json.loads((trained / "result.json").read_text())

@@ -148,6 +148,7 @@ def test_auxiliary_heads_only_speak_in_training() -> None:
 
 
 @pytest.mark.parametrize("name", slow_except(["alexnet"], ["alexnet", "alexnet_2012"]))
+@pytest.mark.slow
 def test_dropout_acts_in_training_alone_and_can_be_turned_off(name: str) -> None:
     model, variables, images = init(name, hidden_features=32)
 
@@ -215,6 +216,7 @@ def test_alexnet_2012_normalises_responses_after_the_first_two_layers() -> None:
     assert calls == [(1, 55, 55, 96), (1, 27, 27, 256)]
 
 
+@pytest.mark.slow
 def test_alexnet_2012_starts_as_the_paper_says() -> None:
     _, variables, _ = init("alexnet_2012", hidden_features=512)
     for name, layer in variables["params"].items():

@@ -40,6 +40,7 @@ def test_a_recipe_knows_of_each_augmentation() -> None:
     assert not replace(PLAIN, train_image_sizes=(12,), repeats=2).augments
 
 
+@pytest.mark.slow
 def test_each_augmentation_changes_its_images() -> None:
     plain = inputs()
     for augmentation in AUGMENTATIONS:
