@@ -209,7 +209,12 @@ def test_what_a_block_does_not_declare_is_left_and_named(block: Any, name: str) 
 
 
 @pytest.mark.parametrize(
-    ("module", "unfolded"), [("se_resnet:se_resnet20", 0), ("resnet_d:resnet18d", 0), ("plain:PlainNetwork", 3)]
+    ("module", "unfolded"),
+    [
+        ("se_resnet:se_resnet20", 0),
+        pytest.param("resnet_d:resnet18d", 0, marks=pytest.mark.slow),
+        ("plain:PlainNetwork", 3),
+    ],
 )
 def test_networks_from_outside(module: str, unfolded: int) -> None:
     options = {} if "Plain" in module else {"num_filters": 8}

@@ -133,6 +133,7 @@ def test_images_depend_on_their_own_keys_only() -> None:
         np.testing.assert_array_equal(jax.jit(trivial_augment)(keys[part], images[part]), whole[part])
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_mapped_step() -> None:
     _, images, whole = (array[:16] for array in augmented())
 

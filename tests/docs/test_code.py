@@ -12,8 +12,7 @@ from tests.docs.pages import PAGES, blocks, name_of
 from tests.tiers import slow_except
 
 _WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
-# training/test_own_loop.py runs its main block in the default tier.
-_SLOW = [page for page in _WITH_CODE if name_of(page) == "docs/training-loop.md"]
+_SLOW = [page for page in _WITH_CODE if name_of(page) in ("docs/training-loop.md", "docs/data.md")]
 
 
 @pytest.mark.parametrize(

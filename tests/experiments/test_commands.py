@@ -114,6 +114,7 @@ def test_evaluate_needs_a_data_set_of_the_same_classes(trained: Path, refuses: R
     assert not evaluate._are_wordnet_ids(names[:10], ids[:10])
 
 
+@pytest.mark.slow
 def test_predict_gives_the_top_five_of_each_image(trained: Path) -> None:
     images = sorted((trained / "samples").glob("*.png"))[:3]
     done = command("predict", trained, *images, folder=trained)

@@ -156,6 +156,7 @@ def test_an_exported_program_is_the_model(run: Path, pictures: Path, invoke: Inv
     assert meaning["preprocessing"]["crop_size"] == side
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxnets import export
     from jaxnets.errors import InputError

@@ -178,6 +178,7 @@ def test_googlenet_drops_once_before_its_last_layer_and_once_a_head(name: str, r
     # torchvision drops the inputs of the first two dense layers, the paper (section 4.2) their outputs.
     [("alexnet", {"fc1": True, "fc2": True, "fc3": False}), ("alexnet_2012", {"fc1": False, "fc2": True, "fc3": True})],
 )
+@pytest.mark.slow
 def test_alexnet_drops_before_or_after_its_hidden_dense_layers(name: str, dropped: dict[str, bool]) -> None:
     model, variables, images = init(name, hidden_features=32)
     inputs = {}

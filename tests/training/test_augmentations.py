@@ -59,6 +59,7 @@ def test_a_setting_without_an_entry_is_an_error() -> None:
     augmentations._check((*AUGMENTATIONS, Augmentation(("blur",), "raw")), More)
 
 
+@pytest.mark.slow
 def test_the_images_are_those_of_six_keys_in_a_fixed_order() -> None:
     """As written out by hand: seeds give the same images as before there was a list."""
     shift, flip, trivial, colour, erasing, mixing = jax.random.split(jax.random.key(5), 6)

@@ -59,6 +59,7 @@ def assert_close(actual: Any, expected: Any, atol: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "synchronised", "frozen"])
+@pytest.mark.slow
 def test_replicas_normalise_by_the_statistics_of(kind: str) -> None:
     recipe = replace(PLAIN, batch_norm=kind)
     state = make_state(recipe, VARIABLES)

@@ -276,7 +276,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
         ({"transfer": "full", "head_epochs": 2}, "head_epochs=2; expected fewer than epochs=2"),
         (
             {"weights": "nowhere.pth"},
-            "'nowhere.pth': there is no such file or run; weights published for small_resnet: none",
+            "'nowhere.pth': there is no such file or run; for small_resnet, weights published: none",
         ),
         ({"weights": "IMAGENET1K_V1"}, "published: none"),
     ],
