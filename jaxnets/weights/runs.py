@@ -10,11 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxnets.errors import InputError
 from jaxnets.models.contract import has_option
 from jaxnets.models.initialization import declaration
 from jaxnets.models.registry import create_model
+from jaxnets.weights.network_tensors import fault_of
 from jaxnets.weights.origin import Origin
 
 FOLDER = "checkpoints"
@@ -109,6 +112,9 @@ def _read(folder: Path, which: str, given: nn.Module | None) -> RunWeights:
         shapes = declaration(model, origin.preprocessing.crop_size).shapes
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         variables = files.read_arrays(manager, number, "variables", metadata, like)
+    for path, leaf in flatten_dict(variables).items():
+        if fault := fault_of(np.asarray(leaf), is_variance=path[0] == "batch_stats" and path[-1] == "var"):
+            raise InputError(f"checkpoint {number} has {'/'.join(path)} that {fault}; use another checkpoint or run")
     return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings)
 
 
