@@ -101,4 +101,4 @@ def _count_classes(name: str, tensors: TensorFile) -> int:
 def not_a_tensor(tensors: TensorFile, name: str) -> str:
     """Why an entry of the file cannot be a tensor of the network."""
     kind = kind_of(tensors.about.others[name])
-    return f"{tensors.path}: {shown(name)} is a {kind}; expected a tensor of float32, float16, bfloat16 or float64"
+    return f"{tensors.path} has an entry {shown(name)} ({kind}); expected a plain tensor of floating-point numbers"

@@ -118,7 +118,7 @@ def _state_dict(value: Mapping[Any, Any], key: str | None, is_average: bool, oth
         if type(name) is str:
             (tensors if isinstance(tensor, Tensor) else others)[name] = tensor
         elif isinstance(tensor, Tensor):
-            raise InputError(f"has a tensor whose name is a {kind_of(name)}; expected text")
+            raise InputError(f"has a tensor whose name is of type {kind_of(name)}; expected text")
     counters = [name for name in _COUNTERS if name in tensors and tensors[name].size == ()]
     if counters and all(name.startswith("module.") or name in counters for name in tensors):
         is_average = True
@@ -144,10 +144,9 @@ def _without_tensors(value: Mapping[Any, Any]) -> str:
     """Why a checkpoint has no weights: what stands in their place."""
     key = next((key for key in (*_AVERAGES, *_PLAIN) if value.get(key) is not None), None)
     entries = value if key is None else value[key]
+    what = key or "the file", entries
     if isinstance(entries, dict) and entries:
         name, entry = next(iter(entries.items()))
-        where = f"{shown(str(name)) if type(name) is str else kind_of(name)}" + (f" under {key}" if key else "")
-        what = f"its entry {where} is a {kind_of(entry)}"
-    else:
-        what = "it is empty" if key is None else f"its entry {key} is a {kind_of(entries)}"
-    return f"has no tensors: {what}; expected a state dict, or one under a key such as {', '.join(_PLAIN[:3])}"
+        what = shown(name) if type(name) is str else kind_of(name), entry
+    found = f"entry {what[0]}: {kind_of(what[1])}" if what[1] is not value else "it is empty"
+    return f"has no tensors ({found}); expected a state dict, or one under a key such as {', '.join(_PLAIN[:3])}"
