@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_output(arguments.output)
     source = Path(arguments.source).expanduser()
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name in ("crop_size", "resize_size", "mean", "std", "interpolation")
         if (value := getattr(arguments, name)) is not None
@@ -47,7 +47,7 @@ def main() -> None:
     if source.is_dir():
         if arguments.weights_key:
             raise InputError(f"--weights-key {arguments.weights_key} is of a torch checkpoint; {source} is a run")
-        if given or arguments.class_names:
+        if settings or arguments.class_names:
             raise InputError(
                 "a run knows its classes and its preprocessing; leave out --class-names and those of the preprocessing"
             )
@@ -59,7 +59,7 @@ def main() -> None:
         arch = arguments.arch
         weights = source if source.exists() else arguments.source
         preprocessing = (
-            replace(describe(arch, weights, arguments.weights_key).preprocessing, **given) if given else None
+            replace(describe(arch, weights, arguments.weights_key).preprocessing, **settings) if settings else None
         )
         names = _lines(arguments.class_names) if arguments.class_names else None
         origin = convert_weights(

@@ -94,7 +94,7 @@ def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = Non
         ) from None
 
 
-def _read(folder: Path, which: str, given: nn.Module | None) -> RunWeights:
+def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
     files = orbax_files()
     with files.reader(folder) as manager:
         number = manager.latest_step()
@@ -106,9 +106,9 @@ def _read(folder: Path, which: str, given: nn.Module | None) -> RunWeights:
             metadata = files.read_metadata(manager, number)
         settings, origin = metadata["config"], Origin.from_dict(metadata)
         trained = metadata["custom"].get("model")
-        if trained is not None and given is None:
+        if trained is not None and custom is None:
             raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
-        model = network_of(settings, len(origin.class_names), origin.options, given)
+        model = network_of(settings, len(origin.class_names), origin.options, custom)
         shapes = declaration(model, origin.preprocessing.crop_size).shapes
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         variables = files.read_arrays(manager, number, "variables", metadata, like)

@@ -317,7 +317,7 @@ def references(sweep: Sweep, plain: ResNet8, average: ResNet8) -> None:
         plain,
     )
     sweep.refuse(
-        "references/says_resnet50.pth",
+        "references/says_resnetblur50.pth",
         saved({"model": state, "args": namespace("resnetblur50")}),
         "resnetblur50",
         "something else",
