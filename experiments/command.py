@@ -93,6 +93,7 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
     parser.add_argument(
         "--weights", default="DEFAULT", help="weights for --arch: a published name (default: DEFAULT) or a file"
     )
+    parser.add_argument("--weights-key", metavar="KEY", help="entry of a torch checkpoint to read, such as model_ema")
     parser.add_argument(
         "--checkpoint",
         choices=CHECKPOINTS,
@@ -110,7 +111,9 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
 def weights_of(arguments: argparse.Namespace) -> tuple[str, Pretrained]:
     """The network's name, and itself with its weights."""
     if arguments.arch is not None:
-        return arguments.arch, load_pretrained(arguments.arch, arguments.weights)
+        return arguments.arch, load_pretrained(arguments.arch, arguments.weights, weights_key=arguments.weights_key)
+    if arguments.weights_key is not None:
+        raise InputError(f"--weights-key {arguments.weights_key} needs --arch and --weights with a torch checkpoint")
     if arguments.weights != "DEFAULT":
         raise InputError(f"--weights {arguments.weights} needs the network they are for, as --arch")
     if not arguments.paths:

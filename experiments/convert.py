@@ -26,6 +26,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help=f"the file, ending in {', '.join(SUFFIXES)}")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="latest", help="of a run (default: latest)")
+    parser.add_argument(
+        "--weights-key", metavar="KEY", help="entry of a torch checkpoint to convert, such as model_ema"
+    )
     known = parser.add_argument_group("metadata of the weights, if the file has none")
     known.add_argument("--class-names", type=Path, metavar="FILE", help="text file with a class name a line")
     known.add_argument("--crop-size", type=int, help="image side in pixels for the network")
@@ -36,13 +39,15 @@ def main() -> None:
     arguments = parser.parse_args()
     check_output(arguments.output)
     source = Path(arguments.source).expanduser()
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name in ("crop_size", "resize_size", "mean", "std", "interpolation")
         if (value := getattr(arguments, name)) is not None
     }
     if source.is_dir():
-        if given or arguments.class_names:
+        if arguments.weights_key:
+            raise InputError(f"--weights-key {arguments.weights_key} is of a torch checkpoint; {source} is a run")
+        if settings or arguments.class_names:
             raise InputError(
                 "a run knows its classes and its preprocessing; leave out --class-names and those of the preprocessing"
             )
@@ -53,9 +58,18 @@ def main() -> None:
     else:
         arch = arguments.arch
         weights = source if source.exists() else arguments.source
-        preprocessing = replace(describe(arch, weights).preprocessing, **given) if given else None
+        preprocessing = (
+            replace(describe(arch, weights, arguments.weights_key).preprocessing, **settings) if settings else None
+        )
         names = _lines(arguments.class_names) if arguments.class_names else None
-        origin = convert_weights(arch, weights, arguments.output, preprocessing=preprocessing, class_names=names)
+        origin = convert_weights(
+            arch,
+            weights,
+            arguments.output,
+            preprocessing=preprocessing,
+            class_names=names,
+            weights_key=arguments.weights_key,
+        )
     size = arguments.output.stat().st_size / 1e6
     print(f"{arch}, {len(origin.class_names)} classes, {size:,.1f} MB in {arguments.output}")
 

@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT (downloaded once), a .pth, .pt or .safetensors file, or the "
         "workdir of a run",
     )
+    start.add_argument("--weights-key", metavar="KEY", help="entry of a torch checkpoint to read, such as model_ema")
     start.add_argument(
         "--transfer",
         choices=TRANSFERS,
@@ -189,7 +190,7 @@ def with_sizes_of_weights(recipe: Recipe, given: dict[str, Any], before: Path | 
     if before is not None and (before / "config.json").exists():
         theirs = Config.read(before / "config.json").recipe
         return replace(recipe, image_size=theirs.image_size, crop_pct=theirs.crop_pct)
-    return recipe.with_sizes_of(describe(given["arch"], given["weights"]).preprocessing)
+    return recipe.with_sizes_of(describe(given["arch"], given["weights"], given.get("weights_key")).preprocessing)
 
 
 def absolute_weights(weights: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
-from jaxnets.pretrained import open_weights, used_names
-from jaxnets.weights.download import sha256_of
+from jaxnets.pretrained import open_weights
+from jaxnets.weights.download import say, sha256_of
 from jaxnets.weights.origin import Origin
 from jaxnets.weights.runs import read_run
 from jaxnets.weights.safetensors_file import write_safetensors
@@ -29,24 +29,27 @@ def convert_weights(
     *,
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
+    weights_key: str | None = None,
 ) -> Origin:
     """Writes published weights, or those of a file, as a state dict with torchvision's names.
 
     Returns their origin, which a .safetensors file holds in its metadata, for `load_pretrained`. `preprocessing` and
-    `class_names` replace what is known. Tensors keep their types; one at a time is in memory. Raises InputError,
-    before anything is written, if they do not fit the network.
+    `class_names` replace what is known. `weights_key` is as for `load_pretrained`. Tensors keep their types; one at a
+    time is in memory. Raises InputError, before the output exists, if they do not fit the network or are not finite.
     """
     check_output(output)
-    with open_weights(arch, weights) as (tensors, origin, source):
-        names = used_names(arch, tensors, origin)
+    with open_weights(arch, weights, weights_key) as opened:
+        tensors, origin = opened.tensors, opened.origin
+        if opened.choice:
+            say(f"{opened.source}: {opened.choice}")
         if class_names is not None:
             if len(class_names) != len(origin.class_names):
                 raise InputError(f"{len(class_names)} class names for a head of {len(origin.class_names)} classes")
             origin = replace(origin, class_names=tuple(class_names))
         if preprocessing is not None:
             origin = replace(origin, preprocessing=preprocessing)
-        metadata = _metadata(arch, origin) | {"source": source, "source_sha256": sha256_of(tensors.path)}
-        _write(output, {name: tensors.specs[name] for name in names}, tensors.__getitem__, metadata)
+        metadata = _metadata(arch, origin) | {"source": opened.source, "source_sha256": sha256_of(tensors.path)}
+        _write(output, tensors.specs, tensors.__getitem__, metadata)
     return origin
 
 

@@ -1,7 +1,6 @@
 """A network with trained weights: published ones, those of a file, or those of a run."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,14 @@ from jaxnets.models.contract import anatomy, auxiliary_heads_of, option_of, trac
 from jaxnets.models.initialization import declaration
 from jaxnets.models.layers import param_dtype
 from jaxnets.models.registry import create_model, family_of
-from jaxnets.weights.catalogue import PublishedWeights, by_checksum, imagenet_classes, list_weights, published
-from jaxnets.weights.download import fetch, sha256_of
+from jaxnets.weights.catalogue import list_weights, published, same_classes
+from jaxnets.weights.download import fetch, say
+from jaxnets.weights.file_origin import file_origin, not_a_tensor, numbered, published_origin
+from jaxnets.weights.network_tensors import NetworkTensors, fault_of
 from jaxnets.weights.origin import Origin
 from jaxnets.weights.runs import read_contents, read_run
 from jaxnets.weights.tensor_file import TensorFile, open_tensors
-from jaxnets.weights.torchvision import check_fits, from_torchvision, tensor_name
+from jaxnets.weights.torchvision import check_fits, from_torchvision, tensor_paths
 
 Variables = Mapping[str, Any]
 
@@ -39,8 +40,26 @@ class Pretrained(NamedTuple):
     categories: tuple[str, ...]
 
 
+class Weights(NamedTuple):
+    """Open weights of a network: the tensors that it takes, their origin, and where they come from.
+
+    `are_named` says whether the class names are known, not assumed. `choice` says which of several sets was read.
+    """
+
+    tensors: NetworkTensors
+    origin: Origin
+    source: str
+    are_named: bool
+    choice: str | None
+
+
 def load_pretrained(
-    name: str, weights: str | Path = "DEFAULT", *, num_classes: int | None = None, dtype: DTypeLike = jnp.float32
+    name: str,
+    weights: str | Path = "DEFAULT",
+    *,
+    num_classes: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+    weights_key: str | None = None,
 ) -> Pretrained:
     """The network `name` with weights, their preprocessing and their class names.
 
@@ -48,42 +67,76 @@ def load_pretrained(
     "IMAGENET1K_V2", "DEFAULT" for the better one), which is downloaded once, or a path: a .pth, .pt or .safetensors
     file, or the workdir of a run. A file without metadata is recognised by its checksum if it was published; otherwise
     it gets ImageNet's preprocessing, and ImageNet's class names if it has 1000 classes.
+    Of a torch checkpoint with a moving average of the weights, the average is read, and a line on standard error says
+    so; `weights_key` names the entry to read instead, such as "model".
     Another `num_classes` than that of the weights gives the network a new head. `dtype` is what it computes in.
-    Raises InputError for weights that are missing, damaged, or do not fit the network.
+    Raises InputError for weights that are missing, damaged, not finite, or do not fit the network.
     """
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes={num_classes}; a network needs at least 1 class")
-    model, variables, origin = _load(name, weights, dtype)
+    loaded = _load(name, weights, dtype, weights_key)
+    if loaded.choice:
+        say(f"{loaded.source}: {loaded.choice}")
+    model, origin = loaded.model, loaded.origin
     if num_classes is None or num_classes == len(origin.class_names):
-        return Pretrained(model, variables, origin.preprocessing, origin.class_names)
+        return Pretrained(model, loaded.variables, origin.preprocessing, origin.class_names)
     model = model.clone(num_classes=num_classes)
-    variables = with_new_head(model, variables, jax.random.key(0), origin.preprocessing.crop_size)
-    return Pretrained(model, variables, origin.preprocessing, _numbered(num_classes))
+    variables = with_new_head(model, loaded.variables, jax.random.key(0), origin.preprocessing.crop_size)
+    return Pretrained(model, variables, origin.preprocessing, numbered(num_classes))
 
 
-def describe(name: str, weights: str | Path) -> Origin:
+def describe(name: str, weights: str | Path, weights_key: str | None = None) -> Origin:
     """The origin of weights, without reading them; published ones are downloaded."""
     path = _path_of(name, weights)
     if path is not None and path.is_dir():
-        return _run_origin(name, path)
-    with open_weights(name, weights) as (_, origin, _):
-        return origin
+        return _run_origin(name, path, weights_key)
+    with open_weights(name, weights, weights_key) as opened:
+        return opened.origin
 
 
 def starting_variables(
-    model: Any, name: str, weights: str | Path, class_names: tuple[str, ...], key: jax.Array
+    model: Any,
+    name: str,
+    weights: str | Path,
+    class_names: tuple[str, ...],
+    key: jax.Array,
+    *,
+    weights_key: str | None = None,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Variables for `model`, a network `name`, to start training from: those of `weights`.
 
-    The head is a new one unless they were trained on the same classes. Auxiliary heads that the model leaves out are
-    left out.
+    The head is kept if the weights have the same classes, or as many classes and no names. Otherwise it is new.
+    Auxiliary heads that the model leaves out are left out. `say` gets lines about the weights and the head.
     """
-    _, variables, origin = _load(name, weights, model.dtype)
+    loaded = _load(name, weights, model.dtype, weights_key)
+    say(f"starting from {loaded.source}" + (f": {loaded.choice}" if loaded.choice else ""))
     modules = anatomy(model).modules(auxiliary=option_of(model, "aux_logits", True))
-    variables = {kind: {k: tree for k, tree in of.items() if k in modules} for kind, of in variables.items()}
-    if origin.class_names == class_names:
+    variables = {
+        collection: {module: tree for module, tree in trees.items() if module in modules}
+        for collection, trees in loaded.variables.items()
+    }
+    theirs = loaded.origin.class_names
+    if not loaded.are_named and len(theirs) == len(class_names):
+        say(
+            f"the head is kept because of its {len(theirs)} classes alone: the weights do not name theirs; if they are "
+            "others, name them (convert --class-names) to get a new head"
+        )
         return variables
-    return with_new_head(model, variables, key, origin.preprocessing.crop_size)
+    if same_classes(theirs, class_names):
+        say(f"the head is kept: the weights have the same {len(theirs)} classes")
+        return variables
+    say(f"the head is new: {_difference(theirs, class_names)}")
+    return with_new_head(model, variables, key, loaded.origin.preprocessing.crop_size)
+
+
+def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+    if len(theirs) != len(ours):
+        return f"the weights have {len(theirs)} classes, the data {len(ours)}"
+    if set(theirs) == set(ours):
+        return f"the weights have the same {len(ours)} classes in another order"
+    index = next(index for index, name in enumerate(theirs) if name != ours[index])
+    return f"class {index} is {theirs[index]!r} for the weights, and {ours[index]!r} in the data"
 
 
 def with_new_head(model: Any, variables: Variables, key: jax.Array, image_size: int) -> dict[str, Any]:
@@ -110,24 +163,34 @@ def with_new_head(model: Any, variables: Variables, key: jax.Array, image_size: 
 
 
 @contextmanager
-def open_weights(name: str, weights: str | Path) -> Iterator[tuple[TensorFile, Origin, str]]:
-    """The tensors of published weights or of a file, their origin, and where they come from.
+def open_weights(
+    name: str, weights: str | Path, weights_key: str | None = None, dtype: DTypeLike | None = None
+) -> Iterator[Weights]:
+    """Opens published weights, or those of a file; `dtype` is the type to read tensors as, by default their own.
 
     Raises InputError, before a tensor is read, if they do not fit the network.
     """
     path = _path_of(name, weights)
     record = published(name, str(weights)) if path is None else None
-    with open_tensors(fetch(record) if record else Path(weights).expanduser()) as tensors:
-        origin = _published_origin(record) if record else _file_origin(name, tensors)
+    with open_tensors(fetch(record) if record else Path(weights).expanduser(), weights_key) as tensors:
+        origin, are_named = (published_origin(record), True) if record else file_origin(name, tensors)
         _, like = shapes_of(name, len(origin.class_names), origin.options, image_size=origin.preprocessing.crop_size)
+        paths = tensor_paths(name, like)
+        if unread := next((key for key in paths if key in tensors.about.others), None):
+            raise InputError(not_a_tensor(tensors, unread))
+        used = _used_names(name, tensors, origin)
         try:
-            check_fits(name, {used: tensors.specs[used].shape for used in used_names(name, tensors, origin)}, like)
+            check_fits(name, {key: tensors.specs[key].shape for key in used}, like)
         except InputError as error:
             raise InputError(f"{tensors.path}: {error}") from None
-        yield tensors, origin, record.url if record else tensors.path.name
+        variances = {key for key, path in paths.items() if path[0] == "batch_stats" and path[-1] == "var"}
+        source = record.url if record else tensors.path.name
+        yield Weights(
+            NetworkTensors(tensors, used, set(paths), variances, dtype), origin, source, are_named, tensors.about.choice
+        )
 
 
-def used_names(name: str, tensors: TensorFile, origin: Origin) -> list[str]:
+def _used_names(name: str, tensors: TensorFile, origin: Origin) -> list[str]:
     """The tensors that the network takes: all but those of auxiliary heads that its options leave out."""
     if origin.options.get("aux_logits", True):
         return list(tensors)
@@ -149,19 +212,32 @@ def shapes_of(
     return model, declaration(model, side).shapes
 
 
-def _load(name: str, weights: str | Path, dtype: DTypeLike) -> tuple[Any, dict[str, Any], Origin]:
+class _Loaded(NamedTuple):
+    model: Any
+    variables: dict[str, Any]
+    origin: Origin
+    source: str
+    are_named: bool
+    choice: str | None
+
+
+def _load(name: str, weights: str | Path, dtype: DTypeLike, weights_key: str | None) -> _Loaded:
     path = _path_of(name, weights)
     if path is not None and path.is_dir():
-        _run_origin(name, path)
+        _run_origin(name, path, weights_key)
         run = read_run(path)
         model = run.model.clone(dtype=create_model(name, dtype=dtype).dtype)
-        return model, jax.tree.map(lambda leaf: jnp.asarray(leaf, param_dtype(dtype)), run.variables), run.origin
-    with open_weights(name, weights) as (tensors, origin, _):
+        variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, param_dtype(dtype)), run.variables)
+        for leaf_path, leaf in flatten_dict(variables).items():
+            if fault_of(np.asarray(leaf)):
+                raise InputError(f"{path}: {'/'.join(leaf_path)} has values beyond the range of {leaf.dtype}")
+        return _Loaded(model, variables, run.origin, f"the run {path}", True, None)
+    with open_weights(name, weights, weights_key, param_dtype(dtype)) as opened:
+        origin = opened.origin
         side = origin.preprocessing.crop_size
         model, like = shapes_of(name, len(origin.class_names), origin.options, dtype, image_size=side)
-        used = _Some(tensors, used_names(name, tensors, origin))
-        variables = from_torchvision(name, used, like, partial(_put, dtype=param_dtype(dtype)))
-    return model, variables, origin
+        variables = from_torchvision(name, opened.tensors, like, partial(_put, dtype=param_dtype(dtype)))
+    return _Loaded(model, variables, origin, opened.source, opened.are_named, opened.choice)
 
 
 def _put(array: np.ndarray, dtype: DTypeLike) -> jax.Array:
@@ -172,23 +248,6 @@ def _put(array: np.ndarray, dtype: DTypeLike) -> jax.Array:
     aligned = memory[begin : begin + size].view(dtype).reshape(array.shape)
     aligned[...] = array
     return jax.device_put(aligned)
-
-
-class _Some(Mapping[str, np.ndarray]):
-    """Some of the tensors of a file."""
-
-    def __init__(self, tensors: TensorFile, names: list[str]) -> None:
-        self._tensors = tensors
-        self._names = names
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _path_of(name: str, weights: str | Path) -> Path | None:
@@ -207,54 +266,12 @@ def _path_of(name: str, weights: str | Path) -> Path | None:
     return path
 
 
-def _published_origin(record: PublishedWeights) -> Origin:
-    # As in torchvision: published auxiliary heads are left out, as they were never trained.
-    options = {"transform_input": record.transform_input, "aux_logits": False} if record.arch == "googlenet" else {}
-    return Origin(record.preprocessing, imagenet_classes(), options)
-
-
-def _run_origin(name: str, workdir: Path) -> Origin:
+def _run_origin(name: str, workdir: Path, weights_key: str | None) -> Origin:
+    if weights_key is not None:
+        raise InputError(f"weights_key={weights_key} (--weights-key) is of a torch checkpoint; {workdir} is a run")
     contents = read_contents(workdir)
     if contents is None:
         raise InputError(f"{workdir} holds no checkpoint that can be read; give the workdir of experiments.train")
     if contents["config"]["arch"] != name:
         raise InputError(f"{workdir} is a run of {contents['config']['arch']}, not of {name}")
     return Origin.from_dict(contents)
-
-
-def _file_origin(name: str, tensors: TensorFile) -> Origin:
-    count = _count_classes(name, tensors)
-    if "arch" in tensors.metadata:
-        origin = _origin_in(name, tensors)
-        if len(origin.class_names) != count:
-            raise InputError(f"{tensors.path} names {len(origin.class_names)} classes, but its head has {count}")
-        return origin
-    if record := by_checksum(sha256_of(tensors.path)):
-        if record.arch != name:
-            raise InputError(f"{tensors.path} holds the published weights of {record.arch}, not of {name}")
-        return _published_origin(record)
-    heads = tuple(f"{head}." for head in auxiliary_heads_of(create_model(name)))
-    options = {"aux_logits": any(key.startswith(heads) for key in tensors)} if heads else {}
-    return Origin(Preprocessing(224, 256), imagenet_classes() if count == 1000 else _numbered(count), options)
-
-
-def _origin_in(name: str, tensors: TensorFile) -> Origin:
-    """The origin in the metadata of a file that experiments.convert wrote."""
-    metadata = tensors.metadata
-    if metadata["arch"] != name:
-        raise InputError(f"{tensors.path} holds weights of {metadata['arch']}, not of {name}")
-    try:
-        return Origin.from_dict({key: json.loads(metadata[key]) for key in ("preprocessing", "class_names", "options")})
-    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-        raise InputError(f"{tensors.path}: what it says about itself is damaged ({error}); convert it again") from None
-
-
-def _count_classes(name: str, tensors: TensorFile) -> int:
-    kernel = tensor_name(name, anatomy(create_model(name)).head, "kernel")
-    if kernel not in tensors.specs or len(tensors.specs[kernel].shape) != 2:
-        raise InputError(f"{tensors.path} has no tensor {kernel} [classes, C]; are these weights of {name}?")
-    return tensors.specs[kernel].shape[0]
-
-
-def _numbered(count: int) -> tuple[str, ...]:
-    return tuple(str(index) for index in range(count))

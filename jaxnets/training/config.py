@@ -27,7 +27,8 @@ class Config:
 
     `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `test_share` is the share to hold out of a
     data set without test images. `on_bad_image` is "error" or "skip". Metrics are logged every `log_every` steps.
-    `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `transfer` says what is trained: "full" (the
+    `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry of a torch
+    checkpoint to read; `transfer` says what is trained: "full" (the
     same as None), "partial" (from the stage `train_from` on) or "head".
     """
 
@@ -41,6 +42,7 @@ class Config:
     on_bad_image: str = "error"
     log_every: int = 10
     weights: str | None = None
+    weights_key: str | None = None
     transfer: str | None = None
     train_from: str | None = None
 
@@ -70,6 +72,8 @@ class Config:
             raise InputError(f"unknown transfer {self.transfer!r}; expected one of {', '.join(TRANSFERS)}")
         if self.weights is None and self.transfer is not None:
             raise InputError(f"transfer={self.transfer} needs weights to start from; give --weights")
+        if self.weights is None and self.weights_key is not None:
+            raise InputError(f"weights_key={self.weights_key} needs weights to start from; give --weights")
         if self.train_from is not None and self.transfer != "partial":
             raise InputError(f"train_from={self.train_from} needs transfer=partial, not {self.transfer}")
         if self.transfer == "head" and recipe.head_epochs:

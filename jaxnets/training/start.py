@@ -23,7 +23,7 @@ def origin_of(config: Config, workdir: Path, parallel: Parallel) -> Origin | Non
     if config.weights is None:
         return None
     found = parallel.on_primary(
-        lambda: read_contents(workdir) or asdict(describe(config.arch, config.weights or "DEFAULT"))
+        lambda: read_contents(workdir) or asdict(describe(config.arch, config.weights or "DEFAULT", config.weights_key))
     )
     return Origin.from_dict(parallel.broadcast(found))
 
@@ -48,7 +48,16 @@ def saved_or_new(
     saved = parallel.on_primary(lambda: checkpoints.restore(state, progress.say)) if checkpoints else None
     if config.weights and not parallel.broadcast(saved is not None):
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        start = partial(starting_variables, run.network, config.arch, config.weights, run.dataset.class_names, key)
+        start = partial(
+            starting_variables,
+            run.network,
+            config.arch,
+            config.weights,
+            run.dataset.class_names,
+            key,
+            weights_key=config.weights_key,
+            say=progress.say,
+        )
         variables = parallel.on_primary(start)
         state = new(variables=variables) if variables else state
     state, position = saved or (state, Position().to_dict())

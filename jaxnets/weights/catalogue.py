@@ -1,5 +1,7 @@
 """The catalogue of the weights that torchvision publishes for twelve of the networks."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -8,6 +10,11 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 
 LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow non-commercial research only"
+
+
+# SHA-256 of the 1000 WordNet ids (n01440764, ..., n15075141) in the order of the outputs, joined by line feeds. Source:
+# `imagenet_synsets.txt` of timm 1.0.31.
+_WORDNET_IDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 
 
 @dataclass(frozen=True)
@@ -123,3 +130,16 @@ def imagenet_classes() -> tuple[str, ...]:
     Source: `_IMAGENET_CATEGORIES` of torchvision 0.29.1 (BSD-3-Clause).
     """
     return tuple(files(__package__).joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+
+
+def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether class names are the same in the same order; ImageNet's names are the same as its WordNet ids."""
+    return tuple(one) == tuple(other) or (is_imagenet(one) and is_imagenet(other))
+
+
+def is_imagenet(class_names: Sequence[str]) -> bool:
+    """Whether these are ImageNet's 1000 classes in the order of the published weights, as names or as WordNet ids."""
+    if len(class_names) != 1000:
+        return False
+    joined = "\n".join(class_names).encode("utf-8", "backslashreplace")
+    return tuple(class_names) == imagenet_classes() or hashlib.sha256(joined).hexdigest() == _WORDNET_IDS

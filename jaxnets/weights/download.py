@@ -55,9 +55,9 @@ def fetch(weights: PublishedWeights) -> Path:
             if path.exists():
                 if _is_published(path, weights):  # another process was first
                     return path
-                _say(f"{path} does not match its published checksum; downloading it again")
+                say(f"{path} does not match its published checksum; downloading it again")
             if not (_size(part) and _is_published(part, weights)):
-                _say(f"downloading {weights.url} ({weights.megabytes:.0f} MB) to {path}")
+                say(f"downloading {weights.url} ({weights.megabytes:.0f} MB) to {path}")
                 _download(weights.url, part)
                 _check(part, weights)
             part.replace(path)
@@ -121,7 +121,7 @@ def _locked(descriptor: int, name: str) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for another process that downloads {name}")
+            say(f"waiting for another process that downloads {name}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         return False
@@ -209,5 +209,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -3,115 +3,41 @@
 import pickletools
 import re
 import struct
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
 
-from jaxnets.errors import InputError
+from jaxnets.weights.pickle_calls import call, make, storage
+from jaxnets.weights.pickle_values import (
+    Inert,
+    Name,
+    Namespace,
+    Ordered,
+    Pickle,
+    check_nesting,
+    kind_of,
+    refuse,
+    set_items,
+    shown,
+)
 
 # Far larger than in any checkpoint. Each opcode takes bounded memory, so these limits bound the total.
 MAX_BYTES = 16 << 20
 MAX_OPCODES = 1_000_000
-MAX_NESTING = 100
-MAX_DIMENSIONS = 64  # of an array
-_MAX_ARGUMENTS = 7
 _MAX_INTEGER_BYTES = 64
 _MAX_LINE = 1000
-
-# torch's storage classes: the dtype of the elements, and the bytes per element.
-STORAGES = {
-    "DoubleStorage": ("float64", 8),
-    "FloatStorage": ("float32", 4),
-    "HalfStorage": ("float16", 2),
-    "BFloat16Storage": ("bfloat16", 2),
-    "LongStorage": ("int64", 8),
-    "IntStorage": ("int32", 4),
-    "ShortStorage": ("int16", 2),
-    "CharStorage": ("int8", 1),
-    "ByteStorage": ("uint8", 1),
-    "BoolStorage": ("bool", 1),
-    "ComplexDoubleStorage": ("complex128", 16),
-    "ComplexFloatStorage": ("complex64", 8),
-    "QInt8Storage": ("qint8", 1),
-    "QUInt8Storage": ("quint8", 1),
-    "QInt32Storage": ("qint32", 4),
-    "QUInt4x2Storage": ("quint4x2", 1),
-    "QUInt2x4Storage": ("quint2x4", 1),
-}
-_CALLABLE = {
-    "collections.OrderedDict",
-    "torch.Size",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-}
-_DTYPES = re.compile(r"torch\.(b?float|u?int|complex|q?u?int)\d+(x\d)?|torch\.(bool|half|float|double|short|int|long)")
-
-
-@dataclass(frozen=True)
-class Storage:
-    """The elements [start, start + length) of the storage `key`, which has `numel` elements."""
-
-    key: str
-    dtype: str
-    numel: int
-    start: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor as described by a pickle. Only the types of the fields are checked."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Name:
-    """A reference to an allowed global name, such as torch.Size."""
-
-    full: str
-
-
-@dataclass(frozen=True)
-class Pickle:
-    """The value, made of plain containers, scalars, `Tensor`s and `Name`s, and the dtype and numel of each storage."""
-
-    value: Any
-    storages: dict[str, tuple[str, int]]
-
-
-class _Ordered(dict):
-    """An OrderedDict. Unlike a dict it may have attributes, which are ignored."""
 
 
 def read_pickle(file: BinaryIO, available: int) -> Pickle:
     """Reads one pickle from the file's position, which is followed by `available` bytes.
 
-    Raises InputError, without the file's name, for anything but tensors and plain containers.
+    Tensors and plain containers are read. Other objects are read past: their classes and functions are neither
+    imported nor called, and `Inert` values stand in their place. Raises InputError, without the file's name, for a
+    damaged pickle.
     """
     machine = _Machine(file, min(available, MAX_BYTES))
     value = machine.run()
-    _check_nesting(value)
+    check_nesting(value)
     return Pickle(value, machine.storages)
-
-
-def shown(text: str) -> str:
-    """Formats text for a message of one line: shortens it and escapes unprintable characters."""
-    text = text if len(text) <= 120 else f"{text[:117]}..."
-    return text if text.isprintable() else ascii(text)
-
-
-def kind_of(value: Any) -> str:
-    """The type of a value from a pickle, for messages."""
-    return "dict" if isinstance(value, dict) else type(value).__name__
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise InputError(f"has an invalid pickle: it {reason}")
 
 
 class _Machine:
@@ -129,27 +55,27 @@ class _Machine:
             if code == b".":
                 value = self._pop()
                 if self._stack or self._marks:
-                    _refuse("ends before it is complete")
+                    refuse("ends before it is complete")
                 return value
             action = _ACTIONS.get(code)
             if action is None:
                 self._refuse_opcode(code)
             action(self)
-        _refuse(f"takes more than {MAX_OPCODES} steps")
+        refuse(f"takes more than {MAX_OPCODES} steps")
 
     def _take(self, count: int) -> bytes:
         if count > self._left:
-            _refuse(f"is truncated, or longer than {MAX_BYTES} bytes")
+            refuse(f"is truncated, or longer than {MAX_BYTES} bytes")
         data = self._file.read(count)
         if len(data) != count:
-            _refuse("is truncated")
+            refuse("is truncated")
         self._left -= count
         return data
 
     def _line(self) -> str:
         line = self._file.readline(min(self._left, _MAX_LINE))
         if not line.endswith(b"\n"):
-            _refuse("has a line without an end")
+            refuse("has a line without an end")
         self._left -= len(line)
         return _text(line[:-1])
 
@@ -159,11 +85,11 @@ class _Machine:
     def _refuse_opcode(self, code: bytes) -> NoReturn:
         names = {opcode.code: opcode.name for opcode in pickletools.opcodes}
         name = names.get(code.decode("latin-1"), f"{code[0]:#04x}")
-        _refuse(f"has the opcode {name}; expected only tensors and plain containers")
+        refuse(f"has the opcode {name}, which torch does not write")
 
     def _pop(self) -> Any:
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            _refuse("pops from an empty stack")
+            refuse("pops from an empty stack")
         return self._stack.pop()
 
     def _top(self) -> Any:
@@ -173,7 +99,7 @@ class _Machine:
 
     def _since_mark(self) -> list[Any]:
         if not self._marks:
-            _refuse("pops a missing mark")
+            refuse("pops a missing mark")
         mark = self._marks.pop()
         items = self._stack[mark:]
         del self._stack[mark:]
@@ -184,11 +110,11 @@ class _Machine:
     def proto(self) -> None:
         version = self._number(1)
         if not 2 <= version <= 5:
-            _refuse(f"has protocol {version}; expected 2 to 5")
+            refuse(f"has protocol {version}; expected 2 to 5")
 
     def frame(self) -> None:
         if self._number(8) > self._left:
-            _refuse("is truncated within a frame")
+            refuse("is truncated within a frame")
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
@@ -205,7 +131,7 @@ class _Machine:
     def integer(self, width: int) -> None:
         length = self._number(width)
         if length > _MAX_INTEGER_BYTES:
-            _refuse(f"has an integer of {length} bytes")
+            refuse(f"has an integer of {length} bytes")
         self.push(int.from_bytes(self._take(length), "little", signed=True))
 
     def real(self) -> None:
@@ -231,9 +157,23 @@ class _Machine:
 
     def _extend(self, items: list[Any]) -> None:
         target = self._top()
+        if isinstance(target, Inert):
+            return
         if type(target) is not list:
-            _refuse(f"appends to a {kind_of(target)}")
+            refuse(f"appends to a {kind_of(target)}")
         target.extend(items)
+
+    def inert_set(self) -> None:
+        self.push(Inert("set"))
+
+    def add_items(self) -> None:
+        self._since_mark()
+        if not isinstance(target := self._top(), Inert):
+            refuse(f"adds items to a {kind_of(target)}")
+
+    def frozen_set(self) -> None:
+        self._since_mark()
+        self.push(Inert("frozenset"))
 
     def setitem(self) -> None:
         value, key = self._pop(), self._pop()
@@ -244,11 +184,13 @@ class _Machine:
 
     def _update(self, items: list[Any]) -> None:
         target = self._top()
-        if type(target) not in (dict, _Ordered):
-            _refuse(f"sets an item of a {kind_of(target)}")
+        if isinstance(target, Inert):
+            return
+        if type(target) not in (dict, Ordered):
+            refuse(f"sets an item of a {kind_of(target)}")
         if len(items) % 2:
-            _refuse("sets a key without a value")
-        _fill(target, zip(items[::2], items[1::2], strict=True))
+            refuse("sets a key without a value")
+        set_items(target, zip(items[::2], items[1::2], strict=True))
 
     def put(self, width: int) -> None:
         self._memo[self._number(width)] = self._top()
@@ -268,12 +210,12 @@ class _Machine:
     def _index(self) -> int:
         line = self._line()
         if not re.fullmatch(r"[0-9]{1,9}", line):
-            _refuse(f"has {shown(line)} in place of a number")
+            refuse(f"has {shown(line)} in place of a number")
         return int(line)
 
     def _recall(self, index: int) -> None:
         if index not in self._memo:
-            _refuse(f"reads value {index} of its memo, which is missing")
+            refuse(f"reads value {index} of its memo, which is missing")
         self.push(self._memo[index])
 
     def global_line(self) -> None:
@@ -283,45 +225,46 @@ class _Machine:
     def global_stack(self) -> None:
         name, module = self._pop(), self._pop()
         if type(name) is not str or type(module) is not str:
-            _refuse("refers to a name that is not text")
+            refuse("refers to a name that is not text")
         self._global(module, name)
 
-    def instantiate(self) -> None:
-        self.global_line()
-        self._refuse_opcode(b"i")
-
     def _global(self, module: str, name: str) -> None:
-        full = f"{module}.{name}"
-        allowed = full in _CALLABLE or (module == "torch" and name in STORAGES) or _DTYPES.fullmatch(full)
-        if not allowed:
-            _refuse(f"refers to {shown(full)}, which is not a tensor or a plain container")
-        self.push(Name(full))
+        # Two opcodes could join long texts of the memo again and again.
+        if len(module) + len(name) > _MAX_LINE:
+            refuse(f"refers to a name of {len(module) + len(name)} characters")
+        self.push(Name(f"{module}.{name}"))
 
     def reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
-        if type(function) is not Name or function.full not in _CALLABLE or type(arguments) is not tuple:
-            what = shown(function.full) if type(function) is Name else f"a {kind_of(function)}"
-            _refuse(f"calls {what}, which is not an allowed function")
-        if len(arguments) > _MAX_ARGUMENTS:
-            _refuse(f"calls {function.full} with {len(arguments)} arguments")
+        if type(arguments) is not tuple:
+            refuse(f"calls {kind_of(function)} with a {kind_of(arguments)}; expected a tuple of arguments")
         # Two opcodes can copy a long list, so copies are counted.
-        self._copied += sum(len(argument) for argument in arguments if isinstance(argument, list))
+        self._copied += sum(len(argument) for argument in arguments[:8] if isinstance(argument, list))
         if self._copied > MAX_OPCODES:
-            _refuse(f"copies more than {MAX_OPCODES} values")
-        self.push(_call(function.full, arguments))
+            refuse(f"copies more than {MAX_OPCODES} values")
+        self.push(call(function, arguments) if type(function) is Name else make(function))
+
+    def new_object(self) -> None:
+        self._pop()
+        self.push(make(self._pop()))
+
+    def new_object_with_keywords(self) -> None:
+        self._pop()
+        self.new_object()
 
     def build(self) -> None:
-        self._pop()
-        target = self._top()
-        if type(target) is not _Ordered:
-            what = target.full if type(target) is Name else f"a {kind_of(target)}"
-            _refuse(f"sets the state of {what}; expected an OrderedDict")
+        state, target = self._pop(), self._top()
+        if isinstance(target, Namespace) and isinstance(state, dict):
+            target.values = state
+        elif not isinstance(target, Inert | Ordered):
+            refuse(f"sets the state of {target.full if type(target) is Name else f'a {kind_of(target)}'}")
 
     def persistent(self) -> None:
-        storage = _storage(self._pop())
-        if self.storages.setdefault(storage.key, (storage.dtype, storage.numel)) != (storage.dtype, storage.numel):
-            _refuse(f"describes storage {shown(storage.key)} twice, with different types or sizes")
-        self.push(storage)
+        described = storage(self._pop())
+        kind = described.dtype, described.numel
+        if self.storages.setdefault(described.key, kind) != kind:
+            refuse(f"describes storage {shown(described.key)} twice, with different types or sizes")
+        self.push(described)
 
 
 _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
@@ -349,12 +292,16 @@ _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"C": lambda machine: machine.raw_bytes(1),
     b"B": lambda machine: machine.raw_bytes(4),
     b"\x8e": lambda machine: machine.raw_bytes(8),
+    b"\x96": lambda machine: machine.raw_bytes(8),  # a bytearray
     b"\x85": lambda machine: machine.tuple_of(1),
     b"\x86": lambda machine: machine.tuple_of(2),
     b"\x87": lambda machine: machine.tuple_of(3),
     b"t": _Machine.tuple_since_mark,
     b"a": _Machine.append,
     b"e": _Machine.appends,
+    b"\x8f": _Machine.inert_set,
+    b"\x90": _Machine.add_items,
+    b"\x91": _Machine.frozen_set,
     b"s": _Machine.setitem,
     b"u": _Machine.setitems,
     b"q": lambda machine: machine.put(1),
@@ -366,7 +313,8 @@ _ACTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"g": _Machine.get_line,
     b"c": _Machine.global_line,
     b"\x93": _Machine.global_stack,
-    b"i": _Machine.instantiate,
+    b"\x81": _Machine.new_object,
+    b"\x92": _Machine.new_object_with_keywords,
     b"R": _Machine.reduce,
     b"b": _Machine.build,
     b"Q": _Machine.persistent,
@@ -377,94 +325,4 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse("has text that is not UTF-8")
-
-
-def _fill(target: dict, pairs: Iterable[tuple[Any, Any]]) -> None:
-    for key, value in pairs:
-        # Hashing nested tuples can take forever, and many long integers can share a hash.
-        if key is not None and type(key) not in (str, bool) and not (type(key) is int and abs(key) < 1 << 32):
-            _refuse(f"has a key of type {kind_of(key)}; expected text or an integer of 32 bits")
-        if key in target:
-            _refuse(f"has the key {shown(str(key))} twice")
-        target[key] = value
-
-
-def _call(function: str, arguments: tuple) -> Any:
-    if function == "collections.OrderedDict":
-        ordered = _Ordered()
-        # Python 2 passes the items as an argument.
-        pairs = arguments[0] if len(arguments) == 1 else []
-        if len(arguments) > 1 or type(pairs) is not list or not all(_is_pair(pair) for pair in pairs):
-            _refuse("makes an OrderedDict from items that are not pairs")
-        _fill(ordered, pairs)
-        return ordered
-    if function == "torch.Size":
-        if len(arguments) != 1 or type(arguments[0]) not in (list, tuple):
-            _refuse("has a torch.Size that is not of integers")
-        if len(arguments[0]) > MAX_DIMENSIONS:
-            _refuse(f"has a torch.Size of {len(arguments[0])} dimensions")
-        if not _integers(size := tuple(arguments[0])):
-            _refuse("has a torch.Size that is not of integers")
-        return size
-    if function == "torch._utils._rebuild_parameter":
-        if len(arguments) != 3 or type(arguments[0]) is not Tensor:
-            _refuse("has a parameter without a tensor")
-        return arguments[0]
-    if len(arguments) not in ((4,) if function == "torch._utils._rebuild_tensor" else (6, 7)):
-        _refuse(f"describes a tensor by {len(arguments)} values")
-    storage, offset, size, stride = arguments[:4]
-    if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
-        _refuse("has a tensor without a storage, a size or a stride")
-    if max(len(size), len(stride)) > MAX_DIMENSIONS:
-        _refuse(f"has a tensor of {max(len(size), len(stride))} dimensions")
-    if not _integers((offset, *size, *stride)):
-        _refuse("has a tensor whose size, stride or offset is not of integers")
-    if len(arguments) == 7 and arguments[6]:
-        _refuse("has a negated or conjugated tensor; save it with .resolve_neg() or .resolve_conj()")
-    return Tensor(storage, offset, size, stride)
-
-
-def _storage(identity: Any) -> Storage:
-    if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
-        _refuse("has a persistent ID that is not a storage")
-    _, storage_class, key, _, numel = identity[:5]
-    module, _, name = (storage_class.full if type(storage_class) is Name else "").rpartition(".")
-    if module != "torch" or name not in STORAGES or type(key) is not str or type(numel) is not int:
-        _refuse("refers to a storage without its type, key or size")
-    start, length = 0, numel
-    view = identity[5] if len(identity) == 6 else None
-    if view is not None:
-        if type(view) is not tuple or len(view) != 3 or not _integers(view[1:]):
-            _refuse(f"has a view of storage {shown(key)} without its bounds")
-        _, start, length = view
-    return Storage(key, STORAGES[name][0], numel, start, length)
-
-
-def _is_pair(value: Any) -> bool:
-    return type(value) in (list, tuple) and len(value) == 2
-
-
-def _integers(values: tuple) -> bool:
-    return all(type(value) is int for value in values)
-
-
-def _check_nesting(value: Any) -> None:
-    """Refuses values that are nested too deeply. Visits shared containers once."""
-    heights: dict[int, int] = {}  # 0 while a container is being visited
-    todo = [(value, False)]
-    while todo:
-        node, leave = todo.pop()
-        if not isinstance(node, dict | list | tuple):
-            continue
-        children = node.values() if isinstance(node, dict) else node
-        if leave:
-            heights[id(node)] = 1 + max((heights.get(id(child), 0) for child in children), default=0)
-            if heights[id(node)] > MAX_NESTING:
-                _refuse(f"nests containers more than {MAX_NESTING} deep")
-        elif id(node) not in heights:
-            heights[id(node)] = 0
-            todo.append((node, True))
-            todo.extend((child, False) for child in children)
-        elif heights[id(node)] == 0:
-            _refuse("has a container that contains itself")
+        refuse("has text that is not UTF-8")

@@ -10,11 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxnets.errors import InputError
 from jaxnets.models.contract import has_option
 from jaxnets.models.initialization import declaration
 from jaxnets.models.registry import create_model
+from jaxnets.weights.network_tensors import fault_of
 from jaxnets.weights.origin import Origin
 
 FOLDER = "checkpoints"
@@ -91,7 +94,7 @@ def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = Non
         ) from None
 
 
-def _read(folder: Path, which: str, given: nn.Module | None) -> RunWeights:
+def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
     files = orbax_files()
     with files.reader(folder) as manager:
         number = manager.latest_step()
@@ -103,12 +106,15 @@ def _read(folder: Path, which: str, given: nn.Module | None) -> RunWeights:
             metadata = files.read_metadata(manager, number)
         settings, origin = metadata["config"], Origin.from_dict(metadata)
         trained = metadata["custom"].get("model")
-        if trained is not None and given is None:
+        if trained is not None and custom is None:
             raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
-        model = network_of(settings, len(origin.class_names), origin.options, given)
+        model = network_of(settings, len(origin.class_names), origin.options, custom)
         shapes = declaration(model, origin.preprocessing.crop_size).shapes
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         variables = files.read_arrays(manager, number, "variables", metadata, like)
+    for path, leaf in flatten_dict(variables).items():
+        if fault := fault_of(np.asarray(leaf), is_variance=path[0] == "batch_stats" and path[-1] == "var"):
+            raise InputError(f"checkpoint {number} has {'/'.join(path)} that {fault}; use another checkpoint or run")
     return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings)
 
 

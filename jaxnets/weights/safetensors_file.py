@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxnets.errors import InputError
-from jaxnets.weights.pickles import shown
+from jaxnets.weights.pickle_values import shown
 from jaxnets.weights.tensors import (
     DTYPES,
     Spec,

@@ -1,42 +1,53 @@
 """Opens files of named tensors in torch's formats and in safetensors. The content determines the format."""
 
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxnets.errors import InputError
-from jaxnets.weights.pickles import Tensor, kind_of, shown
+from jaxnets.weights.pickle_values import shown
 from jaxnets.weights.safetensors_file import SafetensorsFile
+from jaxnets.weights.state_dicts import architectures_named, find_state_dict, without_prefix
 from jaxnets.weights.tensors import Spec, shown_path
 from jaxnets.weights.torch_file import TorchFile
 
-# Keys of the state dict in checkpoints.
-_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
-# Prefixes that torch's wrappers (DataParallel, compile) add to every name.
-_PREFIXES = ("module.", "_orig_mod.")
 _IN_TAR = (b"storages\0", b"tensors\0", b"pickle\0")
+
+
+class About(NamedTuple):
+    """What a file says beside its tensors.
+
+    `metadata` is that of safetensors. `architectures` are the names of networks that the file gives. `others` are
+    entries of the state dict that are no tensors, with their types. `choice` says which of several sets of weights was
+    read.
+    """
+
+    metadata: dict[str, str]
+    architectures: list[str]
+    others: dict[str, Any]
+    choice: str | None
 
 
 class TensorFile(Mapping[str, np.ndarray]):
     """An open file of tensors. Each access reads a tensor and may raise InputError.
 
-    `specs` has the dtypes and shapes. Only safetensors files have `metadata`.
+    `specs` has the dtypes and shapes.
     """
 
     def __init__(
-        self,
-        path: Path,
-        specs: dict[str, Spec],
-        metadata: dict[str, str],
-        read: Callable[[str], np.ndarray],
-        opened: ExitStack,
+        self, path: Path, specs: dict[str, Spec], about: About, read: Callable[[str], np.ndarray], opened: ExitStack
     ) -> None:
-        self.path, self.specs, self.metadata = path, specs, metadata
+        self.path, self.specs, self.about = path, specs, about
         self._read, self._opened = read, opened
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of a safetensors file."""
+        return self.about.metadata
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.specs:
@@ -60,35 +71,47 @@ class TensorFile(Mapping[str, np.ndarray]):
         self._opened.close()
 
 
-def open_tensors(path: Path) -> TensorFile:
+def open_tensors(path: Path, key: str | None = None) -> TensorFile:
     """Opens a safetensors file, or a file of torch.save with a state dict or a checkpoint that contains one.
 
-    Removes prefixes that torch's wrappers add to every name. Runs no code from the file. Raises InputError, before any
-    tensor is read, if the file is unreadable or damaged, or has other content.
+    `key` is that of the state dict in a checkpoint; without it, a moving average is preferred to plain weights. Removes
+    prefixes that wrappers add to every name. Runs no code from the file. Raises InputError, before any tensor is read,
+    if the file is unreadable or damaged, or has other content.
     """
+    read: Callable[[str], np.ndarray]
     with _errors_of(path), ExitStack() as opened:
         file = opened.enter_context(_regular_file(path))
         if _is_safetensors(file):
+            if key is not None:
+                raise InputError(f"is a safetensors file, which has no keys of state dicts; leave out the key {key}")
             reader = SafetensorsFile(file, path)
-            specs, metadata, read = reader.specs, reader.metadata, reader.read
+            specs, read = reader.specs, reader.read
+            named = [reader.metadata[name] for name in ("architecture", "arch") if name in reader.metadata]
+            about = About(reader.metadata, named, {}, None)
         else:
-            torch_file = TorchFile(file)
-            tensors = _state_dict(torch_file.value)
-            specs, metadata = torch_file.check(tensors), {}
-
-            def read(name: str) -> np.ndarray:
-                return torch_file.read(tensors[name])
-
+            specs, about, read = _open_torch(TorchFile(file), key)
         if not specs:
             raise InputError("has no tensors")
-        names = dict(zip(_unwrapped(specs), specs, strict=True))
+        short = without_prefix(specs)
+        names = {short(name): name for name in specs}
+        about = about._replace(others={short(name): value for name, value in about.others.items()})
         return TensorFile(
-            path,
-            {name: specs[names[name]] for name in names},
-            metadata,
-            lambda name: read(names[name]),
-            opened.pop_all(),
+            path, {name: specs[names[name]] for name in names}, about, lambda name: read(names[name]), opened.pop_all()
         )
+
+
+def _open_torch(file: TorchFile, key: str | None) -> tuple[dict[str, Spec], About, Callable[[str], np.ndarray]]:
+    found = find_state_dict(file.value, key)
+    choice = None
+    if found.is_average:
+        choice = f"read the moving average of the weights{f' ({found.key})' if found.key else ''}"
+    elif found.other_key:
+        choice = f"read the weights without averaging ({found.key})"
+    if choice and found.other_key:
+        what = "the weights without averaging" if found.is_average else "their moving average"
+        choice += f"; weights_key {found.other_key} (--weights-key) reads {what}"
+    about = About({}, architectures_named(file.value), found.others, choice)
+    return file.check(found.tensors), about, lambda name: file.read(found.tensors[name])
 
 
 @contextmanager
@@ -129,29 +152,3 @@ def _is_safetensors(file: BinaryIO) -> bool:
     if head.startswith((b"PK\3\4", b"\x80")):
         return False
     raise InputError("is not a file of weights; expected torch's format or safetensors")
-
-
-def _state_dict(value: Any) -> dict[str, Tensor]:
-    if not isinstance(value, dict):
-        raise InputError(f"contains a {kind_of(value)}; expected a dictionary of tensors")
-    if not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        nested = next((key for key in _KEYS if isinstance(value.get(key), dict)), None)
-        if nested is None and not any(isinstance(tensor, Tensor) for tensor in value.values()):
-            raise InputError(f"has no tensors; expected a state dict, or one under the key {', '.join(_KEYS)}")
-        value = value if nested is None else value[nested]
-    for name, tensor in value.items():
-        if type(name) is not str:
-            raise InputError(f"has a tensor with the name {shown(repr(name))}; expected text")
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"has an entry {shown(name)} of type {kind_of(tensor)}; expected only tensors")
-    return value
-
-
-def _unwrapped(names: Iterable[str]) -> list[str]:
-    names = list(names)
-    # All names share the prefixes that the smallest and the largest name share. Each name is sliced once, as it may
-    # have millions of prefixes.
-    first, last, end = min(names), max(names), 0
-    while prefix := next((p for p in _PREFIXES if first.startswith(p, end) and last.startswith(p, end)), None):
-        end += len(prefix)
-    return [name[end:] for name in names]

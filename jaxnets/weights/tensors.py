@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxnets.errors import InputError
-from jaxnets.weights.pickles import MAX_DIMENSIONS, shown
+from jaxnets.weights.pickle_values import MAX_DIMENSIONS, shown
 
 # The dtypes of both formats, by their NumPy names (bfloat16 is from ml_dtypes).
 DTYPES: dict[str, np.dtype] = {

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxnets.errors import InputError
-from jaxnets.weights.pickles import MAX_BYTES, STORAGES, Tensor, read_pickle, shown
+from jaxnets.weights.pickle_values import STORAGES, Tensor, shown
+from jaxnets.weights.pickles import MAX_BYTES, read_pickle
 from jaxnets.weights.tensors import DTYPES, Spec, booleans, check_writable, checked, fill, replacing, tensor_bytes
 from jaxnets.weights.zip_entries import EXTRA, LOCAL, Stored, locate, read_directory
 
@@ -184,7 +185,7 @@ class TorchFile:
             raise InputError(f"has {length} bytes of {shown(name)}; expected at most {limit}")
         self._file.seek(start)
         data = self._file.read(length)
-        if zlib.crc32(data) != crc32:
+        if crc32 is not None and zlib.crc32(data) != crc32:
             raise InputError(f"has a {shown(name)} that does not match its checksum; the file is damaged")
         return data
 

@@ -74,6 +74,11 @@ def check_fits(arch: str, shapes: Mapping[str, tuple[int, ...]], like: Variables
         _check_shape(arch, key, shapes[key], _torch_shape(path, leaves[path].shape))
 
 
+def tensor_paths(arch: str, like: Variables) -> dict[str, Path]:
+    """The names of all tensors of the network `arch`, each with its path among the variables."""
+    return {key: path for path, key in _keys(arch, flatten_dict(dict(like))).items()}
+
+
 def to_torchvision(arch: str, variables: Variables) -> dict[str, np.ndarray]:
     """torchvision's names and layouts for variables (or gradients shaped like them) of the network `arch`."""
     arrays = flatten_dict(jax.device_get(dict(variables)))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import BinaryIO, NamedTuple
 
 from jaxnets.errors import InputError
-from jaxnets.weights.pickles import shown
+from jaxnets.weights.pickle_values import shown
 
 # Records of a zip archive: end of directory, its zip64 versions, directory entry, local header, extra field.
 _END, _END64, _LOCATOR64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
@@ -101,9 +101,14 @@ def _long_sizes(extra: bytes, *sizes: int) -> list[int]:
 
 
 def locate(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, Stored]:
-    """Locates the bytes of the entries. Raises InputError for compressed, encrypted and overlapping entries."""
+    """Locates the bytes of the entries, with their checksums if the archive has any.
+
+    Raises InputError for compressed, encrypted and overlapping entries.
+    """
     stored: dict[str, Stored] = {}
     end = 0
+    # torch writes zeros for all checksums after torch.serialization.set_crc32_options(False).
+    has_checksums = any(entry.crc32 for entry in entries.values())
     length = os.fstat(file.fileno()).st_size
     for name, entry in sorted(entries.items(), key=lambda item: item[1].header):
         if entry.flags & _ENCRYPTED:
@@ -123,5 +128,5 @@ def locate(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, Stored]:
         end = start + entry.length
         if end > length:
             raise InputError(f"is a truncated zip archive: {shown(name)} ends beyond the end of the file")
-        stored[name] = Stored(start, entry.length, entry.crc32)
+        stored[name] = Stored(start, entry.length, entry.crc32 if has_checksums else None)
     return stored

@@ -52,6 +52,22 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "an OrderedDict copied": (beside(again(pairs(60_000), ORDERED)), "copies more than"),
         "a torch.Size copied": (beside(again(b"](" + b"K\1" * 200_000 + b"e\x85", SIZE)), "200000 dimensions"),
         "a shape looked at again": (beside(again(ZEROS, REBUILD)), "200000 dimensions"),
+        "long names joined": (
+            beside(text("x" * 500_000) + b"q\1" + b"h\1h\1\x93" * 200_000),
+            "a name of 1000000 characters",
+        ),
+        "a dict looked at again": (
+            archive(
+                b"\x80\2}("
+                + text("no")
+                + b"}("
+                + b"".join(b"J" + struct.pack("<I", i) + b"N" for i in range(200_000))
+                + b"uq\1"
+                + b"".join(b"J" + struct.pack("<I", i) + b"h\1" for i in range(100_000))
+                + b"u."
+            ),
+            "has no tensors",
+        ),
         "many arguments": (beside(again(b"(" + b"N" * 200_000 + b"t", REBUILD)), "with 200000 arguments"),
         "a product of sides": (shaped(sides(400_000)), "400001 dimensions"),
         "a product with 0": (shaped(sides(400_000, b"K\0")), "400002 dimensions"),

@@ -1,0 +1,104 @@
+"""The origin of weights in a file: what the file says about itself, or what its checksum and its shapes show."""
+
+import json
+from contextlib import suppress
+
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.errors import InputError
+from jaxnets.models.contract import anatomy, auxiliary_heads_of
+from jaxnets.models.registry import create_model, list_models
+from jaxnets.weights.catalogue import PublishedWeights, by_checksum, imagenet_classes
+from jaxnets.weights.download import sha256_of
+from jaxnets.weights.origin import Origin
+from jaxnets.weights.pickle_values import kind_of, shown
+from jaxnets.weights.tensor_file import TensorFile
+from jaxnets.weights.torchvision import tensor_name
+
+_BUILT_IN = frozenset(list_models())
+# Networks of timm 1.0.31 that have every name and shape of a network here, but compute something else.
+_LOOK_ALIKES = {"resnetaa50": "resnet50", "resnetblur50": "resnet50", "resnetblur18": "resnet18"}
+# What convert_weights writes into the metadata of a safetensors file.
+_OURS = ("preprocessing", "class_names", "options")
+_MAX_CONFIG = 1 << 20
+
+
+def published_origin(record: PublishedWeights) -> Origin:
+    """The origin of published weights."""
+    # As in torchvision: published auxiliary heads are left out, as they were never trained.
+    options = {"transform_input": record.transform_input, "aux_logits": False} if record.arch == "googlenet" else {}
+    return Origin(record.preprocessing, imagenet_classes(), options)
+
+
+def file_origin(name: str, tensors: TensorFile) -> tuple[Origin, bool]:
+    """The origin of a file's weights for the network `name`, and whether the class names are known, not assumed.
+
+    Raises InputError for a file that says that it holds weights of another network.
+    """
+    ours = "arch" in tensors.metadata and any(key in tensors.metadata for key in _OURS)
+    if ours and tensors.metadata["arch"] != name:
+        raise InputError(f"{tensors.path} holds weights of {tensors.metadata['arch']}, not of {name}")
+    _check_architecture(name, tensors)
+    count = _count_classes(name, tensors)
+    if ours:
+        origin = _origin_in(tensors)
+        if len(origin.class_names) != count:
+            raise InputError(f"{tensors.path} names {len(origin.class_names)} classes, but its head has {count}")
+        return origin, True
+    if record := by_checksum(sha256_of(tensors.path)):
+        if record.arch != name:
+            raise InputError(f"{tensors.path} holds the published weights of {record.arch}, not of {name}")
+        return published_origin(record), True
+    heads = tuple(f"{head}." for head in auxiliary_heads_of(create_model(name)))
+    options = {"aux_logits": any(key.startswith(heads) for key in tensors)} if heads else {}
+    return Origin(Preprocessing(224, 256), imagenet_classes() if count == 1000 else numbered(count), options), False
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for classes that have none."""
+    return tuple(str(index) for index in range(count))
+
+
+def _check_architecture(name: str, tensors: TensorFile) -> None:
+    """Refuses weights of another network, if the file, or the config.json of timm beside it, names that network."""
+    for said in [*tensors.about.architectures, *_beside(tensors)]:
+        short = said.lower().rpartition("/")[2].rpartition(":")[2].partition(".")[0]
+        if short in _LOOK_ALIKES and short != name:
+            raise InputError(
+                f"{tensors.path} says that it holds weights of {shown(said)}, which computes something else than "
+                f"{name} with tensors of the same names and shapes; expected weights of {name}"
+            )
+        if short in _BUILT_IN and name in _BUILT_IN and short != name:
+            raise InputError(f"{tensors.path} says that it holds weights of {shown(said)}, not of {name}")
+
+
+def _beside(tensors: TensorFile) -> list[str]:
+    path = tensors.path.parent / "config.json"
+    with suppress(OSError, ValueError, RecursionError):
+        if path.stat().st_size <= _MAX_CONFIG:
+            config = json.loads(path.read_bytes())
+            if isinstance(config, dict) and isinstance(config.get("architecture"), str):
+                return [config["architecture"]]
+    return []
+
+
+def _origin_in(tensors: TensorFile) -> Origin:
+    """The origin in the metadata of a file that experiments.convert wrote."""
+    try:
+        return Origin.from_dict({key: json.loads(tensors.metadata[key]) for key in _OURS})
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        raise InputError(f"{tensors.path}: what it says about itself is damaged ({error}); convert it again") from None
+
+
+def _count_classes(name: str, tensors: TensorFile) -> int:
+    kernel = tensor_name(name, anatomy(create_model(name)).head, "kernel")
+    if kernel in tensors.about.others:
+        raise InputError(not_a_tensor(tensors, kernel))
+    if kernel not in tensors.specs or len(tensors.specs[kernel].shape) != 2:
+        raise InputError(f"{tensors.path} has no tensor {kernel} [classes, C]; are these weights of {name}?")
+    return tensors.specs[kernel].shape[0]
+
+
+def not_a_tensor(tensors: TensorFile, name: str) -> str:
+    """Why an entry of the file cannot be a tensor of the network."""
+    kind = kind_of(tensors.about.others[name])
+    return f"{tensors.path} has an entry {shown(name)} ({kind}); expected a plain tensor of floating-point numbers"
