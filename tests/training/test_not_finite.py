@@ -33,7 +33,7 @@ _with_fault_behind.defvjp(
 
 
 class Network:
-    """A convolution, ReLU, the mean over the image and a dense layer; nothing that spreads a fault to its neighbours."""
+    """A convolution, ReLU, the mean over the image and a dense layer; nothing spreads a fault to its neighbours."""
 
     num_classes = 10
     dtype = jnp.float32

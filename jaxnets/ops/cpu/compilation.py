@@ -21,8 +21,8 @@ _lock = threading.Lock()
 def compile(jitted: Any, *arguments: Any) -> jax.stages.Compiled:
     """`jitted`, a function by `jax.jit` or `jax.pmap`, compiled for arguments of these shapes and types.
 
-    On the CPU, the program keeps NaN where `jitted(*arguments)` may lose it, calls of the engine that follow one another
-    become one, and XLA runs one operation at a time. Elsewhere this is `jitted.lower(*arguments).compile()`.
+    On the CPU, the program keeps NaN where `jitted(*arguments)` may lose it; calls of the engine that follow one
+    another become one, and XLA runs one operation at a time. Elsewhere this is `jitted.lower(*arguments).compile()`.
     """
     lowered = jitted.lower(*arguments)
     if not available():
