@@ -1,6 +1,8 @@
 """The parts that commands share: arguments, loading, and errors."""
 
 import argparse
+import errno
+import io
 import os
 import sys
 import traceback
@@ -13,6 +15,7 @@ from absl import logging
 from jaxnets.data.folder import named_images
 from jaxnets.data.sources import Source
 from jaxnets.data.verification import ON_BAD_IMAGE, usable
+from jaxnets.devices import devices
 from jaxnets.errors import InputError
 from jaxnets.ops import keep_memory
 from jaxnets.pretrained import Pretrained, load_pretrained
@@ -22,14 +25,28 @@ from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.interruption import Interrupted
 from jaxnets.training.progress import counting
 from jaxnets.weights.download import cache_folder
+from jaxnets.weights.runs import first_line
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check the permissions, or give another folder"),
+}
+# JAX's checks that would refuse code which relies on broadcasting, on type promotion or on implicit transfers.
+_CHECKS = {
+    "jax_numpy_rank_promotion": "allow",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_transfer_guard": "allow",
+    "jax_debug_key_reuse": False,
+}
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command. What a user can mend becomes one line on standard error and exit code 2; Ctrl-C exits 130."""
     logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps, and each failure at length
-    _keep_compiled_programs()
-    keep_memory()
+    _open_standard_streams()
     try:
+        _configure_jax()
+        keep_memory()
         main()
         sys.stdout.flush()
     except InputError as error:
@@ -40,7 +57,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}; is the disk full, or the folder not yours?")
+        advice = _ADVICE.get(error.errno or 0)
+        _fail(f"{place}{error.strerror or error}" + (f"; {advice}" if advice else ""))
     except MemoryError:
         _fail("out of memory; try a smaller --batch-size or --image-size")
     except Interrupted as interrupted:
@@ -49,21 +67,76 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            _fail(f"out of memory ({first_line(error)}); try a smaller --batch-size, or end other programs")
+        if isinstance(error, RuntimeError) and "home directory" in str(error):
+            _fail("the home folder, which ~ stands for, is unknown; set HOME, or give paths without ~")
+        _fail_without_devices()
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         _exit(1)
 
 
-def _keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles for the next start, in jaxnets' cache unless JAX is configured to use another.
+def _open_standard_streams() -> None:
+    """Opens the null device for streams that are closed, and lets names of any bytes be printed.
 
-    JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
+    Otherwise the next file that is opened would get the number of the stream, and what is printed.
     """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _configure_jax() -> None:
+    """Sets what jaxnets needs of JAX.
+
+    JAX keeps what it compiles for the next start, in jaxnets' cache unless JAX is configured to use another;
+    JAX_ENABLE_COMPILATION_CACHE=0 turns it off. The environment's checks of how JAX is used are meant for other code,
+    and are turned off.
+    """
+    for name, value in _CHECKS.items():
+        jax.config.update(name, value)
+    if getattr(jax.config, "jax_disable_jit", False):
+        raise InputError("JAX_DISABLE_JIT is set, but jaxnets compiles its steps; unset it")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        folder = _cache_of_programs()
+        if folder is not None:
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cache_of_programs() -> Path | None:
+    """The folder of compiled programs; None, with a warning, if it can't be written."""
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reason = f"{folder} can't be written"
+    except (InputError, OSError) as error:
+        reason = str(error)
+    print(f"warning: compiled programs are not kept for the next start: {reason}", file=sys.stderr)
+    return None
+
+
+def _fail_without_devices() -> None:
+    """Fails with the reason if JAX has no device, which many errors may be the consequence of."""
+    try:
+        devices()
+    except InputError as error:
+        _fail(str(error))
 
 
 def program(command: str) -> str:
@@ -155,7 +228,8 @@ def prepare_for(workdir: Path) -> None:
 
 
 def _fail(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
+    # Paths may hold line breaks.
+    print(f"error: {' '.join(line.splitlines())}", file=sys.stderr)
     _exit(2)
 
 

@@ -76,9 +76,14 @@ def main() -> None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark of the byte order in front
     except UnicodeDecodeError:
         raise InputError(f"{path} is not text in UTF-8; expected a class name a line") from None
+    # Only line ends separate names: str.splitlines() also splits at control characters.
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if "" in names:
+        raise InputError(f"line {names.index('') + 1} of {path} is empty; expected a class name a line")
+    return names
 
 
 if __name__ == "__main__":

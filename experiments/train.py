@@ -3,6 +3,8 @@
 import argparse
 import os
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -31,7 +33,7 @@ _WAITING_SHARE = 0.1
 class Launch:
     """What a command line says beside the configuration: where and how to run."""
 
-    workdir: Path
+    workdir: Path | None
     resume: bool
     parallel: str
     checkpoint_interval: float
@@ -159,7 +161,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
     config = configuration(given, workdir if resume else None)
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    return config, Launch(workdir or default_workdir(config), resume, **launch)
+    return config, Launch(workdir, resume, **launch)
 
 
 def configuration(given: dict[str, Any], before: Path | None) -> Config:
@@ -199,25 +201,44 @@ def absolute_weights(weights: str) -> str:
     return str(path.absolute()) if path.exists() or os.sep in weights or path.suffix else weights
 
 
-def default_workdir(config: Config) -> Path:
-    """runs/ARCH-DATASET, or with -2, -3, ... appended if that exists."""
+@contextmanager
+def workdir_of(config: Config, launch: Launch, parallel: Parallel) -> Iterator[Path]:
+    """The workdir: that of the command line, or a new one, which is removed if the run writes nothing to it."""
+    if launch.workdir is not None:
+        yield launch.workdir
+        return
+    new = parallel.broadcast(str(new_workdir(config)) if parallel.is_primary else None)
+    try:
+        yield Path(new)
+    finally:
+        if parallel.is_primary:
+            for folder in (Path(new), Path(new).parent):
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def new_workdir(config: Config) -> Path:
+    """Creates runs/ARCH-DATASET, or with -2, -3, ... appended if that exists. Two processes never get the same."""
     name = Path(config.dataset).name if is_path(config.dataset) else config.dataset
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{config.arch}-{name}")
     path, number = Path("runs") / name, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{name}-{number}"
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = Path("runs") / f"{name}-{number}"
 
 
 def main() -> None:
     """Trains, and prints the result."""
     config, launch = parse()
     parallel = Parallel.choose(launch.parallel)
-    with Interruption() as interruption:
+    with Interruption() as interruption, workdir_of(config, launch, parallel) as workdir:
         result = train(
             config,
-            launch.workdir,
+            workdir,
             parallel=parallel,
             resume=launch.resume,
             checkpoint_interval=launch.checkpoint_interval,
@@ -232,7 +253,7 @@ def main() -> None:
         print(
             f"test accuracy {result['test_accuracy']:.2%} (best: {result['best_test_accuracy']:.2%} after epoch "
             f"{result['best_epoch']}), top-5 {result['test_top5_accuracy']:.2%}, after {result['seconds']:.0f} s; "
-            f"see {launch.workdir}/report.html"
+            f"see {workdir}/report.html"
         )
 
 

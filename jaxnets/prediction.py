@@ -8,6 +8,7 @@ from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.sources import Source
@@ -44,7 +45,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yields the `top` most probable classes of each image, in order; `done` gets the number of images so far.
 
-    Raises InputError for an image that cannot be read.
+    Raises InputError for an image that cannot be read, and if the network's outputs are not finite.
     """
     if top < 1:
         raise InputError(f"top={top}; expected at least 1 class")
@@ -54,6 +55,8 @@ def predict(
     index = 0
     for count, (probabilities, labels) in run(classifier.variables, images, done):
         for row in range(count):
+            if not np.isfinite(probabilities[row]).all():
+                raise InputError(f"{images.where(index)}: the network's outputs are not finite; give other weights")
             guesses = [
                 Guess(int(label), classifier.categories[label], float(probability))
                 for label, probability in zip(labels[row], probabilities[row], strict=True)

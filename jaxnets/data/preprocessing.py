@@ -40,6 +40,8 @@ class Preprocessing:
                 f"crop_size={self.crop_size}, resize_size={self.resize_size}; "
                 "expected 1 <= crop_size <= resize_size, in pixels"
             )
+        if not (np.isfinite([*self.mean, *self.std]).all() and min(self.std) > 0):
+            raise InputError(f"mean={self.mean}, std={self.std}; expected finite numbers, and std above 0")
         if self.interpolation not in _INTERPOLATIONS:
             raise InputError(f"unknown interpolation {self.interpolation!r}; expected {' or '.join(_INTERPOLATIONS)}")
 

@@ -55,6 +55,14 @@ class Dataset:
     mean: Channels = PHOTO_MEAN
     std: Channels = PHOTO_STD
 
+    def __post_init__(self) -> None:
+        first: dict[str, int] = {}
+        for index, name in enumerate(self.class_names):
+            if not isinstance(name, str):
+                raise InputError(f"{self.name}: class {index} is named {name!r}; expected a string")
+            if first.setdefault(name, index) != index:
+                raise InputError(f"{self.name}: classes {first[name]} and {index} are both named {name!r}; rename one")
+
 
 @dataclass(frozen=True)
 class ArraySource:

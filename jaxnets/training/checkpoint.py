@@ -16,7 +16,7 @@ from jaxnets.errors import InputError
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents, TrainedClassifier
 from jaxnets.training.state import TrainState
-from jaxnets.weights.runs import FOLDER, first_line, orbax_files, read_run
+from jaxnets.weights.runs import FOLDER, check_is_damage, first_line, orbax_files, read_run
 
 CHECKPOINTS = ("latest", "best")
 
@@ -119,9 +119,10 @@ class Checkpoints:
                 self._contents.check_resumes(metadata)
                 variables = files.read_arrays(self._manager, number, "variables", metadata, like.variables)
                 rest = files.read_arrays(self._manager, number, "training", metadata, _numbered(_rest(like)))
-            except (InputError, MemoryError):
+            except InputError:
                 raise
             except Exception as error:  # orbax and tensorstore raise many types
+                check_is_damage(error, self._folder / str(number))
                 damaged.append((number, error))
                 continue
             for one, reason in damaged:
@@ -175,7 +176,9 @@ class Checkpoints:
         say(f"warning: checkpoint {number} is damaged ({first_line(error)}); it is moved to {aside}")
 
     def _failure(self, error: Exception) -> InputError:
-        return InputError(f"a checkpoint can't be written to {self._folder} ({first_line(error)}); is the disk full?")
+        full = "No space left" in str(error) or "quota" in str(error)
+        advice = "free some space, and resume" if full else "resume when it can be written"
+        return InputError(f"a checkpoint can't be written to {self._folder} ({first_line(error)}); {advice}")
 
 
 def load_classifier(workdir: Path, which: str = "latest", *, model: nn.Module | None = None) -> TrainedClassifier:

@@ -14,6 +14,7 @@ from jaxnets.data.batches import Slots, evaluation_slots
 from jaxnets.data.pipeline import Batch, Preprocessed, read_batches, to_device
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
+from jaxnets.errors import InputError
 from jaxnets.models.features import features
 from jaxnets.models.layers import param_dtype
 from jaxnets.training.metrics import Metrics, Totals
@@ -133,9 +134,14 @@ class FeatureExtractor:
     def __call__(
         self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = _ignore
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Features [N, ...] and labels [N] of a source, in its order; `done` gets the number of images so far."""
+        """Features [N, ...] and labels [N] of a source, in its order; `done` gets the number of images so far.
+
+        Raises InputError if a feature is not finite.
+        """
         batches = [(outputs[:count], labels[:count]) for count, (outputs, labels) in self._run(variables, source, done)]
         features, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        if not np.isfinite(features).all():
+            raise InputError("the network's features are not finite; give other weights")
         return features, labels
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,31 +74,32 @@ def train(
     check_parts(metrics, hooks)
     custom = Custom(model, optimizer, all_metrics(metrics), hooks)
     parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call} {list(custom.metrics)}")
-    files = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
-    if finished := parallel.broadcast(files.result() if files else None):
-        if files and not (workdir / "report.html").exists():
-            write_report(workdir)
-        return finished
-    run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel), custom)
-    if files:
-        files.begin(config, run.dataset.class_names, run.bad_images)
-
+    files: Workdir | None = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
     schedule = Schedule(checkpoint_interval, steps_per_call, tensorboard)
-    folder = workdir if files else None
-    with Trainer(run, parallel, folder, interruption, schedule, resume=resume, started=started) as trainer:
-        test = None
-        for epoch in trainer.epochs_left():
-            trainer.train_epoch(epoch)
-            test = trainer.test(epoch)
-        trainer.wait_for_checkpoints()
-        if test is None:  # The run stopped after its last epoch, before its result was written.
-            test = trainer.test_again()
+    with files or nullcontext():
+        if finished := parallel.broadcast(files.result() if files else None):
+            if files and not (workdir / "report.html").exists():
+                write_report(workdir)
+            return finished
+        run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel), custom)
+        if files:
+            files.begin(config, run.dataset.class_names, run.bad_images)
 
-    result = _result(trainer, parallel, test)
-    if files:
-        files.finish(result, run.dataset, test, run.test_picture)
-        write_report(workdir)
-    return result
+        folder = workdir if files else None
+        with Trainer(run, parallel, folder, interruption, schedule, resume=resume, started=started) as trainer:
+            test = None
+            for epoch in trainer.epochs_left():
+                trainer.train_epoch(epoch)
+                test = trainer.test(epoch)
+            trainer.wait_for_checkpoints()
+            if test is None:  # The run stopped after its last epoch, before its result was written.
+                test = trainer.test_again()
+
+        result = _result(trainer, parallel, test)
+        if files:
+            files.finish(result, run.dataset, test, run.test_picture)
+            write_report(workdir)
+        return result
 
 
 def _result(trainer: Trainer, parallel: Parallel, test: Evaluation) -> dict[str, Any]:

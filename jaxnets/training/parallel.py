@@ -21,6 +21,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxnets.devices import devices as all_devices
 from jaxnets.errors import InputError
 from jaxnets.ops import compile
 
@@ -101,7 +102,7 @@ class Parallel:
         """
         if kind not in PARALLEL:
             raise InputError(f"parallel={kind!r}; expected one of {', '.join(PARALLEL)}")
-        chosen = tuple(sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id)))
+        chosen = tuple(sorted(devices or all_devices(), key=lambda device: (device.process_index, device.id)))
         if kind == "auto":
             kind = "jit" if len(chosen) == 1 else "pmap"
         if kind == "jit":

@@ -154,9 +154,13 @@ class RunLog:
         if sums["skipped_in_a_row"] >= _MAX_SKIPPED:
             last = self._last_checkpoint()
             good = f"the last good checkpoint is {last}; " if last else ""
-            raise InputError(
-                f"{_MAX_SKIPPED} steps in a row, up to step {at.step}, were not finite, and were skipped; {good}"
+            advice = (
                 f"train again in another --workdir with a smaller --lr than {recipe.learning_rate}, or --clip-norm 1"
+            )
+            if at.skipped + 1 == at.step:  # the learning rate has had no effect
+                advice = "the weights or inputs overflow; check the data's mean and std, or start from other --weights"
+            raise InputError(
+                f"{_MAX_SKIPPED} steps in a row, up to step {at.step}, were not finite and were skipped; {good}{advice}"
             )
         if sums["skipped"]:
             at.skipped += 1

@@ -5,7 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from jaxnets.errors import InputError
 from jaxnets.pretrained import describe, starting_variables
 from jaxnets.training.checkpoint import Checkpoints
 from jaxnets.training.config import Config
@@ -31,7 +34,10 @@ def origin_of(config: Config, workdir: Path, parallel: Parallel) -> Origin | Non
 def saved_or_new(
     run: Setup, parallel: Parallel, checkpoints: Checkpoints | None, progress: Progress
 ) -> tuple[TrainState, Position]:
-    """The state and the run's position: as they were saved in `checkpoints`, or new; the same in all processes."""
+    """The state and the run's position: as they were saved in `checkpoints`, or new; the same in all processes.
+
+    Raises InputError if a weight or another number of the state is not finite.
+    """
     config = run.contents.config
     recipe = config.recipe
     new = partial(
@@ -61,4 +67,13 @@ def saved_or_new(
         variables = parallel.on_primary(start)
         state = new(variables=variables) if variables else state
     state, position = saved or (state, Position().to_dict())
+    source = config.weights if config.weights and not saved else f"{'the checkpoint' if saved else config.arch}"
+    parallel.on_primary(lambda: _check_finite(state, source))
     return parallel.replicate(state), Position.from_dict(parallel.broadcast(position))
+
+
+def _check_finite(state: TrainState, source: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise InputError(f"{source} starts with values that are not finite in {name}; train from other weights")

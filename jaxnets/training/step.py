@@ -37,8 +37,8 @@ def train_step(
 
     The modules `frozen` are not trained in this step, and those in `state.frozen` in none. All random numbers follow
     from the key and the step of the state. With `axis_name`, N is one replica's share; gradients and statistics are
-    averaged over the replicas, and sums are added up. If the loss, a gradient or a statistic is not finite, the step
-    changes only the number of steps and of skipped steps.
+    averaged over the replicas, and sums are added up. If the loss, a gradient, a statistic or a trained parameter is
+    not finite, the step changes only the number of steps and of skipped steps.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     augment_key, dropout_key = jax.random.split(key)
@@ -89,7 +89,8 @@ def train_step(
             batch_stats = jax.lax.pmean(batch_stats, axis_name)
         sums = jax.lax.psum(sums, axis_name)
 
-    finite = all_finite((loss, gradients, batch_stats))
+    # A ReLU may turn NaN of a weight into 0 before it reaches the loss.
+    finite = all_finite((loss, gradients, batch_stats, state.params))
     gradients |= jax.tree.map(jnp.zeros_like, frozen_now["params"])
     batch_stats |= frozen_now["batch_stats"]
 
@@ -171,7 +172,10 @@ def _select(finite: jax.Array, updated: Callable[[], Any], before: Any) -> Any:
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether all numbers of a tree and the sum of their squares are finite."""
+    """Whether all numbers of a tree and the sum of their squares are finite.
+
+    The test is a sum of products: on the CPU, XLA's compiled maxima and comparisons of maxima lose NaN.
+    """
     # All but the large arrays as one vector: a test of each array takes XLA up to four times as long to compile.
     leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
     large = [leaf for leaf in leaves if leaf.size > _LARGE]

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from jaxnets.data.verification import BadImage, write_bad_images
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation
+from jaxnets.training.exclusive import LOCK, Exclusive
+from jaxnets.weights.folder_path import check_path
 
 _MAX_MISTAKES = 24
 _MAX_SAMPLES = 100
@@ -23,20 +27,39 @@ _MAX_SAMPLES = 100
 
 @dataclass(frozen=True)
 class Workdir:
-    """The files of a run: configuration, classes, result, predictions and a few test images.
+    """The files of a run: configuration, classes, result, predictions and a few test images. A context manager.
 
-    Other modules write the checkpoints, the metrics and the report.
+    Other modules write the checkpoints, the metrics and the report. Until the end of the context no other run can use
+    the folder.
     """
 
     path: Path
+    _lock: Exclusive
+    _created: tuple[Path, ...]
 
     @classmethod
     def prepare(cls, path: Path, config: Config, *, resume: bool = False) -> "Workdir":
-        """The folder of a new run, or with `resume` that of a run to continue; writes nothing.
+        """Takes the folder of a new run, or with `resume` that of a run to continue.
 
-        Raises InputError if the folder can't be written, holds other files or another run, or if the run to continue
-        began with other settings.
+        Raises InputError if another run is using the folder, if it can't be written, holds other files or another run,
+        or if the run to continue began with other settings.
         """
+        check_path(path.resolve())
+        missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        workdir = cls(path, Exclusive(path), missing)
+        try:
+            workdir._check(config, resume=resume)
+        except BaseException:
+            workdir.release()
+            raise
+        return workdir
+
+    def _check(self, config: Config, *, resume: bool) -> None:
+        path = self.path
         try:
             if (path / "config.json").exists():
                 if not resume:
@@ -45,18 +68,31 @@ class Workdir:
                         "another --workdir"
                     )
                 config.check_resumes(Config.read(path / "config.json"))
-            elif path.exists() and any(file.name != "config.new" for file in path.iterdir()):
+            elif any(file.name not in ("config.new", LOCK) for file in path.iterdir()):
                 raise InputError(f"{path} is not empty; give an empty or a new folder as --workdir")
         except OSError as error:
             raise _unwritable(path, error) from None
-        return cls(path)
+
+    def release(self) -> None:
+        """Lets other runs use the folder. If nothing was written, it is left as it was before."""
+        unused = not (self.path / "config.json").exists()
+        self._lock.release(remove=unused)
+        if unused:
+            for folder in self._created:
+                with suppress(OSError):  # another run may be using it by now
+                    folder.rmdir()
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
     def begin(self, config: Config, class_names: Sequence[str], bad_images: Sequence[BadImage]) -> None:
-        """Creates the folder and writes config.json, classes.json (the names in order), and bad-images.csv if images
-        were left out.
-        """
+        """Writes config.json, classes.json (the names in order), and bad-images.csv if images were left out."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             _write(self.path / "config.json", config.to_json())
             if (self.path / "classes.json").exists():
                 return

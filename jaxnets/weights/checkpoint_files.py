@@ -1,6 +1,7 @@
 """The files of checkpoints, by orbax: named arrays, JSON metadata, and checksums of both."""
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,20 +11,47 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxnets.errors import InputError
+from jaxnets.weights.folder_path import open_folder
 
-def writer(folder: Path, best: Callable[[], int | None]) -> ocp.CheckpointManager:
+
+class Manager(ocp.CheckpointManager):
+    """orbax's manager of an existing folder whose path may have any characters."""
+
+    def __init__(self, folder: Path, options: ocp.CheckpointManagerOptions) -> None:
+        path, self._opened_folder = open_folder(folder)
+        try:
+            super().__init__(path, options=options)
+        except BaseException:
+            self._close_folder()
+            raise
+
+    def close(self) -> None:
+        """Waits for the checkpoint in progress, and closes the folder."""
+        try:
+            super().close()
+        finally:
+            self._close_folder()
+
+    def _close_folder(self) -> None:
+        descriptor, self._opened_folder = self._opened_folder, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def writer(folder: Path, best: Callable[[], int | None]) -> Manager:
     """A manager that writes to an existing folder in the background, and keeps the two latest and number `best()`."""
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_LatestAndBest(best), cleanup_tmp_directories=True, create=False
     )
-    return ocp.CheckpointManager(folder, options=_alone(options))
+    return Manager(folder, _alone(options))
 
 
-def reader(folder: Path) -> ocp.CheckpointManager:
+def reader(folder: Path) -> Manager:
     """A manager that reads from an existing folder and changes nothing."""
     # Without all of these options orbax warns.
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    return ocp.CheckpointManager(folder, options=_alone(options))
+    return Manager(folder, _alone(options))
 
 
 def write(manager: ocp.CheckpointManager, number: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -43,13 +71,23 @@ def read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]
 
 
 def read_arrays(manager: ocp.CheckpointManager, number: int, item: str, metadata: dict[str, Any], like: Any) -> Any:
-    """Arrays of the shapes and types of `like`; raises ValueError if the checksum does not match."""
-    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    restored = manager.restore(number, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(arrays)}))[item]
-    if _checksum(restored) != metadata["checksums"][item]:
-        # orbax does not notice flipped bits, and casts other types.
+    """The NumPy arrays of a checkpoint, which must have the names, shapes and dtypes of `like`.
+
+    Raises ValueError if the checksum does not match, and InputError, with the first difference, for other arrays.
+    """
+    # Given the expected arrays, orbax casts to their dtypes and ignores their shapes.
+    restored = manager.restore(number, args=ocp.args.Composite(**{item: ocp.args.StandardRestore()}))[item]
+    if _checksum(restored) != metadata["checksums"][item]:  # orbax does not notice flipped bits
         raise ValueError(f"the checksum of the {item} does not match")
-    return restored
+    written, expected = _descriptions(restored), _descriptions(like)
+    for name in [*expected, *written]:
+        if written.get(name) != expected.get(name):
+            raise InputError(
+                f"checkpoint {number} holds {name} as {written.get(name, 'nothing')}, expected "
+                f"{expected.get(name, 'nothing')}; use it with the network, optimizer and JAX settings of its run"
+            )
+    arrays: Any = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
+    return arrays
 
 
 class _LatestAndBest:
@@ -78,6 +116,14 @@ def _checksum(tree: Any) -> int:
     for leaf in jax.tree.leaves(tree):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, checksum)
     return checksum
+
+
+def _descriptions(tree: Any) -> dict[str, str]:
+    """The dtype and shape of each array, such as "float32 [3, 4]", by its name."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _checksum_of_json(values: dict[str, Any]) -> int:

@@ -1,8 +1,8 @@
 """The weights of a run, from its checkpoints, without what only training needs."""
 
+import errno
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from jaxnets.devices import devices
 from jaxnets.errors import InputError
 from jaxnets.models.contract import has_option
 from jaxnets.models.initialization import declaration
@@ -21,6 +22,9 @@ from jaxnets.weights.network_tensors import fault_of
 from jaxnets.weights.origin import Origin
 
 FOLDER = "checkpoints"
+# Errors of the system that say nothing about the contents of a file.
+_NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS}
+_NOT_DAMAGE_IN_WORDS = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "out of memory", "Too many open files")
 # The recipe's settings that are options of a network, each with the value that needs none, and how to leave it out.
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "dropout_rate": (None, "leave out --dropout-rate"),
@@ -59,16 +63,22 @@ def network_of(
 
 
 def read_contents(workdir: Path) -> dict[str, Any] | None:
-    """The metadata of the latest checkpoint that can be read; None if there is none."""
+    """The metadata of the latest checkpoint that can be read; None if there is none.
+
+    Raises InputError if the system does not let it be read.
+    """
+    devices()
     folder = workdir.resolve() / FOLDER
     if not folder.is_dir():
         return None
     files = orbax_files()
     with files.reader(folder) as manager:
         for number in sorted(manager.all_steps(), reverse=True):
-            with suppress(Exception):  # orbax and tensorstore raise many types
+            try:
                 contents: dict[str, Any] = files.read_metadata(manager, number)
                 return contents
+            except Exception as error:  # orbax and tensorstore raise many types
+                check_is_damage(error, folder / str(number))
     return None
 
 
@@ -82,12 +92,14 @@ def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = Non
         if os.path.isfile(workdir):
             raise InputError(f"{workdir} is a file, not a run; weights in a file need --arch NAME --weights {workdir}")
         raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
+    devices()
     try:
         return _read(folder, which, model)
     except InputError as error:
         raise InputError(f"{workdir}: {error}") from None
     except Exception as error:
         # orbax and tensorstore raise many types for a file that is missing, cut short or of another form.
+        check_is_damage(error, folder)
         raise InputError(
             f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
             f"{first_line(error)}); train --resume falls back to the one before, or train again in another workdir"
@@ -123,6 +135,15 @@ def orbax_files() -> Any:
     from jaxnets.weights import checkpoint_files
 
     return checkpoint_files
+
+
+def check_is_damage(error: Exception, folder: Path) -> None:
+    """Raises InputError if `error`, met in reading a checkpoint, is due to memory, permissions or the like."""
+    number = error.errno if isinstance(error, OSError) else None
+    not_damage = number in _NOT_DAMAGE or any(words in str(error) for words in _NOT_DAMAGE_IN_WORDS)
+    if not_damage or isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        reason = first_line(error) or type(error).__name__
+        raise InputError(f"{folder} can't be read now ({reason}); check the permissions and the free memory") from None
 
 
 def first_line(error: Exception) -> str:
