@@ -27,8 +27,8 @@ class Config:
 
     `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `test_share` is the share to hold out of a
     data set without test images. `on_bad_image` is "error", "skip" or "strict". Metrics are logged every
-    `log_every` steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `transfer` says what is trained: "full" (the
-    same as None), "partial" (from the stage `train_from` on) or "head".
+    `log_every` steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `transfer` says what is
+    trained: "full" (the same as None), "partial" (from the stage `train_from` on) or "head".
     """
 
     arch: str
