@@ -14,7 +14,7 @@ from absl import logging
 
 from jaxnets.data.folder import named_images
 from jaxnets.data.sources import Source
-from jaxnets.data.verification import ON_BAD_IMAGE, usable
+from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
 from jaxnets.devices import devices
 from jaxnets.errors import InputError
 from jaxnets.ops import keep_memory
@@ -176,7 +176,10 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
     if images:
         parser.add_argument("--batch-size", type=int, default=32, help="images computed at once (default: 32)")
         parser.add_argument(
-            "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="stop at a bad one (default), or leave it out"
+            "--on-bad-image",
+            choices=ON_BAD_IMAGE,
+            default="error",
+            help="stop at a bad image (default), leave it out, or stop at any damage (strict)",
         )
     return parser
 
@@ -204,11 +207,14 @@ def images_of(arguments: argparse.Namespace) -> Source:
     if not paths:
         raise InputError("no images; name image files, or folders of them")
     images: Source = named_images(paths)
-    if arguments.on_bad_image == "skip":
-        with counting("checking images", len(images)) as (done, say):
+    if arguments.on_bad_image != "error":
+        count = len(images)
+        with counting("checking images", count) as (done, say):
             images, bad, _ = usable(images, 1, done)
+            if arguments.on_bad_image == "strict":
+                judge(bad, count, "strict", say)
             for image in bad:
-                say(f"left out: {image.where}: {image.reason}")
+                say(f"{'damaged, but used' if image.used else 'left out'}: {image.where}: {image.reason}")
         if not len(images):
             raise InputError(f"none of {len(bad)} images can be read; the first is {bad[0].where} ({bad[0].reason})")
     return images

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--on-bad-image",
         choices=ON_BAD_IMAGE,
-        help="stop at an image that can't be read, or skip it (default: as the run)",
+        help="stop at an image that can't be read, skip it, or stop at any damage (default: as the run)",
     )
     arguments = parser.parse_args()
     if len(arguments.paths) > (arguments.arch is None):

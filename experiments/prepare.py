@@ -25,7 +25,10 @@ def main() -> None:
         "--test-share", type=float, default=0.2, help="share held out if there are no test images (default: 0.2)"
     )
     parser.add_argument(
-        "--on-bad-image", choices=ON_BAD_IMAGE, default="error", help="whether to stop at a bad image or to skip it"
+        "--on-bad-image",
+        choices=ON_BAD_IMAGE,
+        default="error",
+        help="stop at a bad image (default), skip it, or stop at any damage (strict)",
     )
     arguments = parser.parse_args()
     for name in ("data_dir", "output"):
@@ -49,13 +52,14 @@ def write(arguments: argparse.Namespace) -> None:
     count = len(dataset.train) + len(dataset.test)
     with counting("checking images", count) as (done, say):
         dataset, bad_images = verify(dataset, arguments.on_bad_image, done, say)
-    count -= len(bad_images)
+    num_skipped = sum(not image.used for image in bad_images)
+    count -= num_skipped
     with counting("writing records", count) as (done, _):
         written = write_records(dataset, arguments.output, arguments.size, done)
     if bad_images:
         write_bad_images(arguments.output, bad_images)
     megabytes = sum(path.stat().st_size for path in arguments.output.iterdir()) / 1e6
-    skipped = f", {len(bad_images)} bad images skipped (bad-images.csv)" if bad_images else ""
+    skipped = f", {num_skipped} bad images skipped (bad-images.csv)" if num_skipped else ""
     print(
         f"{count} images, {megabytes:,.0f} MB in {arguments.output}{skipped}"
         f"{'' if written else ' (already complete)'}; train with --dataset {arguments.output}"

@@ -60,7 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on-bad-image",
         choices=ON_BAD_IMAGE,
-        help="stop at an image that can't be read (default), or skip up to 1 %% of them and list them in the workdir",
+        help="stop at an image that can't be read (default), skip up to 1 %% of them and list them in the workdir, or "
+        "stop at any damage (strict)",
     )
     parser.add_argument("--workdir", type=Path, help="folder for the run's files (default: a new one under runs/)")
     parser.add_argument("--dtype", help=f"what the network computes in: {', '.join(DTYPES)} (default: float32)")

@@ -91,6 +91,8 @@ def _facts(result: dict[str, Any]) -> str:
         facts[f"devices by {result['parallel']}"] = str(result["devices"])
     if result.get("bad_images"):
         facts["bad images left out, see bad-images.csv"] = str(result["bad_images"])
+    if result.get("blemished_images"):
+        facts["damaged images used, see bad-images.csv"] = str(result["blemished_images"])
     return (
         '<div class="facts">' + "".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in facts.items()) + "</div>"
     )

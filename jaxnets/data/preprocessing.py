@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxnets.data.decoding import open_image, pixels_of, upright_rgb
+from jaxnets.data.decoding import open_image, pixels_of
 from jaxnets.data.sources import PHOTO_MEAN, PHOTO_STD, Channels
 from jaxnets.errors import InputError
 
@@ -24,8 +24,9 @@ class Preprocessing:
     """Resizes the short side to `resize_size`, crops the central square of `crop_size` and normalises.
 
     Resizing is antialiased, with bilinear or bicubic interpolation. `mean` and `std` are per channel, for values from
-    0 to 1. The pixels match torchvision's ImageClassification preset on PIL images within 1 grey level. Evaluation and
-    prediction use the same preprocessing, which is stored with the weights. Raises InputError for invalid values.
+    0 to 1. The pixels match torchvision's ImageClassification preset on PIL images, under Pillow 13, within 1 grey
+    level. Evaluation and prediction use the same preprocessing, which is stored with the weights. Raises InputError for
+    invalid values.
     """
 
     crop_size: int
@@ -61,17 +62,19 @@ class Preprocessing:
         The image is a PIL image, uint8 pixels [H, W], [H, W, 1] or [H, W, 3], or the bytes of an image file. Raises
         InputError with the reason for an unreadable image.
         """
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(pixels_of(open_image(image)))
-        else:
-            image = upright_rgb(image)
+        image = Image.fromarray(pixels_of(open_image(image)))
         width, height = image.size
         new_width, new_height = resized(width, height, self.resize_size)
         # Computes only the cropped pixels, with the same coefficients as resizing the whole image. Two calls fix the
-        # order, width first: Pillow 13 resizes the height of tall images first, which rounds differently.
+        # order of the two passes, whose first rounds. Pillow 13, which torchvision calls, shrinks the height first if
+        # it is more than twice the width; older versions always begin with the width.
         size, filter_ = self.crop_size, _INTERPOLATIONS[self.interpolation]
         left, top = (round((side - size) / 2.0) for side in (new_width, new_height))
         across, down = width / new_width, height / new_height
+        if height > 2 * width and new_height < height:
+            columns = image.resize((width, size), filter_, box=(0, top * down, width, (top + size) * down))
+            sides = (left * across, (left + size) * across)
+            return np.asarray(columns.resize((size, size), filter_, box=(sides[0], 0, sides[1], size)))
         reach = _REACH * max(1.0, down)
         first, last = max(0, int(top * down - reach)), min(height, int((top + size) * down + reach) + 1)
         rows = image.crop((0, first, width, last))

@@ -14,7 +14,7 @@ from jaxnets.data.pipeline import IMAGES_PER_TASK, in_order
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 
-ON_BAD_IMAGE = ("error", "skip")
+ON_BAD_IMAGE = ("error", "skip", "strict")
 _MAX_BAD_FRACTION = 0.01
 _MAX_NAMED = 20
 
@@ -23,10 +23,11 @@ Gather = Callable[[Any], Sequence[Any]]
 
 @dataclass(frozen=True)
 class BadImage:
-    """The name of an unreadable image, and the reason."""
+    """The name of a damaged image, and the reason. `used` says that all pixels can be read nevertheless."""
 
     where: str
     reason: str
+    used: bool = False
 
 
 def verify(
@@ -38,9 +39,10 @@ def verify(
     process_count: int = 1,
     gather: Gather = lambda results: [results],
 ) -> tuple[Dataset, list[BadImage]]:
-    """Checks every image. Returns the data set without the bad images, and the bad images.
+    """Checks every image. Returns the data set without the unusable images, and all damaged images.
 
-    `done` is called with the number of images checked so far. With several processes each checks its share, and
+    A JPEG that can be read whole in spite of its damage stays in the data set, and has `BadImage.used`. `done` is
+    called with the number of images checked so far. With several processes each checks its share, and
     `gather` collects the results of all. Raises InputError for bad images as `judge` does, for a class without training
     images, and if no test images are left.
     """
@@ -62,10 +64,19 @@ def verify(
 
 
 def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[[str], None]) -> None:
-    """Reports the bad ones of `count` images.
+    """Reports the damaged ones of `count` images.
 
-    Raises InputError for any bad image if `on_bad_image` is "error", and for more than 1 % of them if it is "skip".
+    Raises InputError for any unusable image unless `on_bad_image` is "skip", for more than 1 % of them if it is "skip",
+    and for any damaged image if it is "strict".
     """
+    if on_bad_image == "strict":
+        bad = [replace(image, used=False) for image in bad]
+    if used := [image for image in bad if image.used]:
+        say(
+            f"{len(used)} of {count} images are damaged, but can be read whole and are used; the first is "
+            f"{used[0].where} ({used[0].reason})"
+        )
+    bad = [image for image in bad if not image.used]
     if not bad:
         return
     for image in bad[:_MAX_NAMED]:
@@ -73,18 +84,18 @@ def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[
     if len(bad) > _MAX_NAMED:
         say(f"... and {len(bad) - _MAX_NAMED} more")
     summary = f"{len(bad)} of {count} images can't be used, the first is {bad[0].where} ({bad[0].reason})"
-    if on_bad_image == "error":
+    if on_bad_image != "skip":
         raise InputError(f"{summary}; fix or remove them, or skip them with --on-bad-image skip")
     if len(bad) > _MAX_BAD_FRACTION * count:
         raise InputError(f"{summary}; --on-bad-image skip allows at most {_MAX_BAD_FRACTION:.0%}; fix or remove them")
 
 
 def write_bad_images(folder: Path, bad: Sequence[BadImage]) -> None:
-    """Writes the skipped images and the reasons to bad-images.csv."""
+    """Writes the damaged images, the reasons and whether they are used to bad-images.csv."""
     with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(("image", "reason"))
-        rows.writerows((image.where, image.reason) for image in bad)
+        rows.writerow(("image", "reason", "used"))
+        rows.writerows((image.where, image.reason, "yes" if image.used else "no") for image in bad)
 
 
 def check_labels(class_names: Sequence[str], labels: np.ndarray) -> None:
@@ -105,15 +116,15 @@ def usable(
     process_count: int = 1,
     gather: Gather = lambda results: [results],
 ) -> tuple[Source, list[BadImage], np.ndarray]:
-    """Returns the source without its bad images, the bad images, and the labels of the good ones."""
+    """Returns the source without its unusable images, all damaged images, and the labels of the remaining images."""
 
     def check(index: int) -> tuple[int, str]:
         try:
             image, label = source[index]
-            check_image(image)
+            blemish = check_image(image)
             if not 0 <= label < num_classes:
                 raise InputError(f"label {label}; expected 0 to {num_classes - 1}")
-            return label, ""
+            return label, blemish
         except InputError as error:
             return -1, str(error).removeprefix(f"{source.where(index)}: ")
 
@@ -132,7 +143,7 @@ def usable(
     for process, (process_labels, process_reasons) in enumerate(gather((local_labels, list(local_reasons.items())))):
         labels[process::process_count] = process_labels
         reasons.update(process_reasons)
-    bad = [BadImage(source.where(index), reasons[index]) for index in sorted(reasons)]
-    if bad:
+    bad = [BadImage(source.where(index), reasons[index], used=bool(labels[index] >= 0)) for index in sorted(reasons)]
+    if (labels < 0).any():
         source = Subset(source, np.flatnonzero(labels >= 0))
     return source, bad, labels[labels >= 0]

@@ -26,10 +26,10 @@ class Config:
     """All that determines the numbers of a run. The network computes in `dtype`.
 
     `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `test_share` is the share to hold out of a
-    data set without test images. `on_bad_image` is "error" or "skip". Metrics are logged every `log_every` steps.
-    `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry of a torch
-    checkpoint to read; `transfer` says what is trained: "full" (the
-    same as None), "partial" (from the stage `train_from` on) or "head".
+    data set without test images. `on_bad_image` is "error", "skip" or "strict". Metrics are logged every `log_every`
+    steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry of a torch
+    checkpoint to read; `transfer` says what is trained: "full" (the same as None), "partial" (from the stage
+    `train_from` on) or "head".
     """
 
     arch: str
@@ -51,7 +51,7 @@ class Config:
             raise InputError(f"unknown dtype {self.dtype!r}; expected {', '.join(DTYPES)}")
         self._check_transfer()
         if self.on_bad_image not in ON_BAD_IMAGE:
-            raise InputError(f"on_bad_image={self.on_bad_image!r}; expected {' or '.join(ON_BAD_IMAGE)}")
+            raise InputError(f"on_bad_image={self.on_bad_image!r}; expected {', '.join(ON_BAD_IMAGE)}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed={self.seed}; expected a whole number from 0 to {2**32 - 1}")
         if self.log_every < 1:
