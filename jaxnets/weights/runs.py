@@ -28,13 +28,17 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class RunWeights:
-    """A network with a run's weights. `settings` are the run's configuration as JSON has it."""
+    """A network with a run's weights. `settings` are the run's configuration as JSON has it.
+
+    `fingerprints` are those of its training and test images.
+    """
 
     arch: str
     model: nn.Module
     variables: dict[str, Any]
     origin: Origin
     settings: dict[str, Any]
+    fingerprints: dict[str, str]
 
 
 def network_of(
@@ -109,7 +113,7 @@ def _read(folder: Path, which: str, given: nn.Module | None) -> RunWeights:
         shapes = declaration(model, origin.preprocessing.crop_size).shapes
         like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
         variables = files.read_arrays(manager, number, "variables", metadata, like)
-    return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings)
+    return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings, metadata["fingerprints"])
 
 
 def orbax_files() -> Any:
