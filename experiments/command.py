@@ -91,9 +91,7 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder in --dataset with the class folders to train on, if names such as train/ do not say so",
     )
-    parser.add_argument(
-        "--test-folder", metavar="FOLDER", help="folder in --dataset with the class folders to test on"
-    )
+    parser.add_argument("--test-folder", metavar="FOLDER", help="folder in --dataset with the class folders to test on")
 
 
 def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import re
 
 from experiments.command import add_folders, add_weights, classifier_of, program, run, weights_of
 from jaxnets.data.datasets import load_dataset
-from jaxnets.data.layout import SPLITS
+from jaxnets.data.part_names import SPLITS
 from jaxnets.data.sources import Dataset
 from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
 from jaxnets.errors import InputError
@@ -65,8 +65,8 @@ def main() -> None:
         judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
         if trained and not arguments.split and test.fingerprint() != trained.fingerprints["test"]:
             say(
-                "warning: these are not the test images of the run: some were added, removed, renamed or changed since; "
-                "some may have been trained on"
+                "warning: these are not the test images of the run: some were added, removed, renamed or changed "
+                "since, and some may have been trained on"
             )
     parallel = Parallel.choose()
     evaluate = Evaluator(classifier.model, classifier.preprocess, batch_size, parallel, metrics=all_metrics(None))

@@ -81,7 +81,9 @@ def named_images(paths: Sequence[Path]) -> FolderSource:
             continue
         below = sorted(images_below(path), key=sort_key)
         if not below:
-            raise InputError(f"{printable(path)} has no image files (.jpg, .png, ...); give image files or their folder")
+            raise InputError(
+                f"{printable(path)} has no image files (.jpg, .png, ...); give image files or their folder"
+            )
         files += below
     return FolderSource(Path(), [(file, 0) for file in files])
 

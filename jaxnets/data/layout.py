@@ -5,24 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from jaxnets.data.image_files import has_images_below, has_loose_images, printable, sort_key, subfolders
+from jaxnets.data.part_names import SPLITS, Part, is_numbered_piece, names_images, part_of, without_part, words_of
 from jaxnets.errors import InputError
 
-Part = Literal["train", "val", "test"]
-SPLITS = ("val", "test")
-
-_SET = "(set|data|dataset|images|imgs)?"
-_PART_WORDS: dict[Part, re.Pattern[str]] = {
-    "train": re.compile(f"(train|training|trn|trainval){_SET}"),
-    "val": re.compile(f"(val|valid|validate|validation|dev|eval|evaluation){_SET}"),
-    "test": re.compile(f"(test|testing|tst){_SET}"),
-}
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-# Words that name a container of images, not what the images show.
-_IMAGES = ("image", "images", "img", "imgs", "jpg", "jpeg", "jpegs", "png", "pngs", "jpegimages")
-_PIECES = (*_IMAGES, "part", "batch", "fold", "split", "shard", "chunk", "subset", "set", "data", "dataset", "volume")
 _ITSELF = "--train-folder . takes the folders themselves for classes"
 
 
@@ -52,13 +40,6 @@ class _Top:
     is_flat: bool
     inner: Path
     names: tuple[str, ...]
-
-
-def part_of(name: str) -> Part | None:
-    """The part of a data set that a name such as "Training", "seg_test" or "val2017" stands for; None for others."""
-    words = _words(name)
-    parts = [part for part in get_args(Part) if any(map(_PART_WORDS[part].fullmatch, words))]
-    return parts[0] if len(parts) == 1 else None
 
 
 def find_layout(
@@ -147,7 +128,8 @@ def _classes_themselves(here: Path, tops: Sequence[_Top], empty: Sequence[Path],
     tests = [top for top in tops if top.part in SPLITS and not top.is_flat]
     if tests:
         others = [top for top in tops if top not in tests]
-        if len(tests) == len(others) == 1 and _stem(tests[0]) == _stem(others[0]) and not others[0].is_flat:
+        # As in rps/ and rps-test-set/.
+        if len(tests) == len(others) == 1 and without_part(tests[0].path.name) == tuple(words_of(others[0].path.name)):
             return Layout(others[0].inner, tests[0].inner)
         raise InputError(
             f"{printable(here)} has {tests[0].path.name}/ but no train/; expected train/CLASS/IMAGE; give the folder "
@@ -189,7 +171,7 @@ def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
                 f"{printable(top.path)} has folders for training and testing of its own ({_list(top.names)}); "
                 f"give {flags} ({_ITSELF})"
             )
-        if top.is_flat and top.path.name.lower() in _IMAGES and len(tops) > 1:
+        if top.is_flat and names_images(top.path.name) and len(tops) > 1:
             raise InputError(
                 f"the images in {printable(top.path)} are not in class folders; expected {printable(here)}/CLASS/IMAGE "
                 f"({_ITSELF})"
@@ -203,14 +185,11 @@ def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
                     f"same class folders ({_list(shared)}); name the part to train on with --train-folder, such as "
                     f"--train-folder {other.path.name}, and that to test on with --test-folder ({_ITSELF})"
                 )
-    numbered = [_words(top.path.name) for top in tops]
-    if len(tops) > 1 and any(word in _PIECES for word in numbered[0]):
-        stems = {tuple(word for word in words if not word.isdecimal()) for words in numbered}
-        if len(stems) == 1:
-            raise InputError(
-                f"{_list(top.path.name for top in tops)} in {printable(here)} are numbered parts rather than classes; "
-                f"expected {printable(here)}/CLASS/IMAGE ({_ITSELF})"
-            )
+    if is_numbered_piece([top.path.name for top in tops]):
+        raise InputError(
+            f"{_list(top.path.name for top in tops)} in {printable(here)} are numbered parts rather than classes; "
+            f"expected {printable(here)}/CLASS/IMAGE ({_ITSELF})"
+        )
     # As in SUN397 and Places365: a/abbey, a/airport, b/beach.
     if len(tops) > 1 and all(_is_initial(top) for top in tops):
         raise InputError(
@@ -221,7 +200,9 @@ def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
 
 def _is_initial(top: _Top) -> bool:
     letter = top.path.name.lower()
-    return re.fullmatch("[a-z]", letter) is not None and all(name.lower().startswith(letter) for name in top.names or "?")
+    return re.fullmatch("[a-z]", letter) is not None and all(
+        name.lower().startswith(letter) for name in top.names or "?"
+    )
 
 
 def _nested_copies(tops: Sequence[_Top]) -> list[_Top]:
@@ -274,23 +255,13 @@ def _only_inner(folder: Path) -> Path | None:
 
 def _one(root: Path, tops: Sequence[_Top], flag: str) -> _Top:
     """The folder whose name is exactly that of the part, or else the only one."""
-    tops = [top for top in tops if len(_words(top.path.name)) == 1] or tops
+    tops = [top for top in tops if len(words_of(top.path.name)) == 1] or tops
     if len(tops) > 1:
         raise InputError(
             f"{printable(root)} has both {tops[0].path.name}/ and {tops[1].path.name}/; rename or remove one, or give "
             f"one as {flag}"
         )
     return tops[0]
-
-
-def _stem(top: _Top) -> tuple[str, ...]:
-    """The words of a name without those for a part."""
-    patterns = [re.compile("set"), *_PART_WORDS.values()]
-    return tuple(word for word in _words(top.path.name) if not any(pattern.fullmatch(word) for pattern in patterns))
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(name)]
 
 
 def _list(names: Iterable[str], most: int = 4) -> str:

@@ -27,7 +27,8 @@ class Config:
 
     `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `test_share` is the share to hold out of a
     data set without test images. `train_folder` and `test_folder`, relative to a folder of images, hold its training
-    and its test images (None: found by name). `on_bad_image` is "error" or "skip". Metrics are logged every `log_every` steps.
+    and its test images (None: found by name). `on_bad_image` is "error" or "skip". Metrics are logged every
+    `log_every` steps.
     `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `transfer` says what is trained: "full" (the
     same as None), "partial" (from the stage `train_from` on) or "head".
     """
