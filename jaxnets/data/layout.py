@@ -88,6 +88,9 @@ def _by_name(root: Path, split: str | None, test: Path | None) -> Layout:
     if not training:
         return _classes_themselves(here, tops, empty, split)
     train = _one(here, training, "--train-folder")
+    only = train.names[0] if len(train.names) == 1 else ""
+    if names_images(only) or part_of(only) == "train":
+        raise _without_classes(here, train.inner / only, "train/")
     warnings: list[str] = []
     others = [top.path for top in tops if top.part is None]
     has_tests = test is not None or any(top.part in SPLITS for top in tops)
@@ -137,10 +140,7 @@ def _classes_themselves(here: Path, tops: Sequence[_Top], empty: Sequence[Path],
         )
     flat = {part: [top.path.name for top in tops if top.part == part and top.is_flat] for part in get_args(Part)}
     if flat["train"] and (flat["val"] or flat["test"]):
-        raise InputError(
-            f"the images in {printable(here / flat['train'][0])} are not in class folders; expected train/CLASS/IMAGE "
-            f"({_ITSELF})"
-        )
+        raise _without_classes(here, here / flat["train"][0], "train/")
     if split is not None:
         raise InputError(f"{printable(here)} has no {split}/ with class folders; leave out --split {split}")
     copies = _nested_copies(tops)
@@ -172,10 +172,7 @@ def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
                 f"give {flags} ({_ITSELF})"
             )
         if top.is_flat and names_images(top.path.name) and len(tops) > 1:
-            raise InputError(
-                f"the images in {printable(top.path)} are not in class folders; expected {printable(here)}/CLASS/IMAGE "
-                f"({_ITSELF})"
-            )
+            raise _without_classes(here, top.path)
     for index, top in enumerate(tops):
         for other in tops[:index]:
             shared = sorted(set(top.names) & set(other.names), key=sort_key)
@@ -196,6 +193,13 @@ def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
             f"the folders in {printable(here)} are initials of classes ({tops[0].path.name}/{tops[0].names[0]}); move "
             f"the class folders together into one folder ({_ITSELF})"
         )
+
+
+def _without_classes(here: Path, images: Path, part: str = "") -> InputError:
+    return InputError(
+        f"the images in {printable(images)} are not in class folders; expected {printable(here)}/{part}CLASS/IMAGE "
+        f"({_ITSELF})"
+    )
 
 
 def _is_initial(top: _Top) -> bool:
