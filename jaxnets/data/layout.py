@@ -218,7 +218,8 @@ def _nested_copies(tops: Sequence[_Top]) -> list[_Top]:
 def _tops(folder: Path, test: Path | None = None) -> tuple[list[_Top], list[Path]]:
     """The folders with images, and those without. `test` is left out."""
     present, empty = _with_images(folder)
-    return [_top(path) for path in present if path != test], empty
+    tops = map(_top, present)
+    return [top for top in tops if test is None or test not in (top.path, top.inner)], empty
 
 
 def _top(path: Path) -> _Top:

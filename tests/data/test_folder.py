@@ -691,11 +691,11 @@ def test_a_test_folder_may_lie_beside_the_classes(tmp_path: Path) -> None:
 
 
 def test_a_split_can_be_chosen(tmp_path: Path) -> None:
-    for count, part in enumerate(("train", "val", "test"), 1):
+    for count, part in enumerate(("train", "val", "test"), 2):
         classes(tmp_path / part, "a", "b", count=count)
-    for split, count in ((None, 4), ("val", 4), ("test", 6)):
+    for split, count in ((None, 6), ("val", 6), ("test", 8)):
         assert len(load_folder(tmp_path, SHARE, split=split).test) == count
-        assert len(load_folder(tmp_path, SHARE, split=split, train_folder="train").test) == (count if split else 1)
+        assert len(load_folder(tmp_path, SHARE, split=split, train_folder="train").test) == (count if split else 2)
     for path in (tmp_path / "test").rglob("*.png"):
         path.unlink()
     assert "has no test/ with class folders; leave out --split test" in refusal(
