@@ -157,6 +157,16 @@ def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that name the parts of a folder of images."""
+    parser.add_argument(
+        "--train-folder",
+        metavar="FOLDER",
+        help="folder in --dataset with the class folders to train on, if names such as train/ do not say so",
+    )
+    parser.add_argument("--test-folder", metavar="FOLDER", help="folder in --dataset with the class folders to test on")
+
+
 def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> argparse.ArgumentParser:
     """The arguments of commands that use a run or other weights; with `images`, on those."""
     parser.usage = f"%(prog)s (WORKDIR | --arch NAME [--weights W]) {'IMAGE... ' if images else ''}[options]"

@@ -3,11 +3,14 @@
 import argparse
 import re
 
-from experiments.command import add_weights, classifier_of, program, run, weights_of
+from experiments.command import add_folders, add_weights, classifier_of, program, run, weights_of
 from jaxnets.data.datasets import load_dataset
+from jaxnets.data.part_names import SPLITS
+from jaxnets.data.sources import Dataset
 from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
 from jaxnets.errors import InputError
 from jaxnets.pretrained import Pretrained
+from jaxnets.training.config import Config
 from jaxnets.training.contents import check_classes
 from jaxnets.training.evaluation import Evaluator
 from jaxnets.training.metrics import TOP5, all_metrics, class_metrics
@@ -22,6 +25,12 @@ def main() -> None:
     parser.add_argument("--dataset", help="folder, or name of a data set (default: the one that the run trained on)")
     parser.add_argument("--data-dir", help="where TFDS keeps its data sets (default: that of the run)")
     parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="evaluate on this part of the data set (default: as in training)",
+    )
+    add_folders(parser)
+    parser.add_argument(
         "--batch-size", type=int, metavar="N", help="images at a time (default: that of the run, or 32)"
     )
     parser.add_argument(
@@ -32,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if len(arguments.paths) > (arguments.arch is None):
         raise InputError(f"unexpected {arguments.paths[-1]}; give the folder of one run, or --arch and --weights")
-    config = None
+    trained = config = None
     if arguments.arch is None and arguments.paths:
         arguments.workdir = arguments.paths[0]
         trained = classifier_of(arguments)
@@ -45,18 +54,20 @@ def main() -> None:
     batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}; expected at least 1")
-    name = arguments.dataset or (config.dataset if config else "")
-    dataset = load_dataset(
-        name,
-        data_dir=arguments.data_dir or (config.data_dir if config else None),
-        test_share=config.test_share if config else 0.2,
-    )
+    dataset = dataset_of(arguments, config)
     if not _are_wordnet_ids(classifier.categories, dataset.class_names):
         check_classes(classifier.categories, dataset.class_names)
     with counting("checking images", len(dataset.test)) as (done, say):
+        for line in (*dataset.warnings, f"{len(dataset.test):,} test images ({dataset.tested_on})"):
+            say(line)
         test, bad, _ = usable(dataset.test, len(dataset.class_names), done)
         on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
         judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
+        if trained and not arguments.split and test.fingerprint() != trained.fingerprints["test"]:
+            say(
+                "warning: these are not the test images of the run: some were added, removed, renamed or changed "
+                "since, and some may have been trained on"
+            )
     parallel = Parallel.choose()
     evaluate = Evaluator(classifier.model, classifier.preprocess, batch_size, parallel, metrics=all_metrics(None))
     with counting("evaluating", len(test)) as (done, _):
@@ -77,6 +88,26 @@ def main() -> None:
     for row in classes["per_class"]:
         numbers = f"{row['precision']:9.2%}  {row['recall']:7.2%}  {row['f1']:7.2%}  {row['support']:6}"
         print(f"{row['class']:{width}}  {numbers}")
+
+
+def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
+    """The data set that is asked for, or else that of the run with the configuration `config`."""
+    test_folder = arguments.test_folder
+    if arguments.split is not None and test_folder is not None:
+        raise InputError(f"--split {arguments.split} and --test-folder {test_folder} both name test images; give one")
+    if config is None:
+        data_dir, test_share, train_folder = None, 0.2, None
+    else:
+        data_dir, test_share, train_folder = config.data_dir, config.test_share, config.train_folder
+        test_folder = test_folder or (config.test_folder if arguments.split is None else None)
+    return load_dataset(
+        arguments.dataset or (config.dataset if config else ""),
+        data_dir=arguments.data_dir or data_dir,
+        test_share=test_share,
+        train_folder=arguments.train_folder or train_folder,
+        test_folder=test_folder,
+        split=arguments.split,
+    )
 
 
 def _are_wordnet_ids(categories: tuple[str, ...], class_names: tuple[str, ...]) -> bool:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from experiments.command import program, run
+from experiments.command import add_folders, program, run
 from jaxnets.data.datasets import absolute, is_path, load_dataset
 from jaxnets.data.records import write_records
 from jaxnets.data.tfds import prepare_tfds
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument(
         "--test-share", type=float, default=0.2, help="share held out if there are no test images (default: 0.2)"
     )
+    add_folders(parser)
     parser.add_argument(
         "--on-bad-image",
         choices=ON_BAD_IMAGE,
@@ -48,9 +49,17 @@ def write(arguments: argparse.Namespace) -> None:
     source = Path(absolute(arguments.source)).resolve()
     if is_path(arguments.source) and arguments.output.resolve().is_relative_to(source):
         raise InputError(f"--output {arguments.output} is inside the source {source}; give a folder outside of it")
-    dataset = load_dataset(absolute(arguments.source), data_dir=arguments.data_dir, test_share=arguments.test_share)
+    dataset = load_dataset(
+        absolute(arguments.source),
+        data_dir=arguments.data_dir,
+        test_share=arguments.test_share,
+        train_folder=arguments.train_folder,
+        test_folder=arguments.test_folder,
+    )
     count = len(dataset.train) + len(dataset.test)
     with counting("checking images", count) as (done, say):
+        for line in (*dataset.warnings, dataset.summary()):
+            say(line)
         dataset, bad_images = verify(dataset, arguments.on_bad_image, done, say)
     num_skipped = sum(not image.used for image in bad_images)
     count -= num_skipped

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import program, run
+from experiments.command import add_folders, program, run
 from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data sets (default: its own choice)")
     parser.add_argument("--test-share", type=float, help="share to hold out if there are no test images (default: 0.2)")
+    add_folders(parser)
     parser.add_argument(
         "--on-bad-image",
         choices=ON_BAD_IMAGE,

@@ -14,24 +14,38 @@ from jaxnets.errors import InputError
 _DIGITS = Path(__file__).parent / "digits.npz"
 
 
-def load_dataset(name: str, *, data_dir: str | None = None, test_share: float = 0.2) -> Dataset:
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    test_share: float = 0.2,
+    train_folder: str | None = None,
+    test_folder: str | None = None,
+    split: str | None = None,
+) -> Dataset:
     """Loads the data set `name`: digits, a folder of images or prepared records, or a TFDS data set in `data_dir`.
 
-    If the data set has no test images, `test_share` of its training images is held out. Raises InputError if the data
-    set does not exist.
+    If the data set has no test images, `test_share` of its training images is held out. `train_folder` and
+    `test_folder`, relative to a folder of images, hold its training and test images. `split` chooses the test images:
+    "val" or "test"; None is the default of the data set. Raises InputError if the data set does not exist.
     """
     if not 0 < test_share < 1:
         raise InputError(f"test_share={test_share}; expected a fraction between 0 and 1, such as 0.2")
-    if name == "digits":
-        return digits()
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return load_records(folder) if holds_records(folder) else load_folder(folder, test_share)
+    if name != "digits" and folder.is_dir() and not holds_records(folder):
+        return load_folder(folder, test_share, train_folder=train_folder, test_folder=test_folder, split=split)
+    for flag, value in (("--train-folder", train_folder), ("--test-folder", test_folder)):
+        if value is not None:
+            raise InputError(f"{flag} {value} is for folders of images, which {name} is not; leave it out")
+    if name == "digits" or folder.is_dir():
+        if split not in (None, "test"):
+            raise InputError(f"{name} has one set of test images; leave out --split {split}")
+        return digits() if name == "digits" else load_records(folder)
     if folder.exists():
         raise InputError(f"{name} is a file; expected a folder of images or the name of a data set")
     if is_path(name):
         raise InputError(f"{name}: no such folder; give a folder of images, digits, or the name of a TFDS data set")
-    return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), test_share)
+    return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), test_share, split)
 
 
 def is_path(name: str) -> bool:
@@ -67,4 +81,5 @@ def digits() -> Dataset:
         test=test,
         mean=(mean, mean, mean),
         std=(std, std, std),
+        tested_on="the fixed split of jaxnets",
     )

@@ -13,6 +13,8 @@ Channels = tuple[float, float, float]
 # The statistics of ImageNet's training images (He et al. 2015, torchvision's presets), which suit other photos too.
 PHOTO_MEAN: Channels = (0.485, 0.456, 0.406)
 PHOTO_STD: Channels = (0.229, 0.224, 0.225)
+# Class names in a summary.
+_NAMED = 5
 
 
 class Record(NamedTuple):
@@ -45,7 +47,8 @@ class Source(Protocol):
 class Dataset:
     """Training and test images with their classes. A label is an index into `class_names`.
 
-    `mean` and `std` are per channel, for pixel values from 0 to 1.
+    `mean` and `std` are per channel, for pixel values from 0 to 1. `tested_on` says where the test images come from,
+    such as "from val/", and `warnings` what a user may not expect.
     """
 
     name: str
@@ -54,6 +57,17 @@ class Dataset:
     test: Source
     mean: Channels = PHOTO_MEAN
     std: Channels = PHOTO_STD
+    tested_on: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line: the classes, and the numbers of training and test images."""
+        names, more = ", ".join(map(repr, self.class_names[:_NAMED])), ", ..." * (len(self.class_names) > _NAMED)
+        origin = self.tested_on and f" ({self.tested_on})"
+        return (
+            f"{len(self.class_names)} classes ({names}{more}), {len(self.train):,} training images, "
+            f"{len(self.test):,} test images{origin}"
+        )
 
     def __post_init__(self) -> None:
         first: dict[str, int] = {}

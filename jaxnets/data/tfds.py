@@ -4,23 +4,29 @@ import contextlib
 import difflib
 import hashlib
 import io
-import json
 import os
 import shlex
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxnets.data.hashing import mix64
+from jaxnets.data.part_names import part_of
 from jaxnets.data.sources import Dataset, Record, Source, Subset
+from jaxnets.data.tfrecord import convert, example_parser, one_line
 from jaxnets.errors import InputError
 
 # tensorflow_datasets is slow to import, so functions import it when they need it.
+
+# TFDS stores unpublished labels as -1.
+_UNLABELLED, _UNREADABLE = -1, -2
+# Records that tell whether a split has labels. Reading all of them would read all images.
+_LABEL_SAMPLE = 200
+_SAMPLE_BYTES = 1 << 16
 
 Outcome = Literal["already prepared", "converted from TFRecord", "prepared"]
 
@@ -48,7 +54,7 @@ class TfdsSource:
         return record
 
     def unchecked(self, index: int) -> Record:
-        """The record, without a check of its label. TFDS stores unpublished labels as -1."""
+        """The record, without a check of its label."""
         if not 0 <= index < len(self.examples):
             raise IndexError(index)
         try:
@@ -56,8 +62,8 @@ class TfdsSource:
             return Record(features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0])
         except (RuntimeError, ValueError, IndexError) as error:
             raise InputError(
-                f"{self.where(index)}: can't be read ({_line(error)}); restore the file, or move its folder away and "
-                "prepare the data set again"
+                f"{self.where(index)}: can't be read ({one_line(error)}); restore the file, or move its folder away "
+                "and prepare the data set again"
             ) from None
 
     def where(self, index: int) -> str:
@@ -69,15 +75,24 @@ class TfdsSource:
         raise IndexError(index)
 
     def fingerprint(self) -> str:
-        shards = [(path, records, os.path.getsize(path)) for path, records in self.shards]
-        return hashlib.sha256(repr((self.image_key, self.label_key, shards)).encode()).hexdigest()
+        """A SHA-256 of the keys, and of the names, the sizes and a sample of the bytes of the files."""
+        digest = hashlib.sha256(repr((self.image_key, self.label_key)).encode())
+        for path, records in self.shards:
+            size = os.path.getsize(path)
+            digest.update(repr((os.path.basename(path), records, size)).encode())
+            with open(path, "rb") as file:
+                for position in (0, size // 2, max(size - _SAMPLE_BYTES, 0)):
+                    file.seek(position)
+                    digest.update(file.read(_SAMPLE_BYTES))
+        return digest.hexdigest()
 
 
-def load_tfds(name: str, data_dir: Path | None, test_share: float) -> Dataset:
+def load_tfds(name: str, data_dir: Path | None, test_share: float, split: str | None = None) -> Dataset:
     """Loads the TFDS data set NAME[/CONFIG][:VERSION] from `data_dir`, by default TFDS's own folder.
 
-    The test images are the first labelled split of test and validation, or else a fixed `test_share` of train. Raises
-    InputError if the data set is not prepared, is damaged, or is not for image classification.
+    The test images are those of `split`, "val" or "test". By default they are the first labelled split of test and
+    validation (or val, dev, ...), or else a fixed `test_share` of each class. Raises InputError if the data set is not
+    prepared, is damaged, or is not for image classification.
     """
     builder = _find(name, data_dir)
     if builder is None:
@@ -88,16 +103,34 @@ def load_tfds(name: str, data_dir: Path | None, test_share: float) -> Dataset:
             f"convert it to array_record once: {_command(name, data_dir)}"
         )
     present = [split for split, info in builder.info.splits.items() if info.num_examples]
-    if "train" not in present:
+    training = _named(present, "train")
+    if not training:
         raise InputError(f"{name} has no split train, only {', '.join(present)}; choose a data set with a split train")
-    train = _source(name, builder, "train")
+    train = _source(name, builder, training[0])
+    warnings: list[str] = []
     class_names = tuple(builder.info.features[train.label_key].names)
-    for split in ("test", "validation"):
-        if split in present:
-            test = _source(name, builder, split)
-            if test.unchecked(0).label >= 0:
-                return Dataset(name, class_names, train, test)
-    return Dataset(name, class_names, *_divided(train, test_share))
+    for wanted in ("test", "val") if split is None else (split,):
+        for candidate in _named(present, wanted):
+            test = _source(name, builder, candidate)
+            sample = np.unique(np.linspace(0, len(test) - 1, _LABEL_SAMPLE).astype(int)).tolist()
+            if _UNLABELLED not in _labels(test, sample):
+                return Dataset(name, class_names, train, test, tested_on=f"split {candidate}", warnings=tuple(warnings))
+            warnings.append(f"warning: the split {candidate} of {name} has images without labels and is not used")
+    if split is not None:
+        reason = warnings[0].removeprefix("warning: ") if warnings else f"{name} has no split {split}"
+        raise InputError(f"{reason}; leave out --split {split}")
+    return Dataset(
+        name,
+        class_names,
+        *_divided(train, test_share),
+        tested_on=f"{test_share:.0%} of each class, held out of the split {training[0]}",
+        warnings=tuple(warnings),
+    )
+
+
+def _named(splits: Sequence[str], part: str) -> list[str]:
+    """The splits whose names stand for a part of a data set, plain names such as "val" first."""
+    return sorted((split for split in splits if part_of(split) == part), key=lambda split: (not split.isalpha(), split))
 
 
 def prepare_tfds(name: str, data_dir: Path | None) -> Outcome:
@@ -114,7 +147,7 @@ def prepare_tfds(name: str, data_dir: Path | None) -> Outcome:
         if "array_record" in _formats(builder):
             return "already prepared"
         if "tfrecord" in _formats(builder):
-            _convert(builder)
+            convert(builder)
             return "converted from TFRecord"
         raise InputError(
             f"{name} in {builder.data_dir} is stored as {', '.join(_formats(builder))}; expected array_record or "
@@ -138,10 +171,10 @@ def prepare_tfds(name: str, data_dir: Path | None) -> Outcome:
         if (error.name or "").split(".")[0] in ("tensorflow", "importlib_resources"):
             message = f"preparing {name} needs TensorFlow once: pip install 'jaxnets[tfds]', {again}"
         else:
-            message = f"preparing {name} needs another package ({_line(error)}); install it, {again}"
+            message = f"preparing {name} needs another package ({one_line(error)}); install it, {again}"
         raise InputError(message) from error
     except Exception as error:  # TFDS, requests and each data set's code raise exceptions of their own.
-        raise InputError(f"{name} can't be prepared ({_line(error)}); fix this, {again}") from error
+        raise InputError(f"{name} can't be prepared ({one_line(error)}); fix this, {again}") from error
     return "prepared"
 
 
@@ -154,11 +187,6 @@ def _root(data_dir: Path | None) -> Path:
 def _command(name: str, data_dir: Path | None) -> str:
     option = "" if data_dir is None else f" --data-dir {shlex.quote(str(data_dir))}"
     return f"python -m experiments.prepare {name}{option}"
-
-
-def _line(error: Exception) -> str:
-    """Formats an exception as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _find(name: str, data_dir: Path | None) -> Any:
@@ -182,7 +210,7 @@ def _find(name: str, data_dir: Path | None) -> Any:
         return None
     except Exception as error:  # The JSON, protocol buffer and TFDS libraries raise many types.
         raise InputError(
-            f"{name} in {root / parsed.name} can't be read ({_line(error)}); move this folder away and prepare the "
+            f"{name} in {root / parsed.name} can't be read ({one_line(error)}); move this folder away and prepare the "
             "data set again"
         ) from error
 
@@ -216,21 +244,7 @@ def _source(name: str, builder: Any, split: str) -> TfdsSource:
         if not os.path.exists(path):
             raise InputError(f"{path} is missing; restore it, or move its folder away and prepare the data set again")
     classes = builder.info.features[label_key].num_classes
-    return TfdsSource(f"{name} {split}", examples, _parser(), image_key, label_key, classes, shards)
-
-
-def _parser() -> Callable[[bytes], Any]:
-    """Returns a parser of tf.train.Example that raises ValueError for invalid bytes."""
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    def parse(example: bytes) -> Any:
-        try:
-            return tf_example_pb2.Example.FromString(example)
-        except DecodeError as error:
-            raise ValueError(str(error)) from None
-
-    return parse
+    return TfdsSource(f"{name} {split}", examples, example_parser(), image_key, label_key, classes, shards)
 
 
 def _key(name: str, builder: Any, feature_type: type) -> str:
@@ -248,65 +262,35 @@ def _key(name: str, builder: Any, feature_type: type) -> str:
     return keys[0]
 
 
-def _divided(whole: Source, test_share: float) -> tuple[Source, Source]:
-    """Splits the records in a fixed random way, as some data sets are sorted by class."""
-    count = round(test_share * len(whole))
-    if not 0 < count < len(whole):
-        raise InputError(
-            f"test_share={test_share} of {len(whole)} images leaves no training or no test images; give another share"
-        )
-    order = np.argsort(mix64(np.arange(len(whole), dtype=np.uint64)))
-    return Subset(whole, np.sort(order[count:])), Subset(whole, np.sort(order[:count]))
+def _divided(train: TfdsSource, test_share: float) -> tuple[Source, Source]:
+    """Splits the records in a fixed random way, each class for itself.
 
-
-def _convert(builder: Any) -> None:
-    """Copies the TFRecord files of a data set to ArrayRecord files in the same folder, as TFDS would name them."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    parse = _parser()
-    shards = []
-    for split in builder.info.splits.values():
-        sources = split.filename_template.sharded_filepaths(split.num_shards)
-        targets = split.filename_template.replace(filetype_suffix="array_record").sharded_filepaths(split.num_shards)
-        shards += list(zip(sources, targets, split.shard_lengths, strict=True))
-    folder = Path(builder.data_dir)
-    part = folder / "converting"
-    try:
-        for source, target, records in tqdm(shards, desc=f"converting {builder.info.name}", unit="file", disable=None):
-            if target.exists():
-                continue
-            # With groups of one record, a read decodes no other records.
-            writer, written = ArrayRecordWriter(str(part), "group_size:1"), 0
-            for record in _tfrecords(source):
-                parse(record)
-                writer.write(record)
-                written += 1
-            writer.close()
-            if written != records:
-                raise InputError(f"{source} has {written} records; expected {records}; restore the file")
-            os.replace(part, target)
-        # Written last, so that only a complete data set counts as ArrayRecord.
-        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-        info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), "array_record"]
-        part.write_text(json.dumps(info, indent=2), encoding="utf-8")
-        os.replace(part, folder / "dataset_info.json")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder} can't be converted ({_line(error)}); fix this and run it again") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _tfrecords(path: Path) -> Iterator[bytes]:
-    """Yields the records of a TFRecord file.
-
-    A record is its length (8 bytes), a checksum (4), the data and a checksum (4). The checksums are not verified, as
-    this is slow in Python, so damage inside an image goes unnoticed here.
+    A class with one image has no test image. A record without a label stays in the training images.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        while file.tell() < size:
-            header = file.read(12)
-            length = struct.unpack_from("<Q", header)[0] + 4 if len(header) == 12 else size
-            if length > size - file.tell():
-                raise InputError(f"{path} is damaged or truncated; restore the file")
-            yield file.read(length)[:-4]
+    labels = _labels(train, range(len(train)))
+    order = np.argsort(mix64(np.arange(len(train), dtype=np.uint64)))
+    is_test = np.zeros(len(train), bool)
+    for label in range(train.classes):
+        members = order[labels[order] == label]
+        count = min(max(round(test_share * len(members)), 1), len(members) - 1) if len(members) else 0
+        is_test[members[:count]] = True
+    if not is_test.any():
+        raise InputError(f"no class of {train.name} has two images, one of them for testing; choose another data set")
+    return Subset(train, np.flatnonzero(~is_test)), Subset(train, np.flatnonzero(is_test))
+
+
+def _labels(source: TfdsSource, indices: Sequence[int]) -> np.ndarray:
+    """The labels [N] of the records. Those that can't be read have the label -2; the check of all images names them."""
+
+    def read(chunk: Sequence[int]) -> list[int]:
+        labels = []
+        for index in chunk:
+            try:
+                labels.append(source.unchecked(index).label)
+            except InputError:
+                labels.append(_UNREADABLE)
+        return labels
+
+    chunks = [indices[start : start + 64] for start in range(0, len(indices), 64)]
+    with ThreadPoolExecutor() as pool:
+        return np.array([label for labels in pool.map(read, chunks) for label in labels], np.int64)

@@ -192,7 +192,9 @@ def load_classifier(workdir: Path, which: str = "latest", *, model: nn.Module | 
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{workdir}: its checkpoint is from another version ({first_line(error)})") from None
     origin = run.origin
-    return TrainedClassifier(config, run.model, run.variables, origin.preprocessing, origin.class_names, origin.options)
+    return TrainedClassifier(
+        config, run.model, run.variables, origin.preprocessing, origin.class_names, origin.options, run.fingerprints
+    )
 
 
 def _rest(state: TrainState) -> TrainState:

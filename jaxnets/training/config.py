@@ -18,7 +18,7 @@ from jaxnets.weights.runs import network_of
 DTYPES = ("float32", "bfloat16", "float64")
 # What a resumed run may change: where the images are (they are compared by themselves), how often metrics are logged,
 # and rematerialisation.
-_MAY_CHANGE = ("dataset", "data_dir", "log_every", "remat")
+_MAY_CHANGE = ("dataset", "data_dir", "train_folder", "test_folder", "log_every", "remat")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Config:
     """All that determines the numbers of a run. The network computes in `dtype`.
 
     `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `test_share` is the share to hold out of a
-    data set without test images. `on_bad_image` is "error", "skip" or "strict". Metrics are logged every `log_every`
-    steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry of a torch
-    checkpoint to read; `transfer` says what is trained: "full" (the same as None), "partial" (from the stage
+    data set without test images. `train_folder` and `test_folder`, relative to a folder of images, hold its training
+    and its test images (None: found by name). `on_bad_image` is "error", "skip" or "strict". Metrics are logged every
+    `log_every` steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry
+    of a torch checkpoint to read; `transfer` says what is trained: "full" (the same as None), "partial" (from the stage
     `train_from` on) or "head".
     """
 
@@ -39,6 +40,8 @@ class Config:
     dtype: str = "float32"
     data_dir: str | None = None
     test_share: float = 0.2
+    train_folder: str | None = None
+    test_folder: str | None = None
     on_bad_image: str = "error"
     log_every: int = 10
     weights: str | None = None

@@ -15,7 +15,10 @@ from jaxnets.training.custom import check_same_parts
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A network with its weights, the preprocessing that they were trained with, and the names of the classes."""
+    """A network with its weights, the preprocessing that they were trained with, and the names of the classes.
+
+    `fingerprints` are those of the images that it was trained ("train") and tested on ("test").
+    """
 
     config: Config
     model: nn.Module
@@ -23,6 +26,7 @@ class TrainedClassifier:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     options: dict[str, bool] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Raises InputError unless a data set's classes are those that this classifier was trained on."""
@@ -56,8 +60,8 @@ class Contents:
         for split, fingerprint in self.fingerprints.items():
             if before["fingerprints"][split] != fingerprint:
                 raise InputError(
-                    f"the {split} images are not those that the run began with; restore those (with their times of "
-                    "change), or train again in another --workdir"
+                    f"the {split} images are not those that the run began with (names, classes or contents differ); "
+                    "restore those, or train again in another --workdir"
                 )
 
 

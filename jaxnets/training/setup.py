@@ -111,8 +111,13 @@ def set_up(
     process = (parallel.process_index, parallel.process_count)
     _check_batch_size(recipe, parallel)
     if dataset is None:
-        dataset = load_dataset(config.dataset, data_dir=config.data_dir, test_share=config.test_share)
-    # Not their fingerprints: copies on the disks of several machines may differ in their times of change.
+        dataset = load_dataset(
+            config.dataset,
+            data_dir=config.data_dir,
+            test_share=config.test_share,
+            train_folder=config.train_folder,
+            test_folder=config.test_folder,
+        )
     parallel.check_agreement(f"{dataset.class_names} {len(dataset.train)} {len(dataset.test)}")
     preprocessing = _preprocessing(recipe, dataset, origin)
     options = _options(config, origin)
@@ -125,13 +130,18 @@ def set_up(
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     trained = {name: tree for name, tree in params.items() if name not in frozen}
     with counting("checking images", len(dataset.train) + len(dataset.test), quiet=quiet) as (done, say):
+        for line in (*dataset.warnings, dataset.summary()):
+            say(line)
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
     if recipe.batch_size > len(dataset.train):
         raise InputError(
             f"batch_size={recipe.batch_size}, but {config.dataset} has {len(dataset.train)} training images; "
             "choose a smaller --batch-size"
         )
-    fingerprints = {"train": dataset.train.fingerprint(), "test": dataset.test.fingerprint()}
+    # Only process 0 compares and stores them; the others have read only their share of the files.
+    fingerprints = parallel.broadcast(
+        parallel.on_primary(lambda: {"train": dataset.train.fingerprint(), "test": dataset.test.fingerprint()})
+    )
     contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options, custom.describe(trained))
 
     feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process)

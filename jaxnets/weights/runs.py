@@ -35,13 +35,17 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class RunWeights:
-    """A network with a run's weights. `settings` are the run's configuration as JSON has it."""
+    """A network with a run's weights. `settings` are the run's configuration as JSON has it.
+
+    `fingerprints` are those of its training and test images.
+    """
 
     arch: str
     model: nn.Module
     variables: dict[str, Any]
     origin: Origin
     settings: dict[str, Any]
+    fingerprints: dict[str, str]
 
 
 def network_of(
@@ -127,7 +131,7 @@ def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
     for path, leaf in flatten_dict(variables).items():
         if fault := fault_of(np.asarray(leaf), is_variance=path[0] == "batch_stats" and path[-1] == "var"):
             raise InputError(f"checkpoint {number} has {'/'.join(path)} that {fault}; use another checkpoint or run")
-    return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings)
+    return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings, metadata["fingerprints"])
 
 
 def orbax_files() -> Any:

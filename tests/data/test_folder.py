@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jaxnets.data.folder as folder_module
+import jaxnets.data.image_files as image_files
 from jaxnets.data.folder import FolderSource, class_order, load_folder
+from jaxnets.data.part_names import part_of
 from jaxnets.data.sources import ArraySource, Dataset, Record, Source
 from jaxnets.data.verification import BadImage, usable, verify
 from jaxnets.errors import InputError
@@ -99,13 +101,18 @@ def test_a_share_of_each_class_is_held_out(tmp_path: Path, part: str) -> None:
     for name, size in sizes.items():
         fill(tmp_path / part / name, size)
     dataset = load_folder(tmp_path, SHARE)
-    assert [sum(label == k for _, label in files(dataset.test)) for k in range(4)] == [1, 2, 10, 25]
     train, test = files(dataset.train), files(dataset.test)
     assert sorted(train + test) == sorted(
         (os.path.join(part, name, f"{i:03}.png"), k)
         for k, (name, size) in enumerate(sizes.items())
         for i in range(size)
     )
+    counts = [sum(label == k for _, label in test) for k in range(4)]
+    assert counts[0] == 1
+    # Within three standard deviations of a binomial distribution.
+    for count, size in zip(counts, sizes.values(), strict=True):
+        assert max(1, SHARE * size - 3 * (SHARE * (1 - SHARE) * size) ** 0.5) <= count
+        assert count <= max(1, SHARE * size + 3 * (SHARE * (1 - SHARE) * size) ** 0.5)
     # Not the first images of a class: files are often sorted by time and subject.
     held_out = [int(Path(name).stem) for name, label in test if label == 3]
     assert 25 < np.mean(held_out) < 75
@@ -121,21 +128,36 @@ def test_a_share_of_each_class_is_held_out(tmp_path: Path, part: str) -> None:
 def test_the_split_does_not_depend_on_the_folders_path(tmp_path: Path) -> None:
     one, other = classes(tmp_path / "one", "a", "b", count=30), classes(tmp_path / "o" / "ther", "a", "b", count=30)
     assert files(load_folder(one, SHARE).test) == files(load_folder(other, SHARE).test)
-    # The split depends on the SHA-256 of the file's path within the split's folder, on every machine.
-    names = sorted((f"a/{i:03}.png" for i in range(30)), key=lambda name: hashlib.sha256(name.encode()).digest())
-    assert {name for name, label in files(load_folder(one, SHARE).test) if label == 0} == set(names[:8])
+    # The SHA-256 of a file's own path within the folder decides, on every machine.
+    digests = {f"a/{i:03}.png": hashlib.sha256(f"a/{i:03}.png".encode()).hexdigest() for i in range(30)}
+    held_out = {name for name, digest in digests.items() if digest < "4"}  # a quarter of the first digits
+    assert {name for name, label in files(load_folder(one, SHARE).test) if label == 0} == held_out
 
 
-def test_a_new_image_moves_at_most_one_other(tmp_path: Path) -> None:
+def test_images_stay_in_their_split_when_others_come_and_go(tmp_path: Path) -> None:
+    """A network must not be tested on images that it was trained on before others were added or deleted."""
     classes(tmp_path, "a", "b", count=60)
-    before = set(files(load_folder(tmp_path, SHARE).test))
-    for number in (70, 71, 72):
-        fill(tmp_path / "a", 1, number)
-        after = set(files(load_folder(tmp_path, SHARE).test))
-        added = {(f"a/{number:03}.png", 0)}
-        assert len((before ^ after) - added) <= 1
-        assert {file for file in before ^ after if file[1]} == set()
-        before = after
+    before = load_folder(tmp_path, SHARE)
+    trained, tested = set(files(before.train)), set(files(before.test))
+    random.seed(0)
+    for number in range(12):
+        if number % 2:
+            fill(tmp_path / "a", 9, 100 + 9 * number)
+        else:
+            for path in random.sample(sorted((tmp_path / "b").iterdir()), 3):
+                path.unlink()
+        now = load_folder(tmp_path, SHARE)
+        assert not trained & set(files(now.test))
+        assert not tested & set(files(now.train))
+        assert {label for _, label in files(now.test)} == {0, 1}
+
+
+def test_a_new_class_does_not_move_images(tmp_path: Path) -> None:
+    before = load_folder(classes(tmp_path, "a", "b", count=20), SHARE)
+    classes(tmp_path, "0 first", "c", count=20)
+    after = load_folder(tmp_path, SHARE)
+    assert {name for name, _ in files(before.test)} < {name for name, _ in files(after.test)}
+    assert {name for name, _ in files(before.train)} < {name for name, _ in files(after.train)}
 
 
 @pytest.fixture(params=range(3))
@@ -393,7 +415,12 @@ def test_images_in_unexpected_places_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path, f"{tmp_path}/train/000.png is not in a class folder")
     (tmp_path / "train" / "000.png").unlink()
     fill(tmp_path / "extra" / "a", 1)
-    refuse(tmp_path, f"{tmp_path}/extra has images but is not a split")
+    assert load_folder(tmp_path, SHARE).warnings == ("warning: ignored beside train/: extra/",)
+    # Without a test folder, the other images may be those to test on.
+    for path in sorted((tmp_path / "val").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (tmp_path / "val").rmdir()
+    refuse(tmp_path, f"{tmp_path}/extra has images but is not a split", "--train-folder train")
 
 
 def test_the_current_folder_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,8 +513,8 @@ def test_a_failed_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         # A read may return fewer bytes than requested.
         return read_file(file, min(count, 10))
 
-    monkeypatch.setattr(folder_module.os, "open", open_or_fail)
-    monkeypatch.setattr(folder_module.os, "read", read_or_fail)
+    monkeypatch.setattr(image_files.os, "open", open_or_fail)
+    monkeypatch.setattr(image_files.os, "read", read_or_fail)
     said: list[str] = []
     _, bad, _ = usable(dataset.train, 2, lambda count: None)
     assert [(image.where, image.reason) for image in bad] == [
@@ -513,7 +540,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytes
         status[6] += 1000
         return os.stat_result(status)
 
-    monkeypatch.setattr(folder_module.os, "fstat", larger)
+    monkeypatch.setattr(image_files.os, "fstat", larger)
     assert dataset.train[0].image == Path(path).read_bytes()
 
 
@@ -602,7 +629,7 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "empty", "has no class folders; expected")
     refuse(fill(tmp_path / "flat", 5), "has no class folders; expected")
     fill(tmp_path / "flat train" / "train", 5)
-    refuse(tmp_path / "flat train", "has no class folders")
+    refuse(tmp_path / "flat train", "only one class, 'train'")
     classes(tmp_path / "test only" / "test", "a", "b")
     refuse(tmp_path / "test only", "has test/ but no train/")
     fill(classes(tmp_path / "single", "a") / "b", 1)
@@ -610,11 +637,157 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    for name in ("bus", "train", "val"):
-        fill(tmp_path / "vehicles" / name, 5)
-    dataset = load_folder(tmp_path / "vehicles", 0.2)
+    root = tmp_path / "vehicles"
+    for name in ("bus", "train"):
+        fill(root / name, 5)
+    dataset = load_folder(root, 0.2)
+    assert dataset.class_names == ("bus", "train")
+    assert "taken for classes: train" in dataset.warnings[0]
+    # With val too, the labels are probably not in the folders; a flag says otherwise.
+    fill(root / "val", 5)
+    refuse(
+        root, f"the images in {root}/train are not in class folders", "--train-folder . takes the folders themselves"
+    )
+    dataset = load_folder(root, 0.2, train_folder=".")
     assert dataset.class_names == ("bus", "train", "val")
-    assert (len(dataset.train), len(dataset.test)) == (12, 3)
+    assert len(dataset.train) + len(dataset.test) == 15
+
+
+# ---- parts that are given ----
+
+
+def test_the_parts_may_be_given(tmp_path: Path) -> None:
+    for part, count in (("color", 5), ("grayscale", 3), ("segmented", 2)):
+        classes(tmp_path / part, "a", "b", count=count)
+    refuse(
+        tmp_path, "color, grayscale, segmented have the same class folders (a, b)", "--train-folder", "--test-folder"
+    )
+    dataset = load_folder(tmp_path, SHARE, train_folder="color", test_folder="segmented/")
+    assert files(dataset.train) == [(f"color/{name}/00{i}.png", k) for k, name in enumerate("ab") for i in range(5)]
+    assert files(dataset.test) == [(f"segmented/{name}/00{i}.png", k) for k, name in enumerate("ab") for i in range(2)]
+    assert dataset.tested_on == "from segmented/"
+    alone = load_folder(tmp_path, SHARE, train_folder="color")
+    assert sorted(files(alone.train) + files(alone.test)) == files(dataset.train)
+    assert alone.tested_on == "about 25% of each class, held out"
+    # The folders themselves can be the classes.
+    assert load_folder(tmp_path, SHARE, train_folder=".").class_names == ("color", "grayscale", "segmented")
+    for folders, words in (
+        ({"train_folder": "colour"}, "--train-folder colour: no such folder in"),
+        ({"test_folder": "gray"}, "--test-folder gray: no such folder in"),
+        ({"train_folder": "color", "test_folder": "color"}, "are test images too; give two folders"),
+        ({"train_folder": "color/a", "test_folder": "color"}, "are test images too; give two folders"),
+    ):
+        assert words in refusal(lambda folders=folders: load_folder(tmp_path, SHARE, **folders))  # type: ignore[misc]
+
+
+def test_a_test_folder_may_lie_beside_the_classes(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b", count=5)
+    classes(tmp_path / "test" / "test", "a", "b", count=2)
+    refuse(tmp_path, "has test/ but no train/", "--train-folder")
+    for train in (".", None):
+        dataset = load_folder(tmp_path, SHARE, train_folder=train, test_folder="test")
+        assert (dataset.class_names, len(dataset.train), len(dataset.test)) == (("a", "b"), 10, 4)
+        assert all(name.startswith("test/test/") for name, _ in files(dataset.test))
+
+
+def test_a_split_can_be_chosen(tmp_path: Path) -> None:
+    for count, part in enumerate(("train", "val", "test"), 2):
+        classes(tmp_path / part, "a", "b", count=count)
+    for split, count in ((None, 6), ("val", 6), ("test", 8)):
+        assert len(load_folder(tmp_path, SHARE, split=split).test) == count
+        assert len(load_folder(tmp_path, SHARE, split=split, train_folder="train").test) == (count if split else 2)
+    for path in (tmp_path / "test").rglob("*.png"):
+        path.unlink()
+    assert "has no test/ with class folders; leave out --split test" in refusal(
+        lambda: load_folder(tmp_path, SHARE, split="test")
+    )
+    assert "has no val/" in refusal(lambda: load_folder(tmp_path / "val", SHARE, split="val"))
+
+
+@pytest.mark.parametrize("inner", ["", "train", "images"])
+def test_an_empty_class_is_not_a_wrapper(tmp_path: Path, inner: str) -> None:
+    """One class has all the images, in folders by year; the other one is still empty."""
+    for year in ("2021", "2022"):
+        fill(tmp_path / inner / "cat" / year, 3)
+    (tmp_path / inner / "dog").mkdir()
+    refuse(tmp_path, "class 'dog' is empty")
+
+
+def test_classes_with_the_same_subfolders(tmp_path: Path) -> None:
+    """By year, they look like parts of a data set; by patient, they do not."""
+    for name in ("cat", "dog"):
+        for year in ("2021", "2022"):
+            fill(tmp_path / "years" / name / year, 3)
+            fill(tmp_path / "patients" / name / f"{name} {year}", 3)
+    refuse(tmp_path / "years", "cat, dog have the same class folders (2021, 2022)")
+    assert load_folder(tmp_path / "years", SHARE, train_folder=".").class_names == ("cat", "dog")
+    dataset = load_folder(tmp_path / "patients", SHARE)
+    assert dataset.class_names == ("cat", "dog")
+    assert "cat/ is one class with the images of all its folders (cat 2021, cat 2022)" in dataset.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *((name, "train") for name in ("train", "Train", "TRAINING", "trainSet", "training_set", "seg_train", "trn")),
+        *(
+            (name, "train")
+            for name in ("asl_alphabet_train", "train_images", "Final_Training", "train2017", "traindata")
+        ),
+        *((name, "val") for name in ("val", "VAL", "valid", "Validation", "dev", "eval_set", "val2017", "seg-val")),
+        *((name, "test") for name in ("test", "Testing", "test_set", "tst", "TestImages", "test1", "rps-test-set")),
+        *((name, None) for name in ("trainer", "strain", "contest", "tested", "device", "valley", "latest", "retrain")),
+        *((name, None) for name in ("train_test", "train_val2018", "Train-Valid", "", "123", "火车", "evaluator")),
+    ],
+)
+def test_part_names(name: str, part: str | None) -> None:
+    assert part_of(name) == part
+
+
+# ---- fingerprints ----
+
+
+def test_a_copy_has_the_same_fingerprint(tmp_path: Path) -> None:
+    original = classes(tmp_path / "original", "a", "b")
+    (original / "a" / "é.png").write_bytes(picture(9))
+    shutil.copytree(original, tmp_path / "moved" / "copy", copy_function=shutil.copyfile)
+    for path in (tmp_path / "moved" / "copy").rglob("*.png"):
+        os.utime(path, (1, 1))
+    (tmp_path / "moved" / "copy" / "a" / "é.png").rename(tmp_path / "moved" / "copy" / "a" / "e\u0301.png")
+    datasets = [load_folder(folder, SHARE) for folder in (original, tmp_path / "moved" / "copy")]
+    assert datasets[0].train.fingerprint() == datasets[1].train.fingerprint()
+    assert datasets[0].test.fingerprint() == datasets[1].test.fingerprint()
+    assert datasets[0].train.fingerprint() != datasets[0].test.fingerprint()
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+def test_changes_change_the_fingerprint(tmp_path: Path, read_before: bool) -> None:
+    def fingerprint() -> str:
+        source = load_folder(tmp_path, SHARE, train_folder=".").train
+        if read_before:
+            usable(source, 2, lambda count: None)
+        return source.fingerprint()
+
+    # Large enough that the change is far from both ends of the file.
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    classes(tmp_path, "a", "b", count=8)
+    path = next(tmp_path / name for name, _ in files(load_folder(tmp_path, SHARE).train))
+    Image.fromarray(pixels).save(path, "BMP")
+    status, before = path.stat(), fingerprint()
+    assert fingerprint() == before
+    pixels[45, 45, 1] ^= 1
+    Image.fromarray(pixels).save(path, "BMP")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    changed = fingerprint()
+    path.rename(path.with_name("new name.png"))
+    assert len({before, changed, fingerprint()}) == 3
+
+
+def test_a_file_that_vanished_has_no_fingerprint(tmp_path: Path) -> None:
+    source = load_folder(classes(tmp_path, "a", "b"), SHARE).train
+    Path(source.where(0)).unlink()
+    assert f"{source.where(0)}: can't be read (No such file" in refusal(source.fingerprint)
 
 
 def test_two_training_folders_are_refused(tmp_path: Path) -> None:

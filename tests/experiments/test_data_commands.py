@@ -2,15 +2,24 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.command import run
 from jaxnets.data.datasets import digits
+from jaxnets.errors import InputError
+from jaxnets.training.config import Config
+from jaxnets.training.parallel import Parallel
+from jaxnets.training.setup import set_up
+from jaxnets.weights.runs import read_contents
 from tests.experiments.commands import Refuses, command, refused
 
 # By their numbers, not as text; and a name that is not ASCII.
@@ -46,6 +55,9 @@ def trained(folder: Path) -> Path:
     done = command("train", *QUICK, "--dataset", folder.name, "--on-bad-image", "skip", folder=place)
     assert done.returncode == 0, done.stderr
     assert f"bad image: {folder / 'train' / '10' / '007.png'}: empty file\n" in done.stderr
+    assert done.stderr.startswith(
+        "4 classes ('1', '2', '10', 'Ähre'), 160 training images, 40 test images (from val/)\n"
+    )
     return place / "runs" / "resnet20_cifar-scans-of-digits"
 
 
@@ -87,6 +99,83 @@ def test_evaluate_and_predict_agree_with_the_run(folder: Path, trained: Path) ->
         assert float(percent) == pytest.approx(100 * float(row["probability"]), abs=0.02)
 
 
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """The data set as `cp -r` copies it, with other times, and with a test folder beside val."""
+    root = shutil.copytree(folder, tmp_path / "moved" / "set", copy_function=shutil.copyfile)
+    for path in root.rglob("*.png"):
+        os.utime(path, (1, 1))
+    return photos(root, {"test": 7})
+
+
+def test_evaluate_on_a_moved_data_set_and_on_other_parts(
+    trained: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(*arguments: object) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["evaluate", str(trained), *map(str, arguments)])
+        run(import_module("experiments.evaluate").main)
+        output, errors = capsys.readouterr()
+        return output, errors
+
+    before, errors = evaluate()
+    assert "warning" not in errors
+    after, errors = evaluate("--dataset", copied)
+    assert after == before
+    assert errors.startswith("40 test images (from val/)\n")
+    assert "warning" not in errors
+    assert evaluate("--dataset", copied, "--split", "val")[0] == before
+    for arguments in (("--split", "test"), ("--test-folder", "test")):
+        output, errors = evaluate("--dataset", copied, *arguments)
+        assert "of 28 images" in output
+        assert "28 test images (from test/)" in errors
+    # A changed data set is said.
+    (copied / "val" / "1" / "000.png").unlink()
+    output, errors = evaluate("--dataset", copied)
+    assert "of 38 images" in output
+    assert "warning: these are not the test images of the run" in errors
+
+
+def test_evaluate_refuses_parts_that_are_not_there(folder: Path, trained: Path, refuses: Refuses) -> None:
+    refuses("evaluate", trained, "--split", "test", words=("has no test/", "leave out --split test"))
+    refuses("evaluate", trained, "--split", "val", "--test-folder", "val", words=("both name test images",))
+    refuses("evaluate", trained, "--test-folder", "holdout", words=("--test-folder holdout: no such folder",))
+    refuses(
+        "evaluate", trained, "--dataset", "digits", "--train-folder", "x", words=("--train-folder x is for folders",)
+    )
+    refuses("evaluate", trained, "--dataset", "digits", "--split", "val", words=("one set of test images",))
+
+
+def test_a_run_resumes_on_a_copied_data_set_and_on_no_other(trained: Path, copied: Path) -> None:
+    config = replace(Config.read(trained / "config.json"), dataset=str(copied))
+    before = read_contents(trained)
+    assert before is not None
+    set_up(config, None, Parallel.choose("jit")).contents.check_resumes(before)
+    # Another image of the same size in bytes.
+    path = copied / "train" / "1" / "000.png"
+    content, times = bytearray(path.read_bytes()), path.stat()
+    Image.new("L", (8, 8), 7).save(path)
+    padding = len(content) - path.stat().st_size
+    path.write_bytes(path.read_bytes() + bytes(max(padding, 0)))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size
+    with pytest.raises(InputError, match="the train images are not those that the run began with"):
+        set_up(config, None, Parallel.choose("jit")).contents.check_resumes(before)
+
+
+def test_train_takes_the_parts_by_flags(tmp_path: Path, refuses: Refuses) -> None:
+    photos(tmp_path / "data", {"color": 4, "grayscale": 3})
+    refuses("train", *QUICK, "--dataset", "data", words=("have the same class folders", "--train-folder"))
+    parts = ("--train-folder", "color", "--test-folder", "grayscale")
+    arguments = (*QUICK, "--batch-size", 16, "--dataset", "data", *parts, "--workdir", "run")
+    done = command("train", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "16 training images, 12 test images (from grayscale/)" in done.stderr
+    config = Config.read(tmp_path / "run" / "config.json")
+    assert (config.train_folder, config.test_folder) == ("color", "grayscale")
+    done = command("evaluate", "run", folder=tmp_path)
+    assert "of 12 images" in done.stdout
+
+
 def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_path: Path) -> None:
     done = command("train", *QUICK, "--dataset", folder, folder=tmp_path)
     refused(done, "2 of 200 images can't be used", str(folder / "train" / "10" / "007.png"), "(empty file)", "skip")
@@ -96,7 +185,7 @@ def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_pat
         str(folder / "train" / "10" / "007.png"),
         str(folder / "val" / "2" / "003.png"),
     ]
-    assert len(done.stderr.splitlines()) == 3
+    assert len(done.stderr.splitlines()) == 4
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,274 @@
+"""Which folders of a data set hold the training images, the test images and the classes."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from jaxnets.data.image_files import has_images_below, has_loose_images, printable, sort_key, subfolders
+from jaxnets.data.part_names import SPLITS, Part, is_numbered_piece, names_images, part_of, without_part, words_of
+from jaxnets.errors import InputError
+
+_ITSELF = "--train-folder . takes the folders themselves for classes"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders that hold the class folders of training and of testing; `test` is None if there are no test images.
+
+    `left_out` are folders in `train` that are not classes.
+    """
+
+    train: Path
+    test: Path | None = None
+    left_out: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Top:
+    """A folder with images in it.
+
+    `part` is what its name says, `is_flat` whether images are directly in it, `inner` the folder with its class folders
+    (itself, or one nested in it), and `names` are the names of those.
+    """
+
+    path: Path
+    part: Part | None
+    is_flat: bool
+    inner: Path
+    names: tuple[str, ...]
+
+
+def find_layout(
+    root: Path, train_folder: str | None = None, test_folder: str | None = None, split: str | None = None
+) -> Layout:
+    """Finds the folders of training and test images below `root`, by their names or as given (relative to `root`).
+
+    `split` is the part to test on, "val" or "test"; by default the first of them that is there. Raises InputError if
+    the names do not say which folders are parts and which are classes.
+    """
+    test = None if test_folder is None else _folder(root, test_folder, "--test-folder")
+    if train_folder is None:
+        layout = _by_name(root, split, test)
+    else:
+        layout = Layout(_folder(root, train_folder, "--train-folder"))
+        if split is not None:
+            tops, empty = _tops(root)
+            names = [sort_key(path.name)[0] for path in _with_images(layout.train)[0]]
+            layout = replace(layout, test=_test_part(root, tops, empty, names, split, []))
+    if test is not None:
+        layout = replace(layout, test=test)
+    if layout.test is not None:
+        if layout.train.is_relative_to(layout.test):
+            raise InputError(f"the training images in {printable(layout.train)} are test images too; give two folders")
+        if layout.test.is_relative_to(layout.train):
+            inside = layout.train / layout.test.relative_to(layout.train).parts[0]
+            layout = replace(layout, left_out=(*layout.left_out, inside))
+    return layout
+
+
+def _folder(root: Path, name: str, flag: str) -> Path:
+    path = Path(os.path.normpath(root / name))
+    if not os.path.isdir(path):
+        raise InputError(f"{flag} {printable(name)}: no such folder in {printable(root)}")
+    return path if name == "." else _unwrapped(path)
+
+
+def _by_name(root: Path, split: str | None, test: Path | None) -> Layout:
+    """The layout as the names of the folders say. `test` is a folder of test images that is known already."""
+    here = root
+    tops, empty = _tops(here, test)
+    while len(tops) == 1 and tops[0].part is None and (inner := _only_inner(here)):
+        here = inner
+        tops, empty = _tops(here, test)
+    training = [top for top in tops if top.part == "train" and top.names]
+    if not training:
+        return _classes_themselves(here, tops, empty, split)
+    train = _one(here, training, "--train-folder")
+    only = train.names[0] if len(train.names) == 1 else ""
+    if names_images(only) or part_of(only) == "train":
+        raise _without_classes(here, train.inner / only, "train/")
+    warnings: list[str] = []
+    others = [top.path for top in tops if top.part is None]
+    has_tests = test is not None or any(top.part in SPLITS for top in tops)
+    if others and not has_tests:
+        raise InputError(
+            f"{printable(others[0])} has images but is not a split; expected only train, val or test in "
+            f"{printable(here)}; move it away, or give --train-folder {train.path.name}"
+        )
+    if others:
+        warnings.append(f"warning: ignored beside {train.path.name}/: {_list(path.name + '/' for path in others)}")
+    if test is None:
+        test = _test_part(here, tops, empty, train.names, split, warnings)
+    return Layout(train.inner, test, (), tuple(warnings))
+
+
+def _test_part(
+    root: Path, tops: Sequence[_Top], empty: Sequence[Path], classes: Sequence[str], split: str | None, say: list[str]
+) -> Path | None:
+    """The folder of test images; what is not used goes to `say`. Raises InputError if there is none for `split`."""
+    for wanted in SPLITS if split is None else (split,):
+        labelled = []
+        for top in tops:
+            if top.part == wanted:
+                if len(top.names) > 1 or set(top.names) & set(classes):
+                    labelled.append(top)
+                else:
+                    say.append(f"warning: {top.path.name}/ is ignored: its images are not in class folders")
+        say += [f"warning: {path.name}/ is ignored: it has no images" for path in empty if part_of(path.name) == wanted]
+        if labelled:
+            return _one(root, labelled, "--test-folder").inner
+    if split is not None:
+        raise InputError(f"{printable(root)} has no {split}/ with class folders; leave out --split {split}")
+    return None
+
+
+def _classes_themselves(here: Path, tops: Sequence[_Top], empty: Sequence[Path], split: str | None) -> Layout:
+    """The layout of a folder without a folder of training images: each folder is a class."""
+    tests = [top for top in tops if top.part in SPLITS and not top.is_flat]
+    if tests:
+        others = [top for top in tops if top not in tests]
+        # As in rps/ and rps-test-set/.
+        if len(tests) == len(others) == 1 and without_part(tests[0].path.name) == tuple(words_of(others[0].path.name)):
+            return Layout(others[0].inner, tests[0].inner)
+        raise InputError(
+            f"{printable(here)} has {tests[0].path.name}/ but no train/; expected train/CLASS/IMAGE; give the folder "
+            f"of training images as --train-folder ({_ITSELF})"
+        )
+    flat = {part: [top.path.name for top in tops if top.part == part and top.is_flat] for part in get_args(Part)}
+    if flat["train"] and (flat["val"] or flat["test"]):
+        raise _without_classes(here, here / flat["train"][0], "train/")
+    if split is not None:
+        raise InputError(f"{printable(here)} has no {split}/ with class folders; leave out --split {split}")
+    copies = _nested_copies(tops)
+    tops = [top for top in tops if top not in copies]
+    _refuse_parts(here, tops)
+    warnings = [
+        f"warning: {top.path.name}/ is ignored: it has class folders of the same names as its neighbours"
+        for top in copies
+    ]
+    named = [top.path.name for top in tops if top.part is not None]
+    if named and len(tops) > 1:
+        warnings.append(f"warning: taken for classes: {_list(named)}; if they are not, give --train-folder")
+    if len(tops) > 1 and all(len(top.names) > 1 for top in tops):
+        warnings.append(
+            f"warning: {tops[0].path.name}/ is one class with the images of all its folders "
+            f"({_list(tops[0].names)}), and so are its neighbours"
+        )
+    return Layout(here, None, tuple(top.path for top in copies), tuple(warnings))
+
+
+def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
+    """Raises InputError for folders that are parts of a data set rather than classes."""
+    for top in tops:
+        inside = {part_of(name) for name in top.names}
+        if "train" in inside and inside & {"val", "test"}:
+            flags = "one of them as --dataset" if len(tops) > 1 else f"--dataset {top.path}"
+            raise InputError(
+                f"{printable(top.path)} has folders for training and testing of its own ({_list(top.names)}); "
+                f"give {flags} ({_ITSELF})"
+            )
+        if top.is_flat and names_images(top.path.name) and len(tops) > 1:
+            raise _without_classes(here, top.path)
+    for index, top in enumerate(tops):
+        for other in tops[:index]:
+            shared = sorted(set(top.names) & set(other.names), key=sort_key)
+            if len(shared) > 1:
+                raise InputError(
+                    f"{printable(here)} has parts rather than classes: {_list(top.path.name for top in tops)} have the "
+                    f"same class folders ({_list(shared)}); name the part to train on with --train-folder, such as "
+                    f"--train-folder {other.path.name}, and that to test on with --test-folder ({_ITSELF})"
+                )
+    if is_numbered_piece([top.path.name for top in tops]):
+        raise InputError(
+            f"{_list(top.path.name for top in tops)} in {printable(here)} are numbered parts rather than classes; "
+            f"expected {printable(here)}/CLASS/IMAGE ({_ITSELF})"
+        )
+    # As in SUN397 and Places365: a/abbey, a/airport, b/beach.
+    if len(tops) > 1 and all(_is_initial(top) for top in tops):
+        raise InputError(
+            f"the folders in {printable(here)} are initials of classes ({tops[0].path.name}/{tops[0].names[0]}); move "
+            f"the class folders together into one folder ({_ITSELF})"
+        )
+
+
+def _without_classes(here: Path, images: Path, part: str = "") -> InputError:
+    return InputError(
+        f"the images in {printable(images)} are not in class folders; expected {printable(here)}/{part}CLASS/IMAGE "
+        f"({_ITSELF})"
+    )
+
+
+def _is_initial(top: _Top) -> bool:
+    letter = top.path.name.lower()
+    return re.fullmatch("[a-z]", letter) is not None and all(
+        name.lower().startswith(letter) for name in top.names or "?"
+    )
+
+
+def _nested_copies(tops: Sequence[_Top]) -> list[_Top]:
+    """The folders whose class folders, at least two, are all named as classes beside them."""
+    names = {sort_key(top.path.name)[0] for top in tops}
+    return [top for top in tops if not top.is_flat and len(top.names) > 1 and set(top.names) <= names]
+
+
+def _tops(folder: Path, test: Path | None = None) -> tuple[list[_Top], list[Path]]:
+    """The folders with images, and those without. `test` is left out."""
+    present, empty = _with_images(folder)
+    tops = map(_top, present)
+    return [top for top in tops if test is None or test not in (top.path, top.inner)], empty
+
+
+def _top(path: Path) -> _Top:
+    part, is_flat = part_of(path.name), has_loose_images(path)
+    # A class may have thousands of files, and its subfolders do not matter.
+    inner = path if is_flat and part is None else _unwrapped(path)
+    names = () if is_flat and part is None else tuple(sort_key(inside.name)[0] for inside in _with_images(inner)[0])
+    return _Top(path, part, is_flat, inner, names)
+
+
+def _with_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    present: list[Path] = []
+    empty: list[Path] = []
+    for path in sorted(subfolders(folder), key=lambda path: sort_key(path.name)):
+        (present if has_images_below(path) else empty).append(path)
+    return present, empty
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder, or the one nested in it that has all its class folders."""
+    while inner := _only_inner(folder):
+        folder = inner
+    return folder
+
+
+def _only_inner(folder: Path) -> Path | None:
+    """The only folder with images in `folder`, if it has folders of images itself; None if it may be a class."""
+    if has_loose_images(folder):
+        return None
+    present, empty = _with_images(folder)
+    if len(present) != 1 or has_loose_images(present[0]):
+        return None
+    # An empty folder is a class whose images are missing.
+    if not all(any(files for _, _, files in os.walk(path)) for path in empty):
+        return None
+    return present[0]
+
+
+def _one(root: Path, tops: Sequence[_Top], flag: str) -> _Top:
+    """The folder whose name is exactly that of the part, or else the only one."""
+    tops = [top for top in tops if len(words_of(top.path.name)) == 1] or tops
+    if len(tops) > 1:
+        raise InputError(
+            f"{printable(root)} has both {tops[0].path.name}/ and {tops[1].path.name}/; rename or remove one, or give "
+            f"one as {flag}"
+        )
+    return tops[0]
+
+
+def _list(names: Iterable[str], most: int = 4) -> str:
+    names = [printable(name) for name in names]
+    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
