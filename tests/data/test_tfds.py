@@ -197,7 +197,75 @@ def test_validation_replaces_a_test_split_without_labels(tmp_path: Path) -> None
     shutil.rmtree(tmp_path)
     prepared(tmp_path, splits={"train": scans[:50], "test": [(90, -1)]})
     dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
-    assert (len(dataset.train), len(dataset.test)) == (40, 10)
+    sizes = np.bincount(LABELS[:50])
+    assert len(dataset.test) == sum(round(0.2 * size) or 1 for size in sizes.tolist())
+    assert "the split test of digits_of_ours has images without labels" in dataset.warnings[0]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_record_does_not_tell_whether_a_split_has_labels(first: bool, tmp_path: Path) -> None:
+    """The first record alone has a label, or it alone has none: neither split can be tested on."""
+    scans = PARTS["train"]
+    test = [(90 + number, LABELS[90 + number] if (number == 0) == first else -1) for number in range(30)]
+    prepared(tmp_path, splits={"train": scans[:50], "validation": scans[50:80], "test": test})
+    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    assert [dataset.test[index].label for index in range(30)] == LABELS[50:80]
+    assert "the split test of digits_of_ours has images without labels" in dataset.warnings[0]
+    with pytest.raises(InputError, match=r"the split test .* without labels and is not used; leave out --split test"):
+        load_tfds("digits_of_ours", tmp_path, 0.2, split="test")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "dev", "validation", "eval", "testing", "test_set"])
+def test_test_splits_are_known_by_many_names(name: str, tmp_path: Path) -> None:
+    scans = PARTS["train"]
+    prepared(tmp_path, splits={"train": scans[:50], name: scans[50:80], "extra": scans[80:90]})
+    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    assert (len(dataset.train), dataset.tested_on, dataset.warnings) == (50, f"split {name}", ())
+    assert [dataset.test[index].label for index in range(30)] == LABELS[50:80]
+
+
+def test_a_split_can_be_chosen(tmp_path: Path) -> None:
+    scans = PARTS["train"]
+    splits = {"train": scans[:50], "dev": scans[50:80], "test": scans[80:95], "train_mini": scans[:5]}
+    prepared(tmp_path, splits=splits)
+    for split, count in ((None, 15), ("test", 15), ("val", 30)):
+        dataset = load_tfds("digits_of_ours", tmp_path, 0.2, split)
+        assert (len(dataset.train), len(dataset.test)) == (50, count)
+    shutil.rmtree(tmp_path)
+    prepared(tmp_path, splits={"train": scans[:50], "test": scans[80:95]})
+    with pytest.raises(InputError, match="digits_of_ours has no split val; leave out --split val"):
+        load_tfds("digits_of_ours", tmp_path, 0.2, "val")
+
+
+def test_a_moved_data_set_has_the_same_fingerprint(ours: Path, tmp_path: Path) -> None:
+    shutil.copytree(ours, tmp_path / "moved", copy_function=shutil.copyfile)
+    before, after = (load_tfds("digits_of_ours", root, 0.2) for root in (ours, tmp_path / "moved"))
+    assert before.train.fingerprint() == after.train.fingerprint()
+    (path,) = (tmp_path / "moved").rglob("*-train.array_record*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 + 9] ^= 1
+    path.write_bytes(content)
+    assert before.train.fingerprint() != after.train.fingerprint()
+    assert before.test.fingerprint() == after.test.fingerprint() != before.train.fingerprint()
+
+
+def test_rare_classes_have_test_images(tmp_path: Path) -> None:
+    """Two images of each class but the first; one image of the last."""
+    by_class = [[scan for scan in enumerate(LABELS) if scan[1] == label] for label in range(10)]
+    scans = [scan for label, all_scans in enumerate(by_class) for scan in all_scans[: {0: 100, 9: 1}.get(label, 2)]]
+    prepared(tmp_path, splits={"train": scans})
+    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    train, test = ([source[i].label for i in range(len(source))] for source in (dataset.train, dataset.test))
+    assert np.bincount(test, minlength=10).tolist() == [20, 1, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert np.bincount(train, minlength=10).tolist() == [80, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+
+
+def splitmix64(number: int) -> int:
+    mask = 2**64 - 1
+    number = (number + 0x9E3779B97F4A7C15) & mask
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & mask
+    return number ^ (number >> 31)
 
 
 def test_the_split_of_a_data_set_without_a_test_split_is_fixed(tmp_path: Path) -> None:
@@ -206,17 +274,18 @@ def test_the_split_of_a_data_set_without_a_test_split_is_fixed(tmp_path: Path) -
     prepared(tmp_path, splits={"train": scans})
     dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
     train, test = (list(map(source.__getitem__, range(len(source)))) for source in (dataset.train, dataset.test))
-    assert (len(train), len(test)) == (1438, 359)
     assert sorted(train + test) == sorted((encoded(place), label) for place, label in scans)
-    shares = np.bincount([record.label for record in test]) / np.bincount(LABELS)
-    assert shares.min() > 0.12
-    assert shares.max() < 0.28
-    # Published accuracies refer to this split.
+    # A fifth of each class: the records whose indices have the smallest hashes.
+    expected: list[int] = []
+    for label in range(10):
+        members = [index for index, scan in enumerate(scans) if scan[1] == label]
+        expected += sorted(members, key=splitmix64)[: round(0.2 * len(members))]
     held_out = [index for index, (place, label) in enumerate(scans) if (encoded(place), label) in set(test)]
-    assert held_out[:6] == [3, 10, 18, 21, 33, 41]
+    assert held_out == sorted(expected)
+    # Each class keeps an image on both sides.
     for share in (0.0001, 0.9999):
-        with pytest.raises(InputError, match=f"test_share={share} of 1797 images leaves no training or no test images"):
-            load_tfds("digits_of_ours", tmp_path, share)
+        dataset = load_tfds("digits_of_ours", tmp_path, share)
+        assert 10 in (len(dataset.train), len(dataset.test))
 
 
 def test_features_under_other_names_are_found(tmp_path: Path) -> None:
