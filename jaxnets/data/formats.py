@@ -35,10 +35,20 @@ _RAW_STARTS = {
     b"FOVb": "X3F",
 }
 _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_KNOWN_STARTS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "BigTIFF", b"MM\0+": "BigTIFF", b"8BPS": "PSD"}
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 # TIFF tags and values (TIFF 6.0; DNG 1.7; TIFF/EP for the colour filter array).
-_SUBFILE, _BITS, _PHOTOMETRIC, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = 254, 258, 262, 330, 339, 50706
-_WHITE_IS_ZERO, _SENSOR_PHOTOMETRICS = 0, (32803, 34892)
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = (
+    254,
+    258,
+    259,
+    262,
+    284,
+    330,
+    339,
+    50706,
+)
+_WHITE_IS_ZERO, _SENSOR_PHOTOMETRICS, _SEPARATE = 0, (32803, 34892), 2
 _MAX_SUB_IFDS = 16
 
 
@@ -67,7 +77,8 @@ def decode_image(data: bytes) -> tuple[np.ndarray, str]:
         text = "".join(letter if letter.isprintable() else " " for letter in str(error))
         reason = " ".join(text.split()) or type(error).__name__
         if "cannot identify" in reason:
-            reason = "unknown format"
+            kind = _KNOWN_STARTS.get(data[:4])
+            reason = f"a {kind} file of a kind that Pillow can't read; save it as PNG" if kind else "unknown format"
         raise InputError(f"unreadable image ({reason})") from None
 
 
@@ -167,7 +178,7 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         if header[8:10] == b"CR":
             raise _camera_raw("CR2")
         for offset in tags.get(_SUB_IFDS, ())[:_MAX_SUB_IFDS]:
-            directories.append(TiffImagePlugin.ImageFileDirectory_v2(header))
+            directories.append(TiffImagePlugin.ImageFileDirectory_v2(header if header[2] == 43 else header[:8]))
             image.fp.seek(offset)
             directories[-1].load(image.fp)
     if _DNG_VERSION in tags:
@@ -176,6 +187,10 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         raise _camera_raw()
     if tags.get(_SUBFILE, 0) & 1 and (_SUB_IFDS in tags or tags.next):
         raise InputError("unreadable image (the first image of the TIFF file is a thumbnail; save it as JPEG or PNG)")
+    if tags.get(_PLANAR) == _SEPARATE and tags.get(_BITS, (8,))[0] > 8 and tags.get(_COMPRESSION, 1) == 1:
+        raise InputError(
+            "unreadable image (Pillow can't read an uncompressed TIFF with 16 bits in separate planes; save it as PNG)"
+        )
     if 2 in tags.get(_SAMPLE_FORMAT, ()):
         raise InputError("unreadable image (signed pixels have no defined range)")
 

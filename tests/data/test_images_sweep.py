@@ -20,7 +20,16 @@ from jaxnets.errors import InputError
 pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 PLUGINS = {"JPEG XL": ("pillow_jxl", "jxl"), "HEIC": ("pillow_heif", "heif")}
 # Files that other libraries read, and Pillow does not.
-REFUSED: tuple[str, ...] = ()
+REFUSED = frozenset(
+    f"tifffile: {name}"
+    for name in (
+        *(f"{kind} > {{'bigtiff': True}}" for kind in ("8-bit grey", "16-bit grey", "8-bit RGB", "16-bit RGB")),
+        *("16-bit planes {}", "16-bit planes {'rowsperstrip': 4}", "16-bit grey and alpha"),
+        *("WhiteIsZero 16 > {}", "WhiteIsZero 16 > {'compression': 'zlib'}"),
+        *("10 bits", "14 bits", *(f"WhiteIsZero {bits} bits" for bits in (10, 12, 14))),
+        *("webp", "jpeg2000", "jpegxl", "jpegxr", "lerc", "png"),
+    )
+) | {"libvips: TIFF 16-bit LA", "NumPy: TIFF WhiteIsZero 16 >", "NumPy: TIFF 12 >"}
 
 
 @cache

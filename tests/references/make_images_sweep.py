@@ -22,6 +22,7 @@ import numpy as np
 import pillow_heif
 import png
 import pyvips
+import skimage.color
 import skimage.io
 import tifffile
 import torch
@@ -280,7 +281,6 @@ def pillow_files() -> None:
     case("Pillow", "ICO", icon, None, on_white(np.pad(RGBA, ((0, 3), (0, 0), (0, 0)))[:, :16]))
     refused("Pillow", "TIFF, floating-point", save(GREY.astype(np.float32), "TIFF"))
     refused("Pillow", "TIFF, 32 bits", save(GREY.astype(np.int32), "TIFF"))
-    refused("Pillow", "TIFF LAB", save(Image.fromarray(RGB, "LAB"), "TIFF"))
 
 
 def opencv_files() -> None:
@@ -460,7 +460,9 @@ def tifffile_files() -> None:
     refused("tifffile", "float32 RGB", write(RGB.astype(np.float32)))
     refused("tifffile", "int8 RGB", write((RGB // 2).astype(np.int8)))
     refused("tifffile", "int16 RGB", write((RGB16 // 2).astype(np.int16)))
-    refused("tifffile", "CIELab", write(RGB, photometric="cielab"))
+    lab = np.stack([90 + 5 * _x, 2 * _y - 12, _x - 9], axis=-1).astype(np.int16)
+    colours = skimage.color.lab2rgb(lab * np.array([100 / 255, 1, 1])) * 255
+    case("tifffile", "CIELab", write(lab.astype(np.uint8), photometric="cielab"), None, colours, 4)
 
 
 def vips_files() -> None:
@@ -729,7 +731,7 @@ def numpy_files() -> None:
     for mode, planes in ((1, GREY[None]), (3, np.moveaxis(RGB, -1, 0)), (4, np.moveaxis(255 - CMYK, -1, 0))):
         pixels = {1: grey, 3: rgb, 4: from_cmyk(CMYK)}[mode]
         case("NumPy", f"PSD mode {mode}", raw_images.psd(planes, mode), None, pixels)
-    case("NumPy", "PSD 16 bits", raw_images.psd(np.moveaxis(RGB16, -1, 0), 3, 16), None, on_white(RGB16))
+    refused("NumPy", "PSD 16 bits", raw_images.psd(np.moveaxis(RGB16, -1, 0), 3, 16))
     icon = np.pad(RGBA, ((0, 3), (0, 0), (0, 0)))[:, :16]
     icon[..., 3] = 255
     none = np.zeros((16, 16), bool)

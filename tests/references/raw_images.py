@@ -36,11 +36,12 @@ def bmp(rows: np.ndarray, bits: int, palette: np.ndarray | None = None, top_down
 def bmp_with_masks(pixels: np.ndarray, bits: int, masks: tuple[int, int, int, int], header_size: int) -> bytes:
     """A BMP whose `masks` say where the channels of `pixels`, unsigned integers [H, W], are."""
     body = np.ascontiguousarray(pixels[::-1]).tobytes()
-    offset = 14 + header_size
+    # The masks follow a header of 40 bytes, and belong to longer ones.
+    offset = 14 + max(header_size, 52)
     header = struct.pack("<2sIHHI", b"BM", offset + len(body), 0, 0, offset)
     header += struct.pack("<IiiHHIIiiII", header_size, *pixels.shape[::-1], 1, bits, 3, len(body), 2835, 2835, 0, 0)
     header += struct.pack("<IIII", *masks)
-    return header.ljust(offset, b"\0") + body
+    return header[:offset].ljust(offset, b"\0") + body
 
 
 def bmp_core(pixels: np.ndarray) -> bytes:
