@@ -357,8 +357,16 @@ def by_timm(sweep: Sweep, plain: ResNet8, average: ResNet8) -> None:
 
     def hub(architecture: str, file: str) -> Callable[[Path], None]:
         def write(path: Path) -> None:
-            plain.pretrained_cfg = {"architecture": architecture, "num_classes": CLASSES}
-            plain.num_classes = CLASSES
+            plain.pretrained_cfg = {
+                "architecture": architecture,
+                "num_classes": CLASSES,
+                "input_size": (3, 16, 16),
+                "mean": (0.5, 0.5, 0.5),
+                "std": (0.5, 0.5, 0.5),
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+            }
+            plain.num_classes, plain.num_features = CLASSES, 64
             save_for_hf(plain, path.parent, safe_serialization="both")
             assert path.name == file
 
@@ -471,7 +479,7 @@ def main() -> None:
             info = tarfile.TarInfo("expected.json")
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text))
-        ARCHIVE.write_bytes(lzma.compress(data.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+        ARCHIVE.write_bytes(lzma.compress(data.getvalue(), preset=9))
         size, packed = len(data.getvalue()) / 1e6, ARCHIVE.stat().st_size / 1e6
         print(f"{len(sweep.expected)} files, {size:.1f} MB, packed {packed:.2f} MB")
 
