@@ -246,7 +246,7 @@ def test_arrays_other_than_expected_are_named(saved: Path) -> None:
         return state
 
     def other_shape(state: Any) -> None:
-        state.ema["params"]["fc"]["kernel"] = state.ema["params"]["fc"]["kernel"].T
+        state.ema["params"]["conv1"]["kernel"] = state.ema["params"]["conv1"]["kernel"].T
 
     def other_type(state: Any) -> None:
         state.ema["params"]["fc"]["bias"] = state.ema["params"]["fc"]["bias"].astype(np.int32)
@@ -262,7 +262,7 @@ def test_arrays_other_than_expected_are_named(saved: Path) -> None:
         object.__setattr__(state, "skipped", np.zeros((), np.uint32))
 
     for change, words in (
-        (other_shape, r"params/fc/kernel as float32 \[4, 4\]"),
+        (other_shape, r"params/conv1/kernel as float32 \[3, 3, 3, 4\], expected float32 \[4, 3, 3, 3\]"),
         (other_type, r"holds params/fc/bias as float32 \[4\], expected int32 \[4\]; use it with"),
         (other_name, r"holds params/fd/bias as nothing, expected float32 \[4\]"),
         (other_key, r"as uint32 \[2\], expected uint32 \[4\]"),
