@@ -1,7 +1,7 @@
 """A classifier as one portable program: StableHLO with its weights inside, for batches of any size."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.interpreters import mlir
+from jaxlib.mlir.dialects import stablehlo
 
 from jaxnets.errors import InputError
 from jaxnets.models.layers import param_dtype
 from jaxnets.pretrained import Pretrained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# JAX writes for readers that are at most some weeks older; jax 0.10 can't read what jax 0.12 writes by itself.
+_STABLEHLO_VERSION = "1.0.0"
 _CHECKED_BATCHES = (1, 3)
 # Of the largest logit: XLA may sum in another order for another batch size.
 _TOLERANCE = 1e-4
@@ -36,6 +40,7 @@ def export_classifier(classifier: Pretrained) -> export.Exported:
     (batch,) = export.symbolic_shape("batch")
     function = jax.jit(lambda images: classify(classifier, images))
     exported = export.export(function, platforms=PLATFORMS)(jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8))
+    exported = for_older_readers(exported)
     for count in _CHECKED_BATCHES:
         images = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
         expected, actual = function(images), jax.jit(exported.call)(images)
@@ -44,6 +49,20 @@ def export_classifier(classifier: Pretrained) -> export.Exported:
         if not difference <= _TOLERANCE * max(largest, 1.0):
             raise InputError(f"the exported program differs from the model by {difference} in a batch of {count}")
     return exported
+
+
+def for_older_readers(exported: export.Exported) -> export.Exported:
+    """The same program in the first stable version of StableHLO, which all releases of JAX since 2024 read.
+
+    A program that needs a later version is returned as it is.
+    """
+    with mlir.make_ir_context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
+        try:
+            older = stablehlo.serialize_portable_artifact(module, _STABLEHLO_VERSION)
+        except ValueError:
+            return exported
+    return replace(exported, mlir_module_serialized=bytes(older))
 
 
 def write_export(classifier: Pretrained, arch: str, path: Path) -> int:

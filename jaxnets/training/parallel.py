@@ -78,7 +78,7 @@ def join_processes(
 
 
 def _launched() -> bool:
-    if any(int(os.environ.get(name, "1")) > 1 for name in _LAUNCHERS):
+    if any(count.isdecimal() and int(count) > 1 for count in (os.environ.get(name, "") for name in _LAUNCHERS)):
         return True
     # An indexed Job; JAX asks the cluster for the number of processes, with the package "kubernetes".
     return "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ

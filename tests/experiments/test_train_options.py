@@ -7,9 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from experiments.train import make_parser, parse
+from experiments.train import make_parser, parse, workdir_of
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
 
@@ -122,7 +123,7 @@ def test_what_is_no_recipe_arrives_as_well(tmp_path: Path, monkeypatch: pytest.M
     config, launch = parse(["--arch", "resnet18"])
     assert config == Config("resnet18", recipe_for("resnet18"))
     assert asdict(launch) == {
-        "workdir": Path("runs/resnet18-digits"), "resume": False, "parallel": "auto", "checkpoint_interval": 60.0,
+        "workdir": None, "resume": False, "parallel": "auto", "checkpoint_interval": 60.0,
         "tensorboard": False, "steps_per_call": 1,
     }  # fmt: skip
 
@@ -131,9 +132,13 @@ def test_a_run_without_a_workdir_gets_one_that_is_not_there(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
 
     def workdir(*arguments: str) -> str:
-        return str(parse(["--arch", "resnet18", *arguments])[1].workdir)
+        config, launch = parse(["--arch", "resnet18", *arguments])
+        with workdir_of(config, launch, Parallel.choose("jit")) as path:
+            assert path.is_dir() == (launch.workdir is None)
+            return str(path)
 
-    assert workdir() == "runs/resnet18-digits"
+    assert workdir() == workdir() == "runs/resnet18-digits"
+    assert not (tmp_path / "runs").exists()  # nothing was written to it
     for number in ("", "-2"):
         (tmp_path / f"runs/resnet18-digits{number}").mkdir(parents=True)
     assert workdir() == "runs/resnet18-digits-3"

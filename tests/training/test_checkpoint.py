@@ -1,7 +1,10 @@
 """Checkpoints: what is saved comes back exactly, and what is damaged is named."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
 from jaxnets.training.run_log import Position
 from jaxnets.training.state import TrainState
+from jaxnets.weights import checkpoint_files
+from jaxnets.weights.runs import read_contents
 from tests.training.tiny import PLAIN, Tiny, make_state, make_variables
 
 # Beside the weights there is an optimiser's state, and an average that differs from the weights.
@@ -194,3 +199,106 @@ def test_a_run_without_a_finished_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="no checkpoint was finished"):
         load_classifier(tmp_path)
+
+
+def unusual_folders() -> list[bytes]:
+    """Names of folders that together hold every byte that a name may have."""
+    single = [bytes([number]) for number in range(1, 256) if number != ord("/")]
+    names = [b"".join(single[begin : begin + 85]) for begin in range(0, len(single), 85)]
+    return [*names, b"run [2]", b"[ab]", b"[!x]*?{y,z}", b"a\\b", b"..\\up", b"~", b"$HOME", b"%41", b"file:", b"-"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc")
+@pytest.mark.parametrize("name", unusual_folders())
+def test_checkpoints_in_a_folder_of_any_name(name: bytes, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    workdir = folder / "run"
+    workdir.mkdir(parents=True)
+    with Checkpoints(workdir, CONTENTS) as checkpoints:
+        for number in (1, 2):
+            checkpoints.save(number, state_at(number), position_at(number), best=number == 1)
+    assert_same(load_classifier(workdir).variables, state_at(2).ema)
+    assert_same(load_classifier(workdir, "best").variables, state_at(1).ema)
+    with Checkpoints(workdir, CONTENTS) as checkpoints:
+        restored = checkpoints.restore(state_at(0), print)
+    assert restored is not None
+    assert_same(restored[0], state_at(2))
+    # Nothing lies elsewhere, and nothing stays open.
+    assert [path.name for path in workdir.iterdir()] == ["checkpoints"]
+    assert list(tmp_path.iterdir()) == [folder]
+    assert not [path for path in open_files() if str(folder) in path]
+
+
+def open_files() -> list[str]:
+    found = []
+    for link in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{link}"))
+    return found
+
+
+def test_arrays_other_than_expected_are_named(saved: Path) -> None:
+    """orbax would cast them, or hand out those of another shape."""
+
+    def changed(change: Callable[[Any], None]) -> TrainState:
+        state = state_at(0)
+        change(state)
+        return state
+
+    def other_shape(state: Any) -> None:
+        state.ema["params"]["conv1"]["kernel"] = state.ema["params"]["conv1"]["kernel"].T
+
+    def other_type(state: Any) -> None:
+        state.ema["params"]["fc"]["bias"] = state.ema["params"]["fc"]["bias"].astype(np.int32)
+
+    def other_name(state: Any) -> None:
+        state.ema["params"]["fd"] = state.ema["params"].pop("fc")
+
+    def other_key(state: Any) -> None:
+        # As of the generator that JAX_DEFAULT_PRNG_IMPL=rbg asks for.
+        object.__setattr__(state, "key", np.zeros(4, np.uint32))
+
+    def other_count(state: Any) -> None:
+        object.__setattr__(state, "skipped", np.zeros((), np.uint32))
+
+    for change, words in (
+        (other_shape, r"params/conv1/kernel as float32 \[3, 3, 3, 4\], expected float32 \[4, 3, 3, 3\]"),
+        (other_type, r"holds params/fc/bias as float32 \[4\], expected int32 \[4\]; use it with"),
+        (other_name, r"holds params/fd/bias as nothing, expected float32 \[4\]"),
+        (other_key, r"as uint32 \[2\], expected uint32 \[4\]"),
+        (other_count, r"as int32 \[\], expected uint32 \[\]"),
+    ):
+        with Checkpoints(saved, CONTENTS) as checkpoints, pytest.raises(InputError, match=words):
+            checkpoints.restore(changed(change), print)
+    assert not (saved / "damaged-checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError(errno.EMFILE, "Too many open files"),
+        ValueError('PERMISSION_DENIED: Error opening "zarr" driver'),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+        MemoryError(),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
+    saved: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    for reads in ("read_metadata", "read_arrays"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_files, reads, fails)
+            with pytest.raises(InputError, match="can't be read now") as raised:
+                load_classifier(saved)
+            assert "damaged" not in str(raised.value)
+            with Checkpoints(saved, CONTENTS) as checkpoints, pytest.raises(InputError, match="can't be read now"):
+                checkpoints.restore(state_at(0), print)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "read_metadata", fails)
+        with pytest.raises(InputError, match="can't be read now"):
+            read_contents(saved)
+    assert not (saved / "damaged-checkpoints").exists()

@@ -1,0 +1,153 @@
+"""The folder of a run: one run at a time, and any path that a file system allows."""
+
+import json
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from experiments.train import new_workdir
+from jaxnets.errors import InputError
+from jaxnets.training.config import Config
+from jaxnets.training.exclusive import LOCK, Exclusive
+from jaxnets.training.workdir import Workdir
+from jaxnets.weights import folder_path
+from tests.training.networks import STILL, arguments, checkpoints, config, start
+from tests.training.test_interruption import ended, stepping, wait_until
+from tests.training.tiny import PLAIN
+
+CONFIG = Config("resnet20_cifar", PLAIN, "digits")
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_runs_never_get_the_same_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(16) as threads:
+        folders = list(threads.map(lambda _: new_workdir(CONFIG), range(16)))
+    assert len(set(folders)) == 16
+    assert Path("runs/resnet20_cifar-digits") in folders
+    assert Path("runs/resnet20_cifar-digits-16") in folders
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with Workdir.prepare(run, CONFIG) as workdir:
+        for resume in (False, True):
+            with pytest.raises(InputError, match=f"another run is using {run}; wait for its end"):
+                Workdir.prepare(run, CONFIG, resume=resume)
+        workdir.begin(CONFIG, ("a", "b"), [])
+        with pytest.raises(InputError, match="another run is using"):
+            Workdir.prepare(run, CONFIG, resume=True)
+    with Workdir.prepare(run, CONFIG, resume=True):
+        pass
+    with pytest.raises(InputError, match="already holds a run"):
+        Workdir.prepare(run, CONFIG)
+    assert json.loads((run / "classes.json").read_text()) == ["a", "b"]
+
+
+def test_a_run_that_writes_nothing_leaves_no_trace(tmp_path: Path) -> None:
+    with Workdir.prepare(tmp_path / "runs" / "mine", CONFIG):
+        pass
+    assert listed(tmp_path) == []
+    (tmp_path / "photo.jpg").write_text("mine")
+    with pytest.raises(InputError, match="is not empty"):
+        Workdir.prepare(tmp_path, CONFIG)
+    assert listed(tmp_path) == ["photo.jpg"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from jaxnets.training.exclusive import Exclusive
+lock = Exclusive(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_lock_of_a_killed_process_does_not_last(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    with pytest.raises(InputError, match="another run is using"):
+        Exclusive(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert listed(tmp_path) == [LOCK]
+    Exclusive(tmp_path).release(remove=True)
+    assert listed(tmp_path) == []
+
+
+def test_a_lock_whose_file_was_removed_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process removes the file of its lock between another's opening and locking of it."""
+    import fcntl
+
+    lock, removals = fcntl.flock, [True]
+
+    def slow_lock(descriptor: int, operation: int) -> None:
+        if removals:
+            removals.pop()
+            (tmp_path / LOCK).unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow_lock)
+    first = Exclusive(tmp_path)
+    with pytest.raises(InputError, match="another run is using"):
+        Exclusive(tmp_path)
+    first.release()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_networks")
+def test_five_runs_at_once_in_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setups = [config(**STILL, epochs=1, learning_rate=0.01 * (1 + index)) for index in range(5)]
+    # A command without --workdir.
+    words = [arguments(setup, tmp_path)[2:] for setup in setups]
+    monkeypatch.chdir(tmp_path)
+    processes = [start(*line, JAX_NUM_CPU_DEVICES="1") for line in words]
+    for process in processes:
+        code, errors = ended(process, within=300)
+        assert code == 0, errors
+    names = ["tiny_resnet-noise", *(f"tiny_resnet-noise-{number}" for number in range(2, 6))]
+    assert listed(tmp_path / "runs") == names
+    rates = set()
+    for name in names:
+        run = tmp_path / "runs" / name
+        settings = json.loads((run / "config.json").read_text())
+        rates.add(settings["recipe"]["learning_rate"])
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+        (number,) = checkpoints(run)
+        metadata = json.loads((run / "checkpoints" / str(number) / "metadata" / "metadata").read_text())
+        assert metadata["config"] == settings
+    assert len(rates) == 5
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_a_run_in_progress_is_not_resumed_a_second_time(tmp_path: Path) -> None:
+    setup = config(**STILL, epochs=40)
+    words = (*arguments(setup, tmp_path / "run"), "--resume", "--parallel", "jit")
+    first = start(*words)
+    wait_until(stepping(tmp_path / "run"), first)
+    code, errors = ended(start(*words), within=120)
+    assert (code, errors[-1]) == (
+        2,
+        f"error: another run is using {tmp_path / 'run'}; wait for its end, or give another --workdir",
+    )
+    first.send_signal(signal.SIGTERM)
+    assert ended(first, within=20)[0] == 143
+
+
+def test_a_path_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems without /proc."""
+    monkeypatch.setattr(folder_path, "_OPEN_FILES", tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"checkpoints can't be written to a path with '\['; give another folder"):
+        Workdir.prepare(tmp_path / "run [2]" / "a", CONFIG)
+    assert listed(tmp_path) == []
+    Workdir.prepare(tmp_path / "run (2) % # é" / "a", CONFIG).release()
