@@ -13,6 +13,7 @@ from scipy import stats
 from jaxnets.data import trivial_augment as module
 from jaxnets.data.augmentation import image_keys
 from jaxnets.data.trivial_augment import BINS, OPERATIONS, apply, draw, signed_magnitudes, trivial_augment
+from tests.tiers import slow_except
 
 SEVERAL = 20_000
 AXIS = "replicas"
@@ -68,7 +69,7 @@ def test_each_operation_gives_torchvisions_pixels() -> None:
     assert dict(zip(OPERATIONS, gaps, strict=True)) == dict.fromkeys(OPERATIONS, 0)
 
 
-@pytest.mark.parametrize("name", ABOUT["images"])
+@pytest.mark.parametrize("name", slow_except([name for name in ABOUT["images"] if name != "large"], ABOUT["images"]))
 def test_every_case_gives_torchvisions_pixels(name: str) -> None:
     # For the large image every fifth magnitude, which includes rotations by 90 degrees.
     cases = cases_of(range(0, BINS, 5) if name == "large" else range(BINS))

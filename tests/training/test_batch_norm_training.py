@@ -176,6 +176,7 @@ def test_statistics_found_anew_are_exact_where_the_mean_is_large() -> None:
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("decay", [0.0, 0.6])
+@pytest.mark.slow
 def test_a_run_tests_its_average_with_statistics_found_anew(decay: float, tmp_path: Path) -> None:
     recipe = replace(PLAIN, epochs=2, learning_rate=0.1, precise_batch_norm_images=32, ema_decay=decay)
     dataset = replace(GREYS, mean=PREPROCESSING.mean, std=PREPROCESSING.std)

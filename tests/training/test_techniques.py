@@ -468,7 +468,7 @@ IN_RUNS = {
 
 
 # Take long to compile; other tests show what they do.
-LONG = ("accumulation", "cutmix_alpha", "dropout_rate", "mixup_alpha", "trivial_augment")
+LONG = ("accumulation", "cutmix_alpha", "dropout_rate", "mixup_alpha", "stochastic_depth_rate", "trivial_augment")
 
 
 def test_every_setting_has_a_test() -> None:

@@ -131,6 +131,7 @@ def test_preprocessing_travels_with_the_weights(trunk: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("devices", slow_except([1], [1, 4]))
+@pytest.mark.slow
 def test_cached_features_train_the_same_head(
     trunk: Path, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
