@@ -1,18 +1,19 @@
 """The commands on folders of images: what is found there, what is wrong with it, and what is left behind."""
 
+import argparse
 import csv
 import json
 import os
 import re
 import shutil
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import evaluate, train
 from experiments.command import run
 from jaxnets.data.datasets import digits
 from jaxnets.errors import InputError
@@ -111,26 +112,26 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 def test_evaluate_on_a_moved_data_set_and_on_other_parts(
     trained: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def evaluate(*arguments: object) -> tuple[str, str]:
+    def evaluated(*arguments: object) -> tuple[str, str]:
         monkeypatch.setattr("sys.argv", ["evaluate", str(trained), *map(str, arguments)])
-        run(import_module("experiments.evaluate").main)
+        run(evaluate.main)
         output, errors = capsys.readouterr()
         return output, errors
 
-    before, errors = evaluate()
+    before, errors = evaluated()
     assert "warning" not in errors
-    after, errors = evaluate("--dataset", copied)
+    after, errors = evaluated("--dataset", copied)
     assert after == before
     assert errors.startswith("40 test images (from val/)\n")
     assert "warning" not in errors
-    assert evaluate("--dataset", copied, "--split", "val")[0] == before
+    assert evaluated("--dataset", copied, "--split", "val")[0] == before
     for arguments in (("--split", "test"), ("--test-folder", "test")):
-        output, errors = evaluate("--dataset", copied, *arguments)
+        output, errors = evaluated("--dataset", copied, *arguments)
         assert "of 28 images" in output
         assert "28 test images (from test/)" in errors
     # A changed data set is said.
     (copied / "val" / "1" / "000.png").unlink()
-    output, errors = evaluate("--dataset", copied)
+    output, errors = evaluated("--dataset", copied)
     assert "of 38 images" in output
     assert "warning: these are not the test images of the run" in errors
 
@@ -165,15 +166,15 @@ def test_a_run_resumes_on_a_copied_data_set_and_on_no_other(trained: Path, copie
 def test_train_takes_the_parts_by_flags(tmp_path: Path, refuses: Refuses) -> None:
     photos(tmp_path / "data", {"color": 4, "grayscale": 3})
     refuses("train", *QUICK, "--dataset", "data", words=("have the same class folders", "--train-folder"))
-    parts = ("--train-folder", "color", "--test-folder", "grayscale")
-    arguments = (*QUICK, "--batch-size", 16, "--dataset", "data", *parts, "--workdir", "run")
-    done = command("train", *arguments, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "16 training images, 12 test images (from grayscale/)" in done.stderr
-    config = Config.read(tmp_path / "run" / "config.json")
-    assert (config.train_folder, config.test_folder) == ("color", "grayscale")
-    done = command("evaluate", "run", folder=tmp_path)
-    assert "of 12 images" in done.stdout
+    root, parts = str(tmp_path / "data"), ("--train-folder", "color", "--test-folder", "grayscale")
+    config, _ = train.parse([*QUICK, "--batch-size", "16", "--dataset", root, *parts])
+    dataset = set_up(config, None, Parallel.choose("jit")).dataset
+    assert dataset.summary().endswith("16 training images, 12 test images (from grayscale/)")
+    # Evaluation finds the parts in the configuration of the run.
+    config = Config.from_dict(json.loads(config.to_json()))
+    names = ("dataset", "data_dir", "split", "train_folder", "test_folder")
+    again = evaluate.dataset_of(argparse.Namespace(**dict.fromkeys(names)), config)
+    assert again.summary() == dataset.summary()
 
 
 def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_path: Path) -> None:
