@@ -76,7 +76,9 @@ def decode_image(data: bytes) -> tuple[np.ndarray, str]:
     except Exception as error:  # Pillow's plugins raise many types: OSError, SyntaxError, ValueError, struct.error, ...
         text = "".join(letter if letter.isprintable() else " " for letter in str(error))
         reason = " ".join(text.split()) or type(error).__name__
-        if "cannot identify" in reason:
+        if data.startswith(_JXL_STARTS):
+            reason = "damaged JPEG XL"
+        elif "cannot identify" in reason:
             kind = _KNOWN_STARTS.get(data[:4])
             reason = f"a {kind} file of a kind that Pillow can't read; save it as PNG" if kind else "unknown format"
         raise InputError(f"unreadable image ({reason})") from None
@@ -99,7 +101,9 @@ def _open(data: bytes) -> Image.Image:
                 import pillow_heif
             except ImportError:
                 raise _missing("HEIC", "heif") from None
-            return pillow_heif.open_heif(io.BytesIO(data)).to_pillow()
+            heif = pillow_heif.open_heif(io.BytesIO(data))
+            check_size(*heif.size[::-1])
+            return heif.to_pillow()
     return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
@@ -121,7 +125,8 @@ def rgb_of(image: Image.Image) -> np.ndarray:
         image.load()
     finally:
         image.info.update(hidden)
-    orientation = orientation_of(image.info.get("exif", b""))
+    # A JPEG XL states its orientation elsewhere (ISO/IEC 18181-2), and its plugin applies it.
+    orientation = 1 if image.format == "JXL" else orientation_of(image.info.get("exif", b""))
     return upright(_without_alpha(image, transparency), orientation)
 
 

@@ -71,17 +71,15 @@ class Preprocessing:
         size, filter_ = self.crop_size, _INTERPOLATIONS[self.interpolation]
         left, top = (round((side - size) / 2.0) for side in (new_width, new_height))
         across, down = width / new_width, height / new_height
-        if height > 2 * width and new_height < height:
-            columns = image.resize((width, size), filter_, box=(0, top * down, width, (top + size) * down))
-            sides = (left * across, (left + size) * across)
-            return np.asarray(columns.resize((size, size), filter_, box=(sides[0], 0, sides[1], size)))
         reach = _REACH * max(1.0, down)
         first, last = max(0, int(top * down - reach)), min(height, int((top + size) * down + reach) + 1)
         rows = image.crop((0, first, width, last))
-        rows = rows.resize((size, rows.height), filter_, box=(left * across, 0, (left + size) * across, rows.height))
-        return np.asarray(
-            rows.resize((size, size), filter_, box=(0, top * down - first, size, (top + size) * down - first))
-        )
+        columns, lines = (left * across, (left + size) * across), (top * down - first, (top + size) * down - first)
+        if height > 2 * width and new_height < height:
+            rows = rows.resize((width, size), filter_, box=(0, lines[0], width, lines[1]))
+            return np.asarray(rows.resize((size, size), filter_, box=(columns[0], 0, columns[1], size)))
+        rows = rows.resize((size, rows.height), filter_, box=(columns[0], 0, columns[1], rows.height))
+        return np.asarray(rows.resize((size, size), filter_, box=(0, lines[0], size, lines[1])))
 
     def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
         """Normalises images [..., 3] on the device: uint8, or floats from 0 to 255.
