@@ -8,7 +8,7 @@ from jaxnets.weights.pickle_values import Namespace, Tensor, kind_of, shown
 
 # Keys of the weights in checkpoints, and of their moving averages.
 _PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "module")
-_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "swa_model")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "swa_model")
 # Libraries that save the average as "state_dict", and the weights of the last step under this key. A second key
 # tells their checkpoints from others.
 _SWAPPED = {
