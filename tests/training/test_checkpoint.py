@@ -209,7 +209,7 @@ def unusual_folders() -> list[bytes]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc")
-@pytest.mark.parametrize("name", unusual_folders())
+@pytest.mark.parametrize("name", unusual_folders(), ids=lambda name: str(unusual_folders().index(name)))
 def test_checkpoints_in_a_folder_of_any_name(name: bytes, tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     workdir = folder / "run"
