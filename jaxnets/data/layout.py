@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,11 @@ class _Top:
     inner: Path
     names: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """The name for messages."""
+        return printable(self.path.name)
+
 
 def find_layout(
     root: Path, train_folder: str | None = None, test_folder: str | None = None, split: str | None = None
@@ -74,7 +80,7 @@ def _folder(root: Path, name: str, flag: str) -> Path:
     path = Path(os.path.normpath(root / name))
     if not os.path.isdir(path):
         raise InputError(f"{flag} {printable(name)}: no such folder in {printable(root)}")
-    return path if name == "." else _unwrapped(path)
+    return path if path == Path(os.path.normpath(root)) else _unwrapped(path)
 
 
 def _by_name(root: Path, split: str | None, test: Path | None) -> Layout:
@@ -86,7 +92,7 @@ def _by_name(root: Path, split: str | None, test: Path | None) -> Layout:
         tops, empty = _tops(here, test)
     training = [top for top in tops if top.part == "train" and top.names]
     if not training:
-        return _classes_themselves(here, tops, empty, split)
+        return _classes_themselves(here, tops, split)
     train = _one(here, training, "--train-folder")
     only = train.names[0] if len(train.names) == 1 else ""
     if names_images(only) or part_of(only) == "train":
@@ -97,10 +103,10 @@ def _by_name(root: Path, split: str | None, test: Path | None) -> Layout:
     if others and not has_tests:
         raise InputError(
             f"{printable(others[0])} has images but is not a split; expected only train, val or test in "
-            f"{printable(here)}; move it away, or give --train-folder {train.path.name}"
+            f"{printable(here)}; move it away, or give --train-folder {train.label}"
         )
     if others:
-        warnings.append(f"warning: ignored beside {train.path.name}/: {_list(path.name + '/' for path in others)}")
+        warnings.append(f"warning: ignored beside {train.label}/: {_list(path.name + '/' for path in others)}")
     if test is None:
         test = _test_part(here, tops, empty, train.names, split, warnings)
     return Layout(train.inner, test, (), tuple(warnings))
@@ -117,8 +123,12 @@ def _test_part(
                 if len(top.names) > 1 or set(top.names) & set(classes):
                     labelled.append(top)
                 else:
-                    say.append(f"warning: {top.path.name}/ is ignored: its images are not in class folders")
-        say += [f"warning: {path.name}/ is ignored: it has no images" for path in empty if part_of(path.name) == wanted]
+                    say.append(f"warning: {top.label}/ is ignored: its images are not in class folders")
+        say += [
+            f"warning: {printable(path.name)}/ is ignored: it has no images"
+            for path in empty
+            if part_of(path.name) == wanted
+        ]
         if labelled:
             return _one(root, labelled, "--test-folder").inner
     if split is not None:
@@ -126,7 +136,7 @@ def _test_part(
     return None
 
 
-def _classes_themselves(here: Path, tops: Sequence[_Top], empty: Sequence[Path], split: str | None) -> Layout:
+def _classes_themselves(here: Path, tops: Sequence[_Top], split: str | None) -> Layout:
     """The layout of a folder without a folder of training images: each folder is a class."""
     tests = [top for top in tops if top.part in SPLITS and not top.is_flat]
     if tests:
@@ -135,7 +145,7 @@ def _classes_themselves(here: Path, tops: Sequence[_Top], empty: Sequence[Path],
         if len(tests) == len(others) == 1 and without_part(tests[0].path.name) == tuple(words_of(others[0].path.name)):
             return Layout(others[0].inner, tests[0].inner)
         raise InputError(
-            f"{printable(here)} has {tests[0].path.name}/ but no train/; expected train/CLASS/IMAGE; give the folder "
+            f"{printable(here)} has {tests[0].label}/ but no train/; expected train/CLASS/IMAGE; give the folder "
             f"of training images as --train-folder ({_ITSELF})"
         )
     flat = {part: [top.path.name for top in tops if top.part == part and top.is_flat] for part in get_args(Part)}
@@ -147,15 +157,14 @@ def _classes_themselves(here: Path, tops: Sequence[_Top], empty: Sequence[Path],
     tops = [top for top in tops if top not in copies]
     _refuse_parts(here, tops)
     warnings = [
-        f"warning: {top.path.name}/ is ignored: it has class folders of the same names as its neighbours"
-        for top in copies
+        f"warning: {top.label}/ is ignored: it has class folders of the same names as its neighbours" for top in copies
     ]
     named = [top.path.name for top in tops if top.part is not None]
     if named and len(tops) > 1:
         warnings.append(f"warning: taken for classes: {_list(named)}; if they are not, give --train-folder")
     if len(tops) > 1 and all(len(top.names) > 1 for top in tops):
         warnings.append(
-            f"warning: {tops[0].path.name}/ is one class with the images of all its folders "
+            f"warning: {tops[0].label}/ is one class with the images of all its folders "
             f"({_list(tops[0].names)}), and so are its neighbours"
         )
     return Layout(here, None, tuple(top.path for top in copies), tuple(warnings))
@@ -166,22 +175,25 @@ def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
     for top in tops:
         inside = {part_of(name) for name in top.names}
         if "train" in inside and inside & {"val", "test"}:
-            flags = "one of them as --dataset" if len(tops) > 1 else f"--dataset {top.path}"
+            flags = "one of them as --dataset" if len(tops) > 1 else f"--dataset {printable(top.path)}"
             raise InputError(
                 f"{printable(top.path)} has folders for training and testing of its own ({_list(top.names)}); "
                 f"give {flags} ({_ITSELF})"
             )
         if top.is_flat and names_images(top.path.name) and len(tops) > 1:
             raise _without_classes(here, top.path)
-    for index, top in enumerate(tops):
-        for other in tops[:index]:
-            shared = sorted(set(top.names) & set(other.names), key=sort_key)
-            if len(shared) > 1:
-                raise InputError(
-                    f"{printable(here)} has parts rather than classes: {_list(top.path.name for top in tops)} have the "
-                    f"same class folders ({_list(shared)}); name the part to train on with --train-folder, such as "
-                    f"--train-folder {other.path.name}, and that to test on with --test-folder ({_ITSELF})"
-                )
+    owners: dict[str, _Top] = {}
+    for top in tops:
+        if len(top.names) > 1:
+            shared = [name for name in top.names if name in owners]
+            for other, count in Counter(owners[name] for name in shared).items():
+                if count > 1:
+                    raise InputError(
+                        f"{printable(here)} has parts rather than classes: {_list(top.path.name for top in tops)} have "
+                        f"the same class folders ({_list(shared)}); name the part to train on with --train-folder, "
+                        f"such as --train-folder {other.label}, and that to test on with --test-folder ({_ITSELF})"
+                    )
+            owners |= {name: top for name in top.names if name not in owners}
     if is_numbered_piece([top.path.name for top in tops]):
         raise InputError(
             f"{_list(top.path.name for top in tops)} in {printable(here)} are numbered parts rather than classes; "
@@ -190,8 +202,8 @@ def _refuse_parts(here: Path, tops: Sequence[_Top]) -> None:
     # As in SUN397 and Places365: a/abbey, a/airport, b/beach.
     if len(tops) > 1 and all(_is_initial(top) for top in tops):
         raise InputError(
-            f"the folders in {printable(here)} are initials of classes ({tops[0].path.name}/{tops[0].names[0]}); move "
-            f"the class folders together into one folder ({_ITSELF})"
+            f"the folders in {printable(here)} are initials of classes ({_list(top.path.name for top in tops)}); "
+            f"move the class folders together into one folder ({_ITSELF})"
         )
 
 
@@ -263,7 +275,7 @@ def _one(root: Path, tops: Sequence[_Top], flag: str) -> _Top:
     tops = [top for top in tops if len(words_of(top.path.name)) == 1] or tops
     if len(tops) > 1:
         raise InputError(
-            f"{printable(root)} has both {tops[0].path.name}/ and {tops[1].path.name}/; rename or remove one, or give "
+            f"{printable(root)} has both {tops[0].label}/ and {tops[1].label}/; rename or remove one, or give "
             f"one as {flag}"
         )
     return tops[0]
