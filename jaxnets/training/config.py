@@ -40,14 +40,14 @@ class Config:
     dtype: str = "float32"
     data_dir: str | None = None
     test_share: float = 0.2
-    train_folder: str | None = None
-    test_folder: str | None = None
     on_bad_image: str = "error"
     log_every: int = 10
     weights: str | None = None
-    weights_key: str | None = None
     transfer: str | None = None
     train_from: str | None = None
+    train_folder: str | None = None
+    test_folder: str | None = None
+    weights_key: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

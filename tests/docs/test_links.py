@@ -7,6 +7,12 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, code_spans, links, name_of
 
+# How names of folders in users' runs and data sets begin.
+_OF_USERS = (
+    *("runs/", "train/", "val/", "test/", "Training/", "Testing/", "seg_", "training_set/", "test_set/"),
+    *("color/", "grayscale/", "fold", "images_"),
+)
+
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_resolve(page: Path) -> None:
@@ -43,7 +49,7 @@ def test_blocks_are_fenced_and_name_their_language(page: Path) -> None:
 def test_files_in_the_text_exist(page: Path) -> None:
     folder = ROOT
     for span in code_spans(page):
-        if not re.fullmatch(r"[\w./]+(\.py|/)", span) or span.startswith(("runs/", "train/", "val/", "test/")):
+        if not re.fullmatch(r"[\w./]+(\.py|/)", span) or span.startswith(_OF_USERS):
             continue
         # A path in jaxnets/, or near the file that was named before.
         places = [ROOT / span, ROOT / "jaxnets" / span, folder / span, folder.parent / span]

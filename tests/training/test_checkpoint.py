@@ -40,7 +40,8 @@ def state_at(number: int) -> TrainState:
     """A state that no other number has."""
     state = make_state(RECIPE, make_variables(Tiny(num_classes=4)))
     random = np.random.default_rng(number)
-    return jax.tree.map(lambda leaf: np.asarray(random.normal(0, 9, leaf.shape)).astype(leaf.dtype), state)
+    # No number is negative, as variances cannot be.
+    return jax.tree.map(lambda leaf: np.asarray(abs(random.normal(0, 9, leaf.shape))).astype(leaf.dtype), state)
 
 
 def position_at(number: int) -> dict[str, Any]:
