@@ -295,7 +295,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown architecture 'resnet21'"):
         load_pretrained("resnet21", path)
     with pytest.raises(
-        InputError, match=r"'IMAGENET1K_V2': there is no such file.*published for resnet18: IMAGENET1K_V1, DEFAULT"
+        InputError, match=r"'IMAGENET1K_V2': there is no such file.*weights published: IMAGENET1K_V1, DEFAULT"
     ):
         load_pretrained("resnet18", "IMAGENET1K_V2")
     with pytest.raises(InputError, match="no weights are published for resnet20_cifar"):
