@@ -69,7 +69,8 @@ def test_skipped_images_are_listed_and_not_used(folder: Path, trained: Path) -> 
     assert header == ["image", "reason", "used"]
     assert first == [str(folder / "train" / "10" / "007.png"), "empty file", "no"]
     assert second[0] == str(folder / "val" / "2" / "003.png")
-    assert "unreadable image" in second[1] and second[2] == "no"
+    assert "unreadable image" in second[1]
+    assert second[2] == "no"
     result = json.loads((trained / "result.json").read_text())
     assert (result["train_images"], result["test_images"]) == (159, 39)
     assert result["class_names"] == json.loads((trained / "classes.json").read_text()) == list(CLASSES)
