@@ -52,8 +52,8 @@ def trained(folder: Path) -> Path:
 def test_skipped_images_are_listed_and_not_used(folder: Path, trained: Path) -> None:
     with (trained / "bad-images.csv").open(encoding="utf-8", newline="") as file:
         header, first, second = csv.reader(file)
-    assert header == ["image", "reason"]
-    assert first == [str(folder / "train" / "10" / "007.png"), "empty file"]
+    assert header == ["image", "reason", "used"]
+    assert first == [str(folder / "train" / "10" / "007.png"), "empty file", "no"]
     assert second[0] == str(folder / "val" / "2" / "003.png")
     assert "unreadable image" in second[1]
     result = json.loads((trained / "result.json").read_text())
