@@ -38,16 +38,8 @@ _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _KNOWN_STARTS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "BigTIFF", b"MM\0+": "BigTIFF", b"8BPS": "PSD"}
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 # TIFF tags and values (TIFF 6.0; DNG 1.7; TIFF/EP for the colour filter array).
-_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = (
-    254,
-    258,
-    259,
-    262,
-    284,
-    330,
-    339,
-    50706,
-)
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 258, 259, 262
+_PLANAR, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = 284, 330, 339, 50706
 _WHITE_IS_ZERO, _SENSOR_PHOTOMETRICS, _SEPARATE = 0, (32803, 34892), 2
 _MAX_SUB_IFDS = 16
 
