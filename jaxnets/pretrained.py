@@ -201,7 +201,7 @@ def _path_of(name: str, weights: str | Path) -> Path | None:
     if not path.exists():
         there = f"{', '.join(names)}, DEFAULT" if names else "none"
         raise InputError(
-            f"weights={str(weights)!r}: there is no such file or run; weights published for {name}: {there}; "
+            f"weights={str(weights)!r}: there is no such file or run; for {name}, weights published: {there}; "
             "give one of these"
         )
     return path

@@ -55,7 +55,7 @@ def trained_like(variables: Any) -> dict[str, Any]:
     return drawn
 
 
-@pytest.mark.parametrize("name", slow_except(("alexnet", "resnet18", "plain20_cifar"), CASES))
+@pytest.mark.parametrize("name", slow_except(("alexnet", "plain20_cifar"), CASES))
 def test_logits_are_the_same(name: str) -> None:
     model, variables, images = network(name)
     folded, weights, unfolded = fold(model, variables)
@@ -73,6 +73,7 @@ def test_logits_are_the_same(name: str) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", slow_except(["resnext50_32x4d"], ["resnext50_32x4d", "resnet1001_v2_cifar"]))
+@pytest.mark.slow
 def test_only_rounding_differs(name: str) -> None:
     model, variables, images = network(name, jnp.float64)
     folded, weights, _ = fold(model, variables)
@@ -208,7 +209,12 @@ def test_what_a_block_does_not_declare_is_left_and_named(block: Any, name: str) 
 
 
 @pytest.mark.parametrize(
-    ("module", "unfolded"), [("se_resnet:se_resnet20", 0), ("resnet_d:resnet18d", 0), ("plain:PlainNetwork", 3)]
+    ("module", "unfolded"),
+    [
+        ("se_resnet:se_resnet20", 0),
+        pytest.param("resnet_d:resnet18d", 0, marks=pytest.mark.slow),
+        ("plain:PlainNetwork", 3),
+    ],
 )
 def test_networks_from_outside(module: str, unfolded: int) -> None:
     options = {} if "Plain" in module else {"num_filters": 8}

@@ -76,6 +76,7 @@ def arch_of(run: Path) -> str:
     return arch
 
 
+@pytest.mark.slow
 def test_later_commands_find_the_network_again(run: Path, photos: Path, tmp_path: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["arch"] == arch_of(run) in ARCHS
@@ -98,6 +99,7 @@ def _answers(name: str, *arguments: object, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.slow
 def test_conversion_and_back_is_exact(run: Path, suffix: str, tmp_path: Path) -> None:
     arch, first, second = arch_of(run), tmp_path / f"first.{suffix}", tmp_path / "second.safetensors"
     invoke("convert", run, "--output", first)
@@ -110,6 +112,7 @@ def test_conversion_and_back_is_exact(run: Path, suffix: str, tmp_path: Path) ->
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, trained.variables)
 
 
+@pytest.mark.slow
 def test_folding_and_exporting(run: Path, tmp_path: Path) -> None:
     classifier = load_pretrained(arch_of(run), run)
     model: Any = classifier.model
@@ -127,6 +130,7 @@ def test_folding_and_exporting(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transfer", slow_except(["partial"], ["full", "partial", "head"]))
+@pytest.mark.slow
 def test_the_three_ways_of_transfer(run: Path, transfer: str, options: list[Any], tmp_path: Path) -> None:
     arch, before = arch_of(run), load_classifier(run)
     invoke("train", "--arch", arch, *options, "--weights", run, "--transfer", transfer, "--workdir", tmp_path / "run")

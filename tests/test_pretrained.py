@@ -107,7 +107,8 @@ def test_what_the_network_reads_of_an_image() -> None:
     np.testing.assert_allclose(preprocess.normalise(jnp.asarray(preprocess.pixels(PHOTO))), read, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("stored", slow_except([np.float16], [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]))
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 def test_types_of_files_and_networks(stored: Any, tmp_path: Path) -> None:
     _, variables = variables_of("resnet20_cifar", 3, stored)
     path = write(tmp_path / "w.pth", "resnet20_cifar", variables)
@@ -208,7 +209,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("suffix", slow_except([".safetensors"], [".pth", ".safetensors"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_run_goes_through_files_and_comes_back_to_the_bit(run: Path, suffix: str, tmp_path: Path) -> None:
     wanted = load_classifier(run)
     path = tmp_path / f"run{suffix}"

@@ -38,7 +38,6 @@ FAST = (
     "ops/cpu/test_grouped_convolution.py",
     "ops/cpu/test_grouped_gradient.py",
     "ops/cpu/test_own_pooling.py",
-    "ops/cpu/test_pixel_products.py",
     "ops/cpu/test_winograd.py",
     "test_package.py",
     "training/test_checkpoint.py",

@@ -51,6 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_the_command_prints_one_object(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +71,7 @@ def test_the_command_prints_one_object(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_arrays_have_no_decoder_and_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     # In seconds of processor time, in which other processes do not count.
     monkeypatch.setattr(benchmarking, "time", SimpleNamespace(perf_counter=time.process_time))

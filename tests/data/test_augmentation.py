@@ -65,7 +65,8 @@ def augment(images: jax.Array, targets: jax.Array, axis_name: str | None) -> tup
     return flipped, erased, *mix(mix_key, erased, targets, 0.2, 1.0)
 
 
-@pytest.mark.parametrize("replicas", slow_except([4], [2, 4]))
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [2, 4])
 def test_images_do_not_depend_on_the_number_of_devices(replicas: int) -> None:
     images, targets = random_images(16, 12, 10), np.eye(16, dtype=np.float32)
     whole = jax.jit(partial(augment, axis_name=None))(images, targets)

@@ -13,6 +13,7 @@ from scipy import stats
 from jaxnets.data import trivial_augment as module
 from jaxnets.data.augmentation import image_keys
 from jaxnets.data.trivial_augment import BINS, OPERATIONS, apply, draw, signed_magnitudes, trivial_augment
+from tests.tiers import slow_except
 
 SEVERAL = 20_000
 AXIS = "replicas"
@@ -68,7 +69,7 @@ def test_each_operation_gives_torchvisions_pixels() -> None:
     assert dict(zip(OPERATIONS, gaps, strict=True)) == dict.fromkeys(OPERATIONS, 0)
 
 
-@pytest.mark.parametrize("name", ABOUT["images"])
+@pytest.mark.parametrize("name", slow_except([name for name in ABOUT["images"] if name != "large"], ABOUT["images"]))
 def test_every_case_gives_torchvisions_pixels(name: str) -> None:
     # For the large image every fifth magnitude, which includes rotations by 90 degrees.
     cases = cases_of(range(0, BINS, 5) if name == "large" else range(BINS))
@@ -133,6 +134,7 @@ def test_images_depend_on_their_own_keys_only() -> None:
         np.testing.assert_array_equal(jax.jit(trivial_augment)(keys[part], images[part]), whole[part])
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_mapped_step() -> None:
     _, images, whole = (array[:16] for array in augmented())
 

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import PAGES, blocks, name_of
+from tests.tiers import slow_except
 
 _WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+_SLOW = [page for page in _WITH_CODE if name_of(page) in ("docs/training-loop.md", "docs/data.md")]
 
 
-@pytest.mark.parametrize("page", _WITH_CODE, ids=name_of)
+@pytest.mark.parametrize(
+    "page", slow_except([page for page in _WITH_CODE if page not in _SLOW], _WITH_CODE), ids=name_of
+)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}

@@ -79,6 +79,7 @@ def test_predictions_agree_with_the_accuracy(trained: Path) -> None:
     assert [row[2] for row in rows] == [str(label) for label in digits().test.labels]
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
     done = command("evaluate", trained, folder=trained)
     result = json.loads((trained / "result.json").read_text())
@@ -113,6 +114,7 @@ def test_evaluate_needs_a_data_set_of_the_same_classes(trained: Path, refuses: R
     assert not evaluate._are_wordnet_ids(names[:10], ids[:10])
 
 
+@pytest.mark.slow
 def test_predict_gives_the_top_five_of_each_image(trained: Path) -> None:
     images = sorted((trained / "samples").glob("*.png"))[:3]
     done = command("predict", trained, *images, folder=trained)

@@ -49,6 +49,7 @@ def trained(folder: Path) -> Path:
     return place / "runs" / "resnet20_cifar-scans-of-digits"
 
 
+@pytest.mark.slow
 def test_skipped_images_are_listed_and_not_used(folder: Path, trained: Path) -> None:
     with (trained / "bad-images.csv").open(encoding="utf-8", newline="") as file:
         header, first, second = csv.reader(file)
@@ -67,6 +68,7 @@ def test_skipped_images_are_listed_and_not_used(folder: Path, trained: Path) -> 
     assert [row["class"] for row in rows] == [Path(path).parent.name for path in expected]
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_agree_with_the_run(folder: Path, trained: Path) -> None:
     result = json.loads((trained / "result.json").read_text())
     # From elsewhere: the run remembers where its data set lies.
@@ -98,6 +100,7 @@ def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_prepare_lists_skipped_images_and_refuses_an_output_inside_the_source(
     folder: Path, tmp_path: Path, refuses: Refuses
 ) -> None:
@@ -122,6 +125,7 @@ def test_more_than_one_percent_is_too_much_to_skip(folder: Path, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_other_classes_than_were_trained(folder: Path, trained: Path, refuses: Refuses) -> None:
     for part in ("train", "val"):
         (folder / part / "10").rename(folder / part / "9")

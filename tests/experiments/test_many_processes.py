@@ -77,6 +77,7 @@ def test_two_processes_start_from_the_same_weights(
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_two_processes_stop_together_and_train_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = config(dtype="float64", **STILL | {"min_crop_area": 0.5, "flip": 0.5, "dropout_rate": 0.3})
     run, whole = tmp_path / "run", tmp_path / "whole"

@@ -67,6 +67,7 @@ def test_transfer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert Image.open(figure).size[0] > 500
 
 
+@pytest.mark.slow
 def test_transfer_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--arch", "small_resnet", "--image-size", 8, "--batch-size", 4)
     found = run("transfer_cost", *arguments, monkeypatch=monkeypatch, capsys=capsys)

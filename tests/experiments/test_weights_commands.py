@@ -139,6 +139,7 @@ def test_embeddings_of_a_folder(run: Path, pictures: Path, invoke: Invoke, tmp_p
                 np.testing.assert_allclose(embedding, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_the_model(run: Path, pictures: Path, invoke: Invoke, tmp_path: Path) -> None:
     output = tmp_path / "classifier.stablehlo"
     said = invoke("export", run, "--output", output)
@@ -155,6 +156,7 @@ def test_an_exported_program_is_the_model(run: Path, pictures: Path, invoke: Inv
     assert meaning["preprocessing"]["crop_size"] == side
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxnets import export
     from jaxnets.errors import InputError
@@ -172,6 +174,7 @@ def test_an_export_that_differs_is_not_written(run: Path, tmp_path: Path, monkey
         pytest.param("partial", ("--train-from", "layer3.1", "--epochs", 1), marks=pytest.mark.exhaustive),
     ],
 )
+@pytest.mark.slow
 def test_a_run_starts_from_another_and_keeps_how_it_sees(
     run: Path, transfer: str, more: tuple[object, ...], tmp_path: Path
 ) -> None:

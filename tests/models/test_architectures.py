@@ -148,6 +148,7 @@ def test_auxiliary_heads_only_speak_in_training() -> None:
 
 
 @pytest.mark.parametrize("name", slow_except(["alexnet"], ["alexnet", "alexnet_2012"]))
+@pytest.mark.slow
 def test_dropout_acts_in_training_alone_and_can_be_turned_off(name: str) -> None:
     model, variables, images = init(name, hidden_features=32)
 
@@ -177,6 +178,7 @@ def test_googlenet_drops_once_before_its_last_layer_and_once_a_head(name: str, r
     # torchvision drops the inputs of the first two dense layers, the paper (section 4.2) their outputs.
     [("alexnet", {"fc1": True, "fc2": True, "fc3": False}), ("alexnet_2012", {"fc1": False, "fc2": True, "fc3": True})],
 )
+@pytest.mark.slow
 def test_alexnet_drops_before_or_after_its_hidden_dense_layers(name: str, dropped: dict[str, bool]) -> None:
     model, variables, images = init(name, hidden_features=32)
     inputs = {}
@@ -215,6 +217,7 @@ def test_alexnet_2012_normalises_responses_after_the_first_two_layers() -> None:
     assert calls == [(1, 55, 55, 96), (1, 27, 27, 256)]
 
 
+@pytest.mark.slow
 def test_alexnet_2012_starts_as_the_paper_says() -> None:
     _, variables, _ = init("alexnet_2012", hidden_features=512)
     for name, layer in variables["params"].items():

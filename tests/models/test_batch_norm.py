@@ -129,9 +129,12 @@ def test_frozen_statistics_are_used_and_left_as_they_are(axis_name: str | None) 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("googlenet", {"aux_logits": False, "dropout_rate": 0.0}), ("resnet18", {"stage_sizes": (1, 1)}),
-     ("resnet164_v2_cifar", {"stage_sizes": (1, 1)})],
-)  # fmt: skip
+    [
+        pytest.param("googlenet", {"aux_logits": False, "dropout_rate": 0.0}, marks=pytest.mark.slow),
+        ("resnet18", {"stage_sizes": (1, 1)}),
+        ("resnet164_v2_cifar", {"stage_sizes": (1, 1)}),
+    ],
+)
 def test_any_network_can_be_frozen(name: str, options: dict[str, Any]) -> None:
     model: Any = jaxnets.create_model(name, num_classes=3, **options)
     frozen = with_norms(model, frozen=None)

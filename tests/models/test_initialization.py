@@ -14,6 +14,7 @@ import jaxnets
 from jaxnets.models import initialization
 from jaxnets.models.initialization import Scaled, declaration, initial_variables, parameter
 from jaxnets.models.layers import Conv, Dense, he_fan_in
+from tests.tiers import slow_except
 
 KEY = jax.random.key(5)
 CASES = {
@@ -30,10 +31,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.exhaustive) if name in ("googlenet", "googlenet_2014", "alexnet") else name
-        for name in CASES
-    ],
+    slow_except(("resnet18", "resnet164_v2_cifar"), CASES, exhaustive=("googlenet", "googlenet_2014", "alexnet")),
 )
 def test_the_draws_are_those_of_init(name: str) -> None:
     size, options = CASES[name]
@@ -67,7 +65,7 @@ def test_large_parameters_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("partitionable", [True, False])
+@pytest.mark.parametrize("partitionable", slow_except([False], [True, False]))
 def test_other_keys_draw_as_theirs_do(partitionable: bool) -> None:
     with jax.threefry_partitionable(partitionable):
         key = jax.random.key(3, impl="rbg" if partitionable else None)

@@ -110,6 +110,7 @@ def test_little_is_kept_and_no_convolution_repeated(name: str) -> None:
         assert thrifty[platform][1] <= products + 2 * (name == "alexnet_2012")
 
 
+@pytest.mark.slow
 def test_the_gradients_are_the_same() -> None:
     model, shapes, images = network("resnext29_8x64d_cifar", stochastic_depth_rate=0.5, dropout_rate=0.5)
     random = np.random.default_rng(0)

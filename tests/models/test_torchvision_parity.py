@@ -72,7 +72,8 @@ def test_tensors_that_do_not_fit_are_named() -> None:
         from_torchvision("alexnet", renamed, like)
 
 
-@pytest.mark.parametrize("arch", slow_except(("resnet50",), recipe.TRAINED_MODELS))
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", recipe.TRAINED_MODELS)
 def test_training(arch: str) -> None:
     pixels, count, classes = recipe.TRAINING_CASE
     options: dict[str, float] = {"dropout_rate": 0.0} if arch in ("alexnet", "googlenet") else {}

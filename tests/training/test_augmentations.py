@@ -40,6 +40,7 @@ def test_a_recipe_knows_of_each_augmentation() -> None:
     assert not replace(PLAIN, train_image_sizes=(12,), repeats=2).augments
 
 
+@pytest.mark.slow
 def test_each_augmentation_changes_its_images() -> None:
     plain = inputs()
     for augmentation in AUGMENTATIONS:
@@ -58,6 +59,7 @@ def test_a_setting_without_an_entry_is_an_error() -> None:
     augmentations._check((*AUGMENTATIONS, Augmentation(("blur",), "raw")), More)
 
 
+@pytest.mark.slow
 def test_the_images_are_those_of_six_keys_in_a_fixed_order() -> None:
     """As written out by hand: seeds give the same images as before there was a list."""
     shift, flip, trivial, colour, erasing, mixing = jax.random.split(jax.random.key(5), 6)

@@ -59,6 +59,7 @@ def assert_close(actual: Any, expected: Any, atol: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "synchronised", "frozen"])
+@pytest.mark.slow
 def test_replicas_normalise_by_the_statistics_of(kind: str) -> None:
     recipe = replace(PLAIN, batch_norm=kind)
     state = make_state(recipe, VARIABLES)
@@ -175,6 +176,7 @@ def test_statistics_found_anew_are_exact_where_the_mean_is_large() -> None:
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("decay", [0.0, 0.6])
+@pytest.mark.slow
 def test_a_run_tests_its_average_with_statistics_found_anew(decay: float, tmp_path: Path) -> None:
     recipe = replace(PLAIN, epochs=2, learning_rate=0.1, precise_batch_norm_images=32, ema_decay=decay)
     dataset = replace(GREYS, mean=PREPROCESSING.mean, std=PREPROCESSING.std)

@@ -152,6 +152,7 @@ def test_the_optimiser_is_the_chain(finished: tuple[Path, dict[str, Any], Notes]
 
 
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
+@pytest.mark.slow
 def test_metrics_are_the_same_on_several_devices(
     kind: str, finished: tuple[Path, dict[str, Any], Notes], tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_metrics_are_the_same_on_several_devices(
     assert [step for step, _ in notes.steps] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_several_steps_a_call_report_each_step(finished: tuple[Path, dict[str, Any], Notes], tmp_path: Path) -> None:
     notes = Notes()
     run(tmp_path / "run", notes, steps_per_call=3)

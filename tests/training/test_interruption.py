@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.tiers import slow_except
 from tests.training.networks import (
     STILL,
     Trainer,
@@ -64,7 +63,8 @@ def ended(process: Process, within: float) -> tuple[int, list[str]]:
     return process.returncode, errors.splitlines()
 
 
-@pytest.mark.parametrize("kills", slow_except([1], [1, 3]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
 def test_a_signal_in_training_saves_and_a_kill_loses_nothing_that_was_saved(
     kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

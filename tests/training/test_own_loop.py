@@ -37,6 +37,7 @@ class Losses(Hook):
 
 
 @pytest.mark.usefixtures("small_networks", "float64")
+@pytest.mark.slow
 def test_the_loop_has_the_losses_of_train(tmp_path: Path) -> None:
     data, loop, *_ = blocks()
     # Rounding grows tenfold every two steps, so the comparison is in float64.

@@ -468,7 +468,7 @@ IN_RUNS = {
 
 
 # Take long to compile; other tests show what they do.
-LONG = ("accumulation", "cutmix_alpha", "dropout_rate", "mixup_alpha", "trivial_augment")
+LONG = ("accumulation", "cutmix_alpha", "dropout_rate", "mixup_alpha", "stochastic_depth_rate", "trivial_augment")
 
 
 def test_every_setting_has_a_test() -> None:
@@ -495,6 +495,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     jax.tree.map(close, *results)
 
 
+@pytest.mark.slow
 def test_a_step_that_computes_activations_again_is_the_same() -> None:
     model = Tiny(dropout_rate=0.5)
     states = []

@@ -74,9 +74,9 @@ def differing(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
     ("transfer", "train_from", "moving"),
     [
         ("head", None, ("fc",)),
-        ("partial", "layer2", ("layer2_0", "fc")),
+        pytest.param("partial", "layer2", ("layer2_0", "fc"), marks=pytest.mark.slow),
         pytest.param("partial", "layer1.0", ("layer1_0", "layer2_0", "fc"), marks=pytest.mark.slow),
-        ("full", None, (*TRUNK, "fc")),
+        pytest.param("full", None, (*TRUNK, "fc"), marks=pytest.mark.slow),
         pytest.param(None, None, (*TRUNK, "fc"), marks=pytest.mark.slow),
     ],
 )
@@ -131,6 +131,7 @@ def test_preprocessing_travels_with_the_weights(trunk: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("devices", slow_except([1], [1, 4]))
+@pytest.mark.slow
 def test_cached_features_train_the_same_head(
     trunk: Path, devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +162,7 @@ def test_cached_features_train_the_same_head(
     assert sorted(path.name for path in (tmp_path / "cached" / "samples").iterdir()) == ["class-0.png", "class-1.png"]
 
 
+@pytest.mark.slow
 def test_images_that_change_are_not_cached(trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "FeatureExtractor", None)
     train(config(trunk, "head", shift=0.2), tmp_path / "run", OTHERS, parallel=cpus(1))
@@ -168,6 +170,7 @@ def test_images_that_change_are_not_cached(trunk: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("transfer", slow_except(["partial"], ["full", "partial"]))
+@pytest.mark.slow
 def test_the_head_is_trained_first_then_the_rest(trunk: Path, transfer: str, tmp_path: Path) -> None:
     train_from = "layer2" if transfer == "partial" else None
     run = config(trunk, transfer, train_from, epochs=3, head_epochs=2, weight_decay=0.1, ema_decay=0.9)
@@ -182,6 +185,7 @@ def test_the_head_is_trained_first_then_the_rest(trunk: Path, transfer: str, tmp
     assert (variables(tmp_path / str(looks))["['variables']['params']['fc']['kernel']"] != 0).all()
 
 
+@pytest.mark.slow
 def test_later_layers_move_further_with_layer_decay(trunk: Path, tmp_path: Path) -> None:
     """Of plain descent, the first step is the gradient times the rate, so times the decay."""
     moves = {}
@@ -208,6 +212,7 @@ def test_later_layers_move_further_with_layer_decay(trunk: Path, tmp_path: Path)
         [("head", None, {}), ("partial", "layer2", {"ema_decay": 0.9}), ("full", None, {"head_epochs": 1})],
     ),
 )
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_that_it_began_with(
     trunk: Path, transfer: str, train_from: str | None, changes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -233,6 +238,7 @@ def test_devices_agree(trunk: Path, tmp_path: Path) -> None:
                 np.testing.assert_allclose(variables(workdir)[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_statistics_found_anew_are_those_of_trained_layers(trunk: Path, tmp_path: Path) -> None:
     run = config(trunk, "partial", "layer2", precise_batch_norm_images=40)
     train(run, tmp_path / "run", OTHERS, parallel=cpus(1))
@@ -271,7 +277,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
         ({"transfer": "full", "head_epochs": 2}, "head_epochs=2; expected fewer than epochs=2"),
         (
             {"weights": "nowhere.pth"},
-            "'nowhere.pth': there is no such file or run; weights published for small_resnet: none",
+            "'nowhere.pth': there is no such file or run; for small_resnet, weights published: none",
         ),
         ({"weights": "IMAGENET1K_V1"}, "published: none"),
     ],

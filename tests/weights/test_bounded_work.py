@@ -59,6 +59,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
     }
 
 
+@pytest.mark.slow
 def test_small_files_take_little_time_and_memory(tmp_path: Path) -> None:
     (folder := tmp_path / "files").mkdir()
     files = bombs()

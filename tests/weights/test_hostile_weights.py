@@ -485,6 +485,7 @@ def test_every_kind_is_refused_with_a_reason(tmp_path: Path) -> None:
     assert len(results) == len(kinds)
 
 
+@pytest.mark.slow
 def test_mutated_files_are_refused_or_valid(tmp_path: Path) -> None:
     results = work("mutations", GOOD, "6000", cwd=tmp_path)
     outcomes = collections.Counter((result["kind"], result["outcome"], result["same"]) for result in results)

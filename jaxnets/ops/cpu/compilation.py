@@ -1,4 +1,4 @@
-"""Compiling a program that calls the engine."""
+"""Compiling a program: with the engine's calls joined, and without XLA's fusions that lose NaN."""
 
 import threading
 from typing import Any
@@ -7,11 +7,8 @@ import jax
 
 from jaxnets.ops.cpu.availability import available, uses
 from jaxnets.ops.cpu.calls import TARGET
-from jaxnets.ops.cpu.joined_calls import has_calls, join_calls
+from jaxnets.ops.cpu.joined_calls import join_calls
 
-# By default XLA orders a program's operations so that several can run at once, each on one core; the engine's calls,
-# which use all cores, would then share them.
-_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # XLA's YNNPACK fusions lose NaN in maxima and in sums of a ReLU, so that a broken network gives plausible numbers.
 _KEEP_NAN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
@@ -21,27 +18,23 @@ _lock = threading.Lock()
 def compile(jitted: Any, *arguments: Any) -> jax.stages.Compiled:
     """`jitted`, a function by `jax.jit` or `jax.pmap`, compiled for arguments of these shapes and types.
 
-    On the CPU, the program keeps NaN where `jitted(*arguments)` may lose it; calls of the engine that follow one
-    another become one, and XLA runs one operation at a time. Elsewhere this is `jitted.lower(*arguments).compile()`.
+    On the CPU, the program keeps NaN where `jitted(*arguments)` may lose it, and calls of the engine that follow one
+    another become one. Elsewhere this is `jitted.lower(*arguments).compile()`.
     """
     lowered = jitted.lower(*arguments)
-    if not available():
-        return _compiled(lowered, {})
+    if not available() or not uses("joined_calls"):
+        return _compiled(lowered)
     # JAX keeps the lowered module for the jitted function, and joining changes it.
     with _lock:
-        module = lowered.compiler_ir()
-        if not has_calls(module, TARGET):
-            return _compiled(lowered, {})
-        if uses("joined_calls"):
-            join_calls(module, TARGET)
-        return _compiled(lowered, _OPTIONS if uses("scheduler") else {})
+        join_calls(lowered.compiler_ir(), TARGET)
+        return _compiled(lowered)
 
 
-def _compiled(lowered: Any, options: dict[str, str]) -> jax.stages.Compiled:
+def _compiled(lowered: Any) -> jax.stages.Compiled:
     if jax.default_backend() == "cpu":
         try:
-            return lowered.compile(options | _KEEP_NAN)
+            return lowered.compile(dict(_KEEP_NAN))
         except jax.errors.JaxRuntimeError as error:
             if not any(name in str(error) for name in _KEEP_NAN):
-                raise  # otherwise this XLA has no such fusions
-    return lowered.compile(options or None)
+                raise  # otherwise this XLA has no such option
+    return lowered.compile()

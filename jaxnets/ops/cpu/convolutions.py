@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from jaxnets.ops.cpu import blocked_products, grouped_convolution, grouped_gradient, pixel_products, winograd
+from jaxnets.ops.cpu import grouped_convolution, grouped_gradient, winograd
 from jaxnets.ops.cpu.kernel_layout import KernelLayout
 from jaxnets.ops.cpu.library import (
     DESTINATION,
@@ -133,8 +133,6 @@ class Convolution:
         if self._suits_winograd():
             return WINOGRAD[self.direction](self.images, self.kernel)
         if self.direction == Direction.WEIGHT_GRADIENT:
-            if pixel_products.suits(self.kernel, self.outputs, self.groups):
-                return pixel_products.weight_gradient(*shapes, self.stride, self.padding)
             if grouped_gradient.suits(self.kernel, self.outputs, self.padding, self.groups):
                 return grouped_gradient.weight_gradient(*shapes, self.stride)
         elif grouped_convolution.suits(self.kernel, self.outputs, self.padding, self.groups):
@@ -165,8 +163,6 @@ class Convolution:
         if self.direction == Direction.WEIGHT_GRADIENT:
             return Call([_transposed_product(channels, pixels, features)])
         forward = self.direction == Direction.FORWARD
-        if forward and blocked_products.suits(pixels, channels, features):
-            return blocked_products.product(pixels, channels, features)
         rows, kernel = (channels, features), (features, 1)
         if not forward:
             rows, kernel = rows[::-1], kernel[::-1]

@@ -70,18 +70,12 @@ def call_text(operations: Sequence[Any], temporaries: Sequence[int] = (), rows: 
     return json.dumps(fields, default=lambda number: number.item())  # NumPy numbers
 
 
-def has_calls(module: Any, target: str) -> bool:
-    """Whether a module of StableHLO calls `target`."""
-    with module.context:
-        return any(
-            _is_call(inner, target) for operation in module.body.operations for inner in _within(operation.operation)
-        )
-
-
 def join_calls(module: Any, target: str) -> None:
     """Joins the calls of `target` in a module of StableHLO, in place; it computes the same as before."""
     with module.context, ir.Location.unknown():
         operations = [operation.operation for operation in module.body.operations]
+        if not any(_is_call(inner, target) for operation in operations for inner in _within(operation)):
+            return
         functions = {ir.StringAttr(f.attributes["sym_name"]).value: f for f in operations if f.name == "func.func"}
         inlined: set[str] = set()
         for name in functions:

@@ -95,16 +95,6 @@ class Writer:
         code.position_at_end(after)
         sums[:] = handed
 
-    @contextmanager
-    def when(self, condition: Any) -> Iterator[None]:
-        """A block that runs if a condition holds."""
-        done, after = (self.code.function.append_basic_block() for _ in range(2))
-        self.code.cbranch(condition, done, after)
-        self.code.position_at_end(done)
-        yield
-        self.code.branch(after)
-        self.code.position_at_end(after)
-
     def minimum(self, left: Any, right: Any) -> Any:
         """The smaller of two integers."""
         return self.code.select(self.code.icmp_signed("<", left, right), left, right)

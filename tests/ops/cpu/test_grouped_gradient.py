@@ -12,8 +12,20 @@ from jaxnets.ops.cpu import grouped_gradient
 from jaxnets.ops.cpu.convolutions import Convolution, Direction
 from tests.ops.cpu.test_engine import pytestmark as pytestmark
 from tests.ops.cpu.test_kernel_layout import by_group
-from tests.ops.cpu.test_pixel_products import written_out
 from tests.ops.cpu.test_winograd import computed, normals
+
+
+def written_out(
+    images: np.ndarray, gradient: np.ndarray, window: tuple[int, int], stride: int, padding: int
+) -> np.ndarray:
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    _, height, width, _ = gradient.shape
+    rows, columns = (1 + (size - 1) * stride for size in (height, width))
+    taps = [
+        np.einsum("nhwc,nhwf->cf", padded[:, i : i + rows : stride, j : j + columns : stride], gradient)
+        for i, j in np.ndindex(window)
+    ]
+    return np.reshape(taps, (*window, images.shape[3], gradient.shape[3]))
 
 
 def expected_of(groups: int, stride: int, images: np.ndarray, gradient: np.ndarray) -> np.ndarray:
