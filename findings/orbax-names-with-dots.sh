@@ -3,7 +3,8 @@
 #
 # A good guess: a tree of arrays comes back as it was saved, whatever its keys are, or a key that does not fit is refused.
 # Seen: {"block.conv": ones, "block": {"conv": twos}} is saved without a word. Restored, with or without a target, both
-#   arrays are equal: in some runs ones, in others twos. Names with dots come with torch's state dicts, such as "layer1.0.conv1.weight".
+#   arrays are equal: in some runs ones, in others twos. Names with dots come with torch's state dicts, such as
+#   "layer1.0.conv1.weight".
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

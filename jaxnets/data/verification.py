@@ -81,7 +81,7 @@ def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[
 
 def write_bad_images(folder: Path, bad: Sequence[BadImage]) -> None:
     """Writes the skipped images and the reasons to bad-images.csv."""
-    with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(("image", "reason"))
         rows.writerows((image.where, image.reason) for image in bad)
