@@ -32,7 +32,7 @@ def main() -> None:
             write_predictions(predictions, sys.stdout, format)
             return
         new = output.with_name(f"{output.name}.new")
-        with new.open("w", encoding="utf-8", newline="") as file:
+        with new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             write_predictions(predictions, file, format)
         new.replace(output)
 

@@ -48,7 +48,7 @@ def convert_weights(
             origin = replace(origin, class_names=tuple(class_names))
         if preprocessing is not None:
             origin = replace(origin, preprocessing=preprocessing)
-        metadata = _metadata(arch, origin) | {"source": opened.source, "source_sha256": sha256_of(tensors.path)}
+        metadata = _metadata(arch, origin, opened.source) | {"source_sha256": sha256_of(tensors.path)}
         _write(output, tensors.specs, tensors.__getitem__, metadata)
     return origin
 
@@ -68,7 +68,7 @@ def convert_run(workdir: Path, output: Path, which: str = "latest", arch: str | 
     for name in list(tensors):
         if name.endswith("running_var"):  # torch counts the batches behind its statistics, and asks for the counter
             tensors[name.replace("running_var", "num_batches_tracked")] = np.array(0, np.int64)
-    metadata = _metadata(arch, origin) | {"source": f"a run of jaxnets on {Path(run.settings['dataset']).name}"}
+    metadata = _metadata(arch, origin, f"a run of jaxnets on {Path(run.settings['dataset']).name}")
     specs = {name: Spec(array.dtype, array.shape) for name, array in sorted(tensors.items())}
     _write(output, specs, tensors.__getitem__, metadata)
     return arch, origin
@@ -82,10 +82,12 @@ def check_output(output: Path) -> None:
         raise InputError(f"output {output} exists already; give another name, or remove it")
 
 
-def _metadata(arch: str, origin: Origin) -> dict[str, str]:
+def _metadata(arch: str, origin: Origin, source: str) -> dict[str, str]:
     values: dict[str, Any] = asdict(origin)
-    # "format" is what other readers of safetensors look for.
-    return {"format": "pt", "arch": arch} | {name: json.dumps(value) for name, value in values.items()}
+    # Readers of safetensors take only UTF-8, and look for "format".
+    source = source.encode(errors="backslashreplace").decode()
+    plain = {"format": "pt", "arch": arch, "source": source}
+    return plain | {name: json.dumps(value) for name, value in values.items()}
 
 
 def _write(

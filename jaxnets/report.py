@@ -42,7 +42,7 @@ def write_report(workdir: Path) -> Path:
         result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
         lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         metrics = [json.loads(line) for line in lines]
-        with (workdir / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        with (workdir / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             predictions = list(csv.DictReader(file))
     except OSError as error:
         raise InputError(f"{workdir} holds no finished run: {error.filename} ({error.strerror})") from None
@@ -68,7 +68,7 @@ def write_report(workdir: Path) -> Path:
         f"<body>{''.join(sections)}</body></html>\n"
     )
     path = workdir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -92,7 +92,7 @@ def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[
 
 def write_bad_images(folder: Path, bad: Sequence[BadImage]) -> None:
     """Writes the damaged images, the reasons and whether they are used to bad-images.csv."""
-    with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.writer(file)
         rows.writerow(("image", "reason", "used"))
         rows.writerows((image.where, image.reason, "yes" if image.used else "no") for image in bad)

@@ -55,11 +55,16 @@ def reader(folder: Path) -> Manager:
 
 
 def write(manager: ocp.CheckpointManager, number: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Starts to write named trees of arrays and JSON metadata, with checksums of both."""
+    """Starts to write named trees of arrays and JSON metadata, with checksums of both.
+
+    Raises ValueError if there is a checkpoint with a later number.
+    """
     metadata = metadata | {"checksums": {name: _checksum(tree) for name, tree in items.items()}}
     metadata["checksum"] = _checksum_of_json(metadata)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    manager.save(number, args=ocp.args.Composite(**arrays, metadata=ocp.args.JsonSave(metadata)))
+    if not manager.save(number, args=ocp.args.Composite(**arrays, metadata=ocp.args.JsonSave(metadata))):
+        # orbax skips numbers before the latest one.
+        raise ValueError(f"checkpoint {number} comes after checkpoint {manager.latest_step()}")
 
 
 def read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]:

@@ -140,6 +140,43 @@ def test_embeddings_of_a_folder(run: Path, pictures: Path, invoke: Invoke, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_all_commands_in_folders_of_unusual_names(tmp_path: Path) -> None:
+    """Each name has letters that patterns, shells and encodings treat in a way of their own."""
+    odd = "[a]\\*?{x}\n\udcff"
+    folder = tmp_path / odd
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label in ("cat [1]", "d\\og"):
+            place = folder / "data" / odd / part / label
+            place.mkdir(parents=True)
+            for number in range(4):
+                with (place / f"{number}{odd}.png").open("wb") as file:
+                    Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).save(file, "png")
+
+    def call(name: str, *arguments: object) -> None:
+        done = command(name, *arguments, folder=folder)
+        assert done.returncode == 0, (name, done.stderr)
+
+    settings = ("--arch", ARCH, "--epochs", 1, "--batch-size", 4, "--image-size", 8)
+    data = f"data/{odd}"
+    call("train", *settings, "--dataset", f"./{data}", "--workdir", f"run {odd}", "--tensorboard")
+    call("report", f"run {odd}")
+    call("evaluate", f"run {odd}")
+    call("convert", f"run {odd}", "--output", f"weights {odd}.safetensors")
+    for number, weights in enumerate(([f"run {odd}"], ["--arch", ARCH, "--weights", f"weights {odd}.safetensors"])):
+        call("predict", *weights, data, "--output", f"{odd}{number}.csv")
+    answers = [(folder / f"{odd}{number}.csv").read_bytes() for number in range(2)]
+    assert answers[0] == answers[1]
+    assert answers[0].count(b"\r\n") == 1 + 16 * 2
+    call("embed", f"run {odd}", data, "--output", f"{odd}.npz")
+    call("export", f"run {odd}", "--output", f"{odd}.stablehlo")
+    call("prepare", f"./{data}", "--output", f"./records {odd}", "--size", 12)
+    call("train", *settings, "--dataset", f"./records {odd}", "--weights", f"run {odd}", "--workdir", f"second {odd}")
+    for run in (f"run {odd}", f"second {odd}"):
+        assert {path.name for path in (folder / run).iterdir()} >= {"checkpoints", "predictions.csv", "report.html"}
+
+
 def test_an_exported_program_is_the_model(run: Path, pictures: Path, invoke: Invoke, tmp_path: Path) -> None:
     output = tmp_path / "classifier.stablehlo"
     said = invoke("export", run, "--output", output)

@@ -238,6 +238,13 @@ def open_files() -> list[str]:
     return found
 
 
+def test_a_checkpoint_before_the_latest_is_not_skipped_in_silence(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, CONTENTS) as checkpoints:
+        checkpoints.save(5, state_at(5), position_at(5))
+        with pytest.raises(InputError, match=r"can't be written to .*checkpoint 4 comes after checkpoint 5"):
+            checkpoints.save(4, state_at(4), position_at(4))
+
+
 def test_arrays_other_than_expected_are_named(saved: Path) -> None:
     """orbax would cast them, or hand out those of another shape."""
 

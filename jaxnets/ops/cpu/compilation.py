@@ -1,4 +1,4 @@
-"""Compiling a program that calls the engine."""
+"""Compiling a program: with the engine's calls joined, and without XLA's fusions that lose NaN."""
 
 import threading
 from typing import Any
@@ -36,5 +36,5 @@ def _compiled(lowered: Any) -> jax.stages.Compiled:
             return lowered.compile(dict(_KEEP_NAN))
         except jax.errors.JaxRuntimeError as error:
             if not any(name in str(error) for name in _KEEP_NAN):
-                raise  # otherwise this XLA has no such fusions
+                raise  # otherwise this XLA has no such option
     return lowered.compile()
