@@ -131,7 +131,7 @@ def _typed_tensor(arguments: tuple) -> Any:
         refuse("describes a tensor without its class")
     function, tensor_class, inner, _ = arguments
     if tensor_class.full not in _PLAIN_CLASSES or type(inner) is not tuple:
-        return Inert(f"tensor of class {tensor_class.full}")
+        return Inert(f"tensor of class {kind_of(tensor_class)}")
     return _tensor(function.full, inner) if function.full in (_TENSOR, _TENSOR_V2) else Inert(function.full)
 
 

@@ -47,7 +47,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        self._copied = 0
+        self._copied = self._name_length = 0
 
     def run(self) -> Any:
         for _ in range(MAX_OPCODES):
@@ -229,9 +229,10 @@ class _Machine:
         self._global(module, name)
 
     def _global(self, module: str, name: str) -> None:
-        # Two opcodes could join long texts of the memo again and again.
-        if len(module) + len(name) > _MAX_LINE:
-            refuse(f"refers to a name of {len(module) + len(name)} characters")
+        # Two opcodes can join long texts of the memo again and again, so all names together are limited.
+        self._name_length += len(module) + len(name)
+        if len(module) + len(name) > _MAX_LINE or self._name_length > MAX_BYTES:
+            refuse(f"refers to names of {self._name_length} characters")
         self.push(Name(f"{module}.{name}"))
 
     def reduce(self) -> None:

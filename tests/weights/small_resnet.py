@@ -16,6 +16,5 @@ def resnet8(**options: Any) -> nn.Module:
         num_filters=16,
         stem="cifar",
         shortcut="A",
-        kernel_init=he_fan_in,
         **options,
     )

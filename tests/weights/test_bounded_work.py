@@ -54,7 +54,11 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "a shape looked at again": (beside(again(ZEROS, REBUILD)), "200000 dimensions"),
         "long names joined": (
             beside(text("x" * 500_000) + b"q\1" + b"h\1h\1\x93" * 200_000),
-            "a name of 1000000 characters",
+            "names of 1000000 characters",
+        ),
+        "names joined": (
+            beside(text("x" * 490) + b"q\1" + b"h\1h\1\x93" * 300_000),
+            "names of 1677",
         ),
         "a dict looked at again": (
             archive(
