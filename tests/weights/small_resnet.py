@@ -4,7 +4,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxnets.models.layers import he_fan_in
 from jaxnets.models.resnet import BasicBlock, ResNet
 
 
