@@ -21,7 +21,7 @@ from jaxnets.errors import InputError
 from jaxnets.pretrained import load_pretrained, shapes_of
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.loop import train
-from jaxnets.weights import from_torchvision, to_torchvision
+from jaxnets.weights import file_origin, from_torchvision, to_torchvision
 from jaxnets.weights.catalogue import imagenet_classes, published
 from jaxnets.weights.download import sha256_of
 from jaxnets.weights.tensor_file import open_tensors
@@ -158,7 +158,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return published("googlenet") if found and found[0].name.startswith("googlenet-") else None
 
     monkeypatch.setattr(pretrained, "fetch", fetch)
-    monkeypatch.setattr(pretrained, "by_checksum", by_checksum)
+    monkeypatch.setattr(file_origin, "by_checksum", by_checksum)
     return tmp_path
 
 

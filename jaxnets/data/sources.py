@@ -1,6 +1,6 @@
 """The interface of all data sets: sources of labelled images in a fixed order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
@@ -57,8 +57,8 @@ class Dataset:
     test: Source
     mean: Channels = PHOTO_MEAN
     std: Channels = PHOTO_STD
-    tested_on: str = ""
-    warnings: tuple[str, ...] = ()
+    tested_on: str = field(default="", compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def summary(self) -> str:
         """One line: the classes, and the numbers of training and test images."""

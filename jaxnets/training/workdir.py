@@ -44,9 +44,9 @@ class Workdir:
         Raises InputError if another run is using the folder, if it can't be written, holds other files or another run,
         or if the run to continue began with other settings.
         """
-        check_path(path.resolve())
-        missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         try:
+            check_path(path.resolve())
+            missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(path, error) from None

@@ -279,7 +279,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
             {"weights": "nowhere.pth"},
             "'nowhere.pth': there is no such file or run; for small_resnet, weights published: none",
         ),
-        ({"weights": "IMAGENET1K_V1"}, "published for small_resnet: none"),
+        ({"weights": "IMAGENET1K_V1"}, "for small_resnet, weights published: none"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_written(

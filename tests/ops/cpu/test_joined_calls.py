@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxnets.ops import batch_norm, compile, conv2d, max_pool
-from jaxnets.ops.cpu import calls
+from jaxnets.ops.cpu import calls, compilation
 from jaxnets.ops.cpu.calls import _layout
 from jaxnets.training.parallel import Parallel
 from tests.ops.cpu.test_engine import pytestmark  # noqa: F401
@@ -29,7 +29,7 @@ def calls_in(text: str) -> int:
 
 def both(function: Any, *arguments: Any) -> tuple[str, str]:
     """The program before and after its calls were joined, of which the results must be the same."""
-    expected = jax.jit(function)(*arguments)
+    expected = compilation._compiled(jax.jit(function).lower(*arguments))(*arguments)
     jitted = jax.jit(lambda *a: function(*a))
     before = jitted.lower(*arguments).as_text()
     program = compile(jitted, *arguments)

@@ -67,6 +67,6 @@ def test_changes_nothing_elsewhere(reason: str, monkeypatch: pytest.MonkeyPatch)
 def test_commands_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     monkeypatch.setattr(command, "keep_memory", lambda: called.append("keep_memory"))
-    monkeypatch.setattr(command, "_keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(command, "_configure_jax", lambda: None)
     command.run(lambda: called.append("main"))
     assert called == ["keep_memory", "main"]
