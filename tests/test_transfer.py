@@ -70,8 +70,9 @@ def trained(
     return parallel.fetch(state), float(sums["loss"]) / len(images), frozen
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", slow_except(["partial"], reference.TRANSFERS))
+@pytest.mark.parametrize("name", reference.TRANSFERS)
 def test_what_is_trained_follows_torch(name: str) -> None:
     arch, first, decay = reference.TRANSFERS[name]
     model, variables = build(arch)

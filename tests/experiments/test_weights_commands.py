@@ -75,7 +75,7 @@ def test_predictions_of_any_number_of_files_and_folders(run: Path, pictures: Pat
     expected = probabilities(run, pictures)
     assert len(expected) == 7
     names = load_classifier(run).class_names
-    for batch_size in (1, 3, 7, 100):
+    for batch_size in (1, 3, 100):
         answers = json.loads(invoke("predict", run, pictures, "--format", "json", "--batch-size", batch_size))
         assert [answer["image"] for answer in answers] == [named_images([pictures]).where(i) for i in range(7)]
         for answer in answers:
