@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import program, run
+from experiments.command import parser_of, run
 from jaxnets.benchmarking import data, step
 from jaxnets.benchmarking.worker import DTYPES, MODES, PARALLELS, Job
 from jaxnets.data.datasets import absolute
@@ -22,7 +22,7 @@ def main() -> None:
     """Measures the images per second of a network's training or inference, and compares them with the machine's limits
     and a peer. With --data, measures the reading of a data set, and what limits training on it.
     """
-    parser = argparse.ArgumentParser(prog=program("benchmark"), description=main.__doc__)
+    parser = parser_of("benchmark", main.__doc__)
     parser.add_argument(
         "--arch", help="network; with --data, the network of the recipe and the step (default: resnet50)"
     )

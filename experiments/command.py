@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -143,6 +144,11 @@ def program(command: str) -> str:
     """The command as the user typed it, for usage lines: "jaxnets train" or "python -m experiments.train"."""
     console = f"jaxnets {command}"
     return console if sys.argv[0] == console else f"python -m experiments.{command}"
+
+
+def parser_of(command: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """The parser of a command. It refuses abbreviated flags, which a new flag could make ambiguous."""
+    return argparse.ArgumentParser(prog=program(command), description=description, allow_abbrev=False, **options)
 
 
 def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

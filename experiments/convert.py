@@ -1,11 +1,10 @@
 """Weights to another format: python -m experiments.convert SOURCE [--arch NAME] --output FILE."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import prepare_for, program, run
+from experiments.command import parser_of, prepare_for, run
 from jaxnets.conversion import SUFFIXES, check_output, convert_run, convert_weights
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe
@@ -17,7 +16,7 @@ def main() -> None:
 
     The tensors of a file keep their values and types.
     """
-    parser = argparse.ArgumentParser(prog=program("convert"), description=main.__doc__)
+    parser = parser_of("convert", main.__doc__)
     parser.add_argument(
         "source", help="a .pth, .pt or .safetensors file, IMAGENET1K_V1 and its like, or the folder of a run"
     )

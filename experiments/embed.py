@@ -1,11 +1,10 @@
 """Features of images: python -m experiments.embed (WORKDIR | --arch NAME) FOLDER --output FILE.npz."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_weights, images_of, program, run, weights_of
+from experiments.command import add_weights, images_of, parser_of, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.models.features import blocks_of, head_inputs
 from jaxnets.training.evaluation import FeatureExtractor
@@ -17,7 +16,7 @@ def main() -> None:
 
     The file holds "embeddings" [N, ...], "images" [N] (their paths) and "stage".
     """
-    parser = argparse.ArgumentParser(prog=program("embed"), description=main.__doc__)
+    parser = parser_of("embed", main.__doc__)
     add_weights(parser, images=True)
     parser.add_argument("--output", type=Path, required=True, help="the .npz file")
     parser.add_argument("--stage", help="such as layer3 or fc2 (default: the inputs of the classifier layer)")

@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from experiments.command import add_folders, add_weights, classifier_of, program, run, weights_of
+from experiments.command import add_folders, add_weights, classifier_of, parser_of, run, weights_of
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.part_names import SPLITS
 from jaxnets.data.sources import Dataset
@@ -20,7 +20,7 @@ from jaxnets.training.progress import counting
 
 def main() -> None:
     """Evaluates a run, or other weights, on the test images of a data set, by default that of the run."""
-    parser = argparse.ArgumentParser(prog=program("evaluate"), description=main.__doc__)
+    parser = parser_of("evaluate", main.__doc__)
     add_weights(parser)
     parser.add_argument("--dataset", help="folder, or name of a data set (default: the one that the run trained on)")
     parser.add_argument("--data-dir", help="where TFDS keeps its data sets (default: that of the run)")

@@ -1,9 +1,8 @@
 """A classifier as a portable program: python -m experiments.export (WORKDIR | --arch NAME) --output FILE."""
 
-import argparse
 from pathlib import Path
 
-from experiments.command import add_weights, program, run, weights_of
+from experiments.command import add_weights, parser_of, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.export import PLATFORMS, write_export
 
@@ -13,7 +12,7 @@ def main() -> None:
 
     The program is compared with the model first. `jax.export.deserialize(data).call(images)` runs it.
     """
-    parser = argparse.ArgumentParser(prog=program("export"), description=main.__doc__)
+    parser = parser_of("export", main.__doc__)
     add_weights(parser)
     parser.add_argument("--output", type=Path, required=True, help="the file, such as resnet50.stablehlo")
     arguments = parser.parse_args()

@@ -1,10 +1,9 @@
 """Classify images: python -m experiments.predict (WORKDIR | --arch NAME) IMAGE..."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import add_weights, images_of, program, run, weights_of
+from experiments.command import add_weights, images_of, parser_of, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.prediction import FORMATS, predict, write_predictions
 from jaxnets.training.progress import counting
@@ -12,7 +11,7 @@ from jaxnets.training.progress import counting
 
 def main() -> None:
     """Prints the most probable classes of images, by a run or by other weights."""
-    parser = argparse.ArgumentParser(prog=program("predict"), description=main.__doc__)
+    parser = parser_of("predict", main.__doc__)
     add_weights(parser, images=True)
     parser.add_argument("--topk", type=int, default=5, metavar="N", help="classes for each image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, help="output format (default: by the name of --output, or text)")

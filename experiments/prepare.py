@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from experiments.command import add_folders, program, run
+from experiments.command import add_folders, parser_of, run
 from jaxnets.data.datasets import absolute, is_path, load_dataset
 from jaxnets.data.records import write_records
 from jaxnets.data.tfds import prepare_tfds
@@ -16,7 +16,7 @@ def main() -> None:
     """Downloads a TFDS data set, or converts it to ArrayRecord. With --output, writes any data set as raw records of
     reduced size, which are several times faster to read. Run an interrupted command again to resume it.
     """
-    parser = argparse.ArgumentParser(prog=program("prepare"), description=main.__doc__)
+    parser = parser_of("prepare", main.__doc__)
     parser.add_argument("source", help="folder of images, digits, or the name of a TFDS data set")
     parser.add_argument("--data-dir", type=Path, help="folder of TFDS data sets (default: that of TFDS)")
     parser.add_argument("--output", type=Path, help="folder for the records (a value of train's --dataset)")

@@ -1,15 +1,14 @@
 """Write the report of a run again: python -m experiments.report WORKDIR..."""
 
-import argparse
 from pathlib import Path
 
-from experiments.command import program, run
+from experiments.command import parser_of, run
 from jaxnets.report import write_report
 
 
 def main() -> None:
     """Writes report.html, one self-contained page, to the workdir of each run."""
-    parser = argparse.ArgumentParser(prog=program("report"), description=main.__doc__)
+    parser = parser_of("report", main.__doc__)
     parser.add_argument(
         "workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run of experiments.train"
     )

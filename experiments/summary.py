@@ -1,38 +1,102 @@
 """A network's layers: python -m experiments.summary --arch NAME."""
 
-import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
-from experiments.command import program, run
-from jaxnets.models.contract import check_image_sizes, traced_side
+from experiments.command import parser_of, run
 from jaxnets.models.registry import create_model
+from jaxnets.summary import Layer, Summary, Total, summarize
+from jaxnets.training.recipes import recipe_for
 
-_WIDTH = 160
+_LAYERS = ("layer", "kind", "output", "window", "stride", "padding", "groups", "parameters", "multiply-adds", "bytes")
+_STAGES = ("stage", "output", "layers", "parameters", "multiply-adds", "bytes")
 
 
 def main() -> None:
-    """Prints the layers of a network with the shapes of their inputs, outputs and parameters."""
-    parser = argparse.ArgumentParser(prog=program("summary"), description=main.__doc__)
+    """Prints the layers of a network: shapes, windows, parameters, multiply-adds and memory of one image.
+
+    "bytes" is the size of a layer's outputs in float32. The last column computes the output size.
+    """
+    parser = parser_of("summary", main.__doc__)
     parser.add_argument("--arch", required=True, help="network, such as resnet50, or package.module:factory")
-    parser.add_argument("--image-size", type=int, metavar="N", help="pixels a side (default: one that fits)")
+    parser.add_argument("--beside", metavar="ARCH", help="another network, to compare the totals of the stages")
+    parser.add_argument("--image-size", type=int, metavar="N", help="pixels a side (default: that of its recipe)")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="classes (default: 1000)")
-    parser.add_argument("--depth", type=int, metavar="N", help="levels of modules to show (default: all)")
+    parser.add_argument("--stages", action="store_true", help="print the totals of the stages alone")
+    parser.add_argument("--format", choices=("table", "csv"), default="table", help="what to print (default: table)")
     arguments = parser.parse_args()
-    model = create_model(arguments.arch, num_classes=arguments.num_classes)
-    side = traced_side(model) if arguments.image_size is None else arguments.image_size
-    check_image_sizes(model, [side])
-    table = nn.tabulate(
-        model,
-        jax.random.key(0),
-        depth=arguments.depth,
-        console_kwargs={"width": _WIDTH, "force_terminal": False},
-        compute_flops=False,
-        compute_vjp_flops=False,
+    names = [arguments.arch, *([arguments.beside] if arguments.beside else [])]
+    summaries = [_summary(name, arguments.num_classes, arguments.image_size) for name in names]
+    if arguments.beside:
+        header: Sequence[str] = (*_STAGES, "", *_STAGES)
+        left, right = ([_stage_cells(total) for total in _totals(summary)] for summary in summaries)
+        empty = ("",) * len(_STAGES)
+        # The last rows, with the totals, stand side by side.
+        rows = [(*a, "", *b) for a, b in zip_longest(left[:-1], right[:-1], fillvalue=empty)]
+        rows.append((*left[-1], "", *right[-1]))
+    elif arguments.stages:
+        header, rows = _STAGES, [_stage_cells(total) for total in _totals(summaries[0])]
+    else:
+        header = (*_LAYERS, "output size")
+        total = summaries[0].total()
+        rows = [_layer_cells(layer) for layer in summaries[0].layers]
+        rows.append(("total", "", _shape(total.outputs), *[""] * 4, *_sums(total), ""))
+    if arguments.format == "csv":
+        csv.writer(sys.stdout).writerows([header, *rows])
+        return
+    print(
+        ", ".join(f"{name}, {s.image_size} x {s.image_size} pixels" for name, s in zip(names, summaries, strict=True))
     )
-    print(table(jnp.zeros((1, side, side, 3)), train=False))
+    _print_table(header, rows)
+
+
+def _summary(name: str, num_classes: int, image_size: int | None) -> Summary:
+    model: Any = create_model(name, num_classes=num_classes)
+    side = getattr(model, "image_size", None) or recipe_for(name, "photos").image_size
+    return summarize(model, side if image_size is None else image_size)
+
+
+def _totals(summary: Summary) -> list[Total]:
+    return [*summary.stages(), summary.total()]
+
+
+def _layer_cells(layer: Layer) -> tuple[str, ...]:
+    window = (
+        (f"{layer.window}x{layer.window}", str(layer.stride), str(layer.padding[0]), str(layer.groups))
+        if layer.window
+        else ("", "", "", "")
+    )
+    return (layer.name, layer.kind, _shape(layer.outputs), *window, *_sums(layer), layer.formula)
+
+
+def _stage_cells(total: Total) -> tuple[str, ...]:
+    return (total.stage, _shape(total.outputs), str(total.layers), *_sums(total))
+
+
+def _sums(counts: Layer | Total) -> tuple[str, str, str]:
+    return f"{counts.parameters}", f"{counts.multiply_adds}", f"{counts.activations}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows in columns: numbers, with separators of thousands, to the right."""
+    cells = [[f"{int(cell):,}" if cell.isdecimal() else cell for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in (header, *cells)) for column in range(len(header))]
+    for number, row in enumerate((header, *cells)):
+        texts = [
+            text.rjust(width) if cell.isdecimal() or name in _RIGHT else text.ljust(width)
+            for text, cell, width, name in zip(row, rows[number - 1] if number else row, widths, header, strict=True)
+        ]
+        print("  ".join(texts).rstrip())
+
+
+_RIGHT = frozenset(("layers", "stride", "padding", "groups", "parameters", "multiply-adds", "bytes"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import add_folders, program, run
+from experiments.command import add_folders, parser_of, run
 from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
@@ -43,10 +43,10 @@ class Launch:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser. The recipe's options follow from its fields; options that are not given are absent."""
-    parser = argparse.ArgumentParser(
-        prog=program("train"),
+    parser = parser_of(
+        "train",
+        "Train a classifier. Settings that are not given are chosen for the family of the network.",
         usage="%(prog)s --arch NAME [--dataset FOLDER] [--recipe NAME] [options]",
-        description="Train a classifier. Settings that are not given are chosen for the family of the network.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--arch", help="network, such as resnet50 (jaxnets.list_models()), or package.module:factory")

@@ -4,7 +4,6 @@ The claim: with ten images per class and the same number of steps, a network pre
 higher accuracy, whether all of it, its later half or only a new head is trained.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import program, run
+from experiments.command import parser_of, run
 from jaxnets.data.datasets import digits
 from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.errors import InputError
@@ -88,7 +87,7 @@ def main() -> None:
     """Pretrains a network on the digits 0 to 4. Then trains on ten images of each digit from 5 to 9, in three ways of
     transfer and from scratch.
     """
-    parser = argparse.ArgumentParser(prog=program("studies.transfer"), description=main.__doc__)
+    parser = parser_of("studies.transfer", main.__doc__)
     parser.add_argument("--arch", default="resnet20_cifar", help="network (default: resnet20_cifar)")
     parser.add_argument("--steps", type=int, default=10, help="steps on the new classes (default: 10)")
     parser.add_argument("--seeds", type=int, default=5, help="number of runs, each with another seed (default: 5)")

@@ -3,7 +3,6 @@
 The claim: `head`, and `partial` by default, take at most half of the time per step and optimiser memory of `full`.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command import program, run
+from experiments.command import parser_of, run
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.models.initialization import declaration
@@ -68,7 +67,7 @@ class Way:
 
 def main() -> None:
     """Measures the time per step and the optimiser memory of full, partial and head, in turns."""
-    parser = argparse.ArgumentParser(prog=program("studies.transfer_cost"), description=main.__doc__)
+    parser = parser_of("studies.transfer_cost", main.__doc__)
     parser.add_argument("--arch", default="resnet50", help="network (default: resnet50)")
     parser.add_argument("--image-size", type=int, default=224, help="image size in pixels (default: 224)")
     parser.add_argument("--batch-size", type=int, default=8, help="images per step (default: 8)")

@@ -1,16 +1,7 @@
 """Counts the arithmetic operations of a network."""
 
-from collections.abc import Callable
-from typing import Any
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-
-from jaxnets.models.contract import option_of
-from jaxnets.models.initialization import declaration
-from jaxnets.models.layers import Conv, Dense
 from jaxnets.models.registry import create_model
+from jaxnets.summary import summarize
 
 
 def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
@@ -18,29 +9,7 @@ def multiply_adds(arch: str, image_size: int, *, train: bool = False) -> int:
 
     Only traces the network. Raises InputError for an unknown network and for images that are too small.
     """
-    model: Any = create_model(arch)
-    if option_of(model, "repeated_blocks", False):
-        model = model.clone(repeated_blocks=False)  # a scan would be traced once, whatever its length
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = declaration(model, image_size).shapes
-    total = 0
-
-    def count(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        nonlocal total
-        outputs, module = call(*args, **kwargs), context.module
-        if context.method_name == "__call__" and isinstance(module, Conv):
-            total += outputs.size * module.window**2 * (args[0].shape[-1] // module.groups)
-        if context.method_name == "__call__" and isinstance(module, Dense):
-            total += outputs.size * args[0].shape[-1]
-        return outputs
-
-    def forward(variables: Any, images: Any, key: Any) -> Any:
-        return model.apply(variables, images, train=train, rngs={"dropout": key}, mutable=["batch_stats", "aux_logits"])
-
-    with nn.intercept_methods(count):
-        jax.eval_shape(forward, variables, images, key)
-    return total
+    return summarize(create_model(arch), image_size, train=train).total().multiply_adds
 
 
 def flops_per_image(arch: str, image_size: int, mode: str) -> int:

@@ -14,6 +14,9 @@ from jaxnets.ops import cpu
 from jaxnets.ops.primitives import function_primitive
 from jaxnets.ops.windows import Padding2D, checked_output_size, shifted_views
 
+# The scope of an average in a traced program, as it is several operations.
+AVERAGE = "average_pool"
+
 
 def max_pool(inputs: jax.Array, window: int, *, stride: int, padding: int = 0, ceil_mode: bool = False) -> jax.Array:
     """Largest value in each square window: [N, H, W, C] -> [N, H', W', C].
@@ -164,6 +167,7 @@ def adaptive_avg_pool(inputs: jax.Array, size: int) -> jax.Array:
     return _average(inputs, bounds[0], bounds[1])
 
 
+@jax.named_scope(AVERAGE)
 def _average(inputs: jax.Array, rows: list[tuple[int, int]], columns: list[tuple[int, int]]) -> jax.Array:
     _, height, width, _ = inputs.shape
     if rows == [(0, height)] and columns == [(0, width)]:

@@ -1,0 +1,30 @@
+"""The networks: python -m experiments.list [PATTERN]."""
+
+from experiments.command import parser_of, run
+from jaxnets.errors import InputError
+from jaxnets.models.registry import create_model, list_models
+from jaxnets.summary import summarize
+from jaxnets.training.recipes import recipe_for
+from jaxnets.weights.catalogue import list_weights, published
+
+
+def main() -> None:
+    """Lists the networks with their parameters, multiply-adds (GMACs) and published weights with top-1 accuracies."""
+    parser = parser_of("list", main.__doc__)
+    parser.add_argument("pattern", nargs="?", default="*", help="names to list, such as 'resnet*_cifar' (default: all)")
+    arguments = parser.parse_args()
+    names = list_models(arguments.pattern)
+    if not names:
+        raise InputError(f"no network matches {arguments.pattern}; all names: {', '.join(list_models())}")
+    width = max(map(len, names))
+    print(f"{'network':{width}}  pixels   parameters    GMACs  published weights (top-1)")
+    for name in names:
+        side = recipe_for(name, "photos").image_size
+        total = summarize(create_model(name), side).total()
+        weights = ", ".join(f"{key} ({published(name, key).top1:.1f} %)" for key in list_weights(name)) or "-"
+        row = f"{name:{width}}  {side:6}  {total.parameters:11,}  {total.multiply_adds / 1e9:7.3f}  {weights}"
+        print(row, flush=True)  # the deepest networks take seconds
+
+
+if __name__ == "__main__":
+    run(main)
