@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 from experiments.command import add_folders, add_weights, classifier_of, program, run, weights_of
 from jaxnets.data.datasets import load_dataset
@@ -62,7 +63,7 @@ def main() -> None:
             say(line)
         test, bad, _ = usable(dataset.test, len(dataset.class_names), done)
         on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
-        judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
+        judge(bad, len(dataset.test), on_bad_image, say)
         if trained and not arguments.split and test.fingerprint() != trained.fingerprints["test"]:
             say(
                 "warning: these are not the test images of the run: some were added, removed, renamed or changed "
@@ -100,6 +101,10 @@ def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
     else:
         data_dir, test_share, train_folder = config.data_dir, config.test_share, config.train_folder
         test_folder = test_folder or (config.test_folder if arguments.split is None else None)
+        if arguments.dataset is not None:  # another data set may have its parts elsewhere
+            root = Path(arguments.dataset).expanduser()
+            train_folder = _if_there(root, train_folder)
+            test_folder = arguments.test_folder or _if_there(root, test_folder)
     return load_dataset(
         arguments.dataset or (config.dataset if config else ""),
         data_dir=arguments.data_dir or data_dir,
@@ -107,7 +112,12 @@ def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
         train_folder=arguments.train_folder or train_folder,
         test_folder=test_folder,
         split=arguments.split,
+        only_test=True,
     )
+
+
+def _if_there(root: Path, folder: str | None) -> str | None:
+    return folder if folder is not None and (root / folder).is_dir() else None
 
 
 def _are_wordnet_ids(categories: tuple[str, ...], class_names: tuple[str, ...]) -> bool:

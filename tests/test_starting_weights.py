@@ -81,12 +81,12 @@ def test_imagenets_classes_are_recognised_exactly() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, small_networks: None) -> Path:
     from jaxnets.training.loop import train
     from tests.training import networks
 
     workdir = tmp_path_factory.mktemp("values") / "run"
-    config = networks.config("resnet20_cifar", **networks.STILL, epochs=1)
+    config = networks.config("tiny_resnet", **networks.STILL, epochs=1)
     train(config, workdir, replace(networks.DATASET), parallel=networks.cpus(1))
     return workdir
 
@@ -118,7 +118,7 @@ def test_a_run_with_values_that_no_network_can_use_is_refused(
         files.write(manager, number + 1, {"variables": variables}, metadata)
         manager.wait_until_finished()
     for act in (
-        lambda: load_pretrained("resnet20_cifar", workdir),
+        lambda: load_pretrained("tiny_resnet", workdir),
         lambda: load_classifier(workdir),
         lambda: convert_run(workdir, tmp_path / "x.pth"),
     ):

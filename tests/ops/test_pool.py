@@ -26,7 +26,7 @@ def windows(size: int, window: int, stride: int, padding: int, ceil_mode: bool) 
     raise AssertionError
 
 
-@pytest.mark.parametrize("size", slow_except([[5, 7], [6, 9]], [[4, 4], [5, 7], [6, 9], [15, 15]]))
+@pytest.mark.parametrize("size", slow_except([[5, 7]], [[4, 4], [5, 7], [6, 9], [15, 15]]))
 @pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_max_pool_and_its_gradient(size: list[int], window: int, stride: int, padding: int, ceil_mode: bool) -> None:

@@ -129,6 +129,7 @@ def test_five_runs_at_once_in_the_default_folder(tmp_path: Path, monkeypatch: py
     assert len(rates) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_networks")
 def test_a_run_in_progress_is_not_resumed_a_second_time(tmp_path: Path) -> None:
     setup = config(**STILL, epochs=40)
