@@ -47,7 +47,7 @@ def find_layout(
     """
     root = Path(os.path.abspath(root))
     test = None if test_folder is None else _folder(root, test_folder, "--test-folder")
-    if only_test and test is not None:
+    if only_test and test is not None and train_folder is None:
         return Layout(test, test)
     if train_folder is None:
         layout = _by_name(root, split, test, only_test)

@@ -587,7 +587,7 @@ LAYOUTS = [
     PublicLayout(
         "COVID-19 radiography",
         {"{COVID,Lung_Opacity,Normal,Viral Pneumonia}/{images,masks}": 3},
-        refused=PARTS,
+        refused=SAME_INSIDE,
         files=("COVID.metadata.xlsx", "README.md.txt"),
     ),
     PublicLayout(
@@ -701,7 +701,6 @@ LAYOUTS = [
     PublicLayout("Places365 small", {"data_256/a/{abbey,airfield}": 3, "{val_256,test_256}": 4}, refused=NO_TRAIN),
     # Folders that are no classes, inside of the training images.
     PublicLayout("Segmentation", {"{train,val}/{images,masks}": 4}, refused=LOOSE),
-    PublicLayout("COVID-19 radiography", {"{COVID,Normal,Viral Pneumonia}/{images,masks}": 4}, refused=SAME_INSIDE),
     PublicLayout("COVID-19 in parts", {"{train,val}/{COVID,Normal}/{images,masks}": 4}, refused=SAME_INSIDE),
     PublicLayout(
         "Folds of the training images", {"train/{fold1,fold2}/{cat,dog}": 3, "val/{cat,dog}": 3}, refused=PARTS
