@@ -698,7 +698,9 @@ LAYOUTS = [
         {"train_station/{platform,hall}": 3, "{beach,abbey,bakery,zoo}": 4},
         refused=NOT_A_SPLIT,
     ),
-    PublicLayout("Places365 small", {"data_256/a/{abbey,airfield}": 3, "{val_256,test_256}": 4}, refused=NO_TRAIN),
+    PublicLayout(
+        "Places365 of 256 pixels", {"data_256/a/{abbey,airfield}": 3, "{val_256,test_256}": 4}, refused=NO_TRAIN
+    ),
     # Folders that are no classes, inside of the training images.
     PublicLayout("Segmentation", {"{train,val}/{images,masks}": 4}, refused=LOOSE),
     PublicLayout("COVID-19 in parts", {"{train,val}/{COVID,Normal}/{images,masks}": 4}, refused=SAME_INSIDE),
