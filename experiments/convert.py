@@ -29,7 +29,7 @@ def main() -> None:
         "--weights-key", metavar="KEY", help="entry of a torch checkpoint to convert, such as model_ema"
     )
     known = parser.add_argument_group("metadata of the weights, if the file has none")
-    known.add_argument("--class-names", type=Path, metavar="FILE", help="text file with a class name a line")
+    known.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
     known.add_argument("--crop-size", type=int, help="image side in pixels for the network")
     known.add_argument("--resize-size", type=int, help="pixels of the short side before the crop")
     known.add_argument("--mean", type=float, nargs=3, metavar="X", help="of the channels, from 0 to 1")
@@ -77,11 +77,11 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark of the byte order in front
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not text in UTF-8; expected a class name a line") from None
+        raise InputError(f"{path} is not text in UTF-8; expected one class name per line") from None
     # Only line ends separate names: str.splitlines() also splits at control characters.
     names = [line.strip() for line in text.rstrip().split("\n")]
     if "" in names:
-        raise InputError(f"line {names.index('') + 1} of {path} is empty; expected a class name a line")
+        raise InputError(f"line {names.index('') + 1} of {path} is empty; expected one class name per line")
     return names
 
 

@@ -1,7 +1,9 @@
 """Evaluate a classifier: python -m experiments.evaluate (WORKDIR | --arch NAME --weights W)."""
 
 import argparse
-import re
+from pathlib import Path
+
+import numpy as np
 
 from experiments.command import add_folders, add_weights, classifier_of, parser_of, run, weights_of
 from jaxnets.data.datasets import load_dataset
@@ -16,6 +18,7 @@ from jaxnets.training.evaluation import Evaluator
 from jaxnets.training.metrics import TOP5, all_metrics, class_metrics
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
+from jaxnets.weights.catalogue import same_classes
 
 
 def main() -> None:
@@ -55,23 +58,26 @@ def main() -> None:
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}; expected at least 1")
     dataset = dataset_of(arguments, config)
-    if not _are_wordnet_ids(classifier.categories, dataset.class_names):
+    if not same_classes(classifier.categories, dataset.class_names):
         check_classes(classifier.categories, dataset.class_names)
     with counting("checking images", len(dataset.test)) as (done, say):
         for line in (*dataset.warnings, f"{len(dataset.test):,} test images ({dataset.tested_on})"):
             say(line)
         test, bad, _ = usable(dataset.test, len(dataset.class_names), done)
         on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
-        judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
+        # As in training, the limit is a share of all images.
+        judge(bad, len(dataset.test) + (dataset.train is not dataset.test) * len(dataset.train), on_bad_image, say)
         if trained and not arguments.split and test.fingerprint() != trained.fingerprints["test"]:
             say(
                 "warning: these are not the test images of the run: some were added, removed, renamed or changed "
-                "since, and some may have been trained on"
+                "since, and some may have been trained on (runs of earlier versions get this warning always)"
             )
     parallel = Parallel.choose()
     evaluate = Evaluator(classifier.model, classifier.preprocess, batch_size, parallel, metrics=all_metrics(None))
     with counting("evaluating", len(test)) as (done, _):
         result = evaluate(parallel.replicate(classifier.variables), test, done)
+    if not np.isfinite(result.probabilities).all():
+        raise InputError("the network's outputs are not finite; give other weights")
     count = round(result.metrics["count"])
     right = round(result.metrics["accuracy"] * count)
     print(
@@ -100,6 +106,10 @@ def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
     else:
         data_dir, test_share, train_folder = config.data_dir, config.test_share, config.train_folder
         test_folder = test_folder or (config.test_folder if arguments.split is None else None)
+        if arguments.dataset is not None:  # another data set may have its parts elsewhere
+            root = Path(arguments.dataset).expanduser()
+            train_folder = _if_there(root, train_folder)
+            test_folder = arguments.test_folder or _if_there(root, test_folder)
     return load_dataset(
         arguments.dataset or (config.dataset if config else ""),
         data_dir=arguments.data_dir or data_dir,
@@ -107,13 +117,12 @@ def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
         train_folder=arguments.train_folder or train_folder,
         test_folder=test_folder,
         split=arguments.split,
+        only_test=True,
     )
 
 
-def _are_wordnet_ids(categories: tuple[str, ...], class_names: tuple[str, ...]) -> bool:
-    """Whether a data set has ImageNet's 1000 classes by their WordNet ids, whose order is that of published weights."""
-    ids = [name for name in class_names if re.fullmatch(r"n\d{8}", name)]
-    return len(categories) == len(class_names) == len(ids) == 1000 and ids == sorted(ids)
+def _if_there(root: Path, folder: str | None) -> str | None:
+    return folder if folder is not None and (root / folder).is_dir() else None
 
 
 if __name__ == "__main__":

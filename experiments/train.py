@@ -209,7 +209,7 @@ def workdir_of(config: Config, launch: Launch, parallel: Parallel) -> Iterator[P
     if launch.workdir is not None:
         yield launch.workdir
         return
-    new = parallel.broadcast(str(new_workdir(config)) if parallel.is_primary else None)
+    new = parallel.broadcast(parallel.on_primary(lambda: str(new_workdir(config))))
     try:
         yield Path(new)
     finally:

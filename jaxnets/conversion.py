@@ -12,6 +12,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.pretrained import open_weights
 from jaxnets.weights.download import say, sha256_of
+from jaxnets.weights.file_origin import ASSUMED_NAMES
 from jaxnets.weights.origin import Origin
 from jaxnets.weights.runs import read_run
 from jaxnets.weights.safetensors_file import write_safetensors
@@ -49,6 +50,8 @@ def convert_weights(
         if preprocessing is not None:
             origin = replace(origin, preprocessing=preprocessing)
         metadata = _metadata(arch, origin, opened.source) | {"source_sha256": sha256_of(tensors.path)}
+        if not opened.are_named and class_names is None:
+            metadata[ASSUMED_NAMES] = "true"
         _write(output, tensors.specs, tensors.__getitem__, metadata)
     return origin
 

@@ -26,7 +26,7 @@ from jaxnets.weights.network_tensors import NetworkTensors, fault_of
 from jaxnets.weights.origin import Origin
 from jaxnets.weights.runs import read_contents, read_run
 from jaxnets.weights.tensor_file import TensorFile, open_tensors
-from jaxnets.weights.torchvision import check_fits, from_torchvision, tensor_paths
+from jaxnets.weights.torchvision import check_fits, from_torchvision, tensor_name, tensor_paths
 
 Variables = Mapping[str, Any]
 
@@ -119,8 +119,8 @@ def starting_variables(
     theirs = loaded.origin.class_names
     if not loaded.are_named and len(theirs) == len(class_names):
         say(
-            f"the head is kept because of its {len(theirs)} classes alone: the weights do not name theirs; if they are "
-            "others, name them (convert --class-names) to get a new head"
+            f"the head is kept: weights and data have {len(theirs)} classes each, and the weights do not name theirs; "
+            "if they are others, name them (convert --class-names) to get a new head"
         )
         return variables
     if same_classes(theirs, class_names):
@@ -172,7 +172,8 @@ def open_weights(
     """
     path = _path_of(name, weights)
     record = published(name, str(weights)) if path is None else None
-    with open_tensors(fetch(record) if record else Path(weights).expanduser(), weights_key) as tensors:
+    head = tensor_name(name, anatomy(create_model(name)).head, "kernel")
+    with open_tensors(fetch(record) if record else Path(weights).expanduser(), weights_key, head) as tensors:
         origin, are_named = (published_origin(record), True) if record else file_origin(name, tensors)
         _, like = shapes_of(name, len(origin.class_names), origin.options, image_size=origin.preprocessing.crop_size)
         paths = tensor_paths(name, like)
@@ -186,7 +187,7 @@ def open_weights(
         variances = {key for key, path in paths.items() if path[0] == "batch_stats" and path[-1] == "var"}
         source = record.url if record else tensors.path.name
         yield Weights(
-            NetworkTensors(tensors, used, set(paths), variances, dtype), origin, source, are_named, tensors.about.choice
+            NetworkTensors(tensors, used, paths, variances, dtype), origin, source, are_named, tensors.about.choice
         )
 
 

@@ -55,7 +55,7 @@ def trained_like(variables: Any) -> dict[str, Any]:
     return drawn
 
 
-@pytest.mark.parametrize("name", slow_except(("alexnet", "plain20_cifar"), CASES))
+@pytest.mark.parametrize("name", slow_except(("plain20_cifar",), CASES))
 def test_logits_are_the_same(name: str) -> None:
     model, variables, images = network(name)
     folded, weights, unfolded = fold(model, variables)
@@ -105,7 +105,9 @@ def test_other_norms_remain() -> None:
     np.testing.assert_array_equal(jax.jit(partial(folded.apply, train=False))(weights, images), expected)
 
 
-@pytest.mark.parametrize(("leaf", "value"), [("kernel", np.inf), ("var", np.nan), ("var", -1.0)])
+@pytest.mark.parametrize(
+    ("leaf", "value"), slow_except([("var", -1.0)], [("kernel", np.inf), ("var", np.inf), ("var", -1.0)])
+)
 def test_what_is_not_finite_is_refused(leaf: str, value: float) -> None:
     model, variables, _ = network("resnet18")
     layer = variables["batch_stats"]["bn1"] if leaf == "var" else variables["params"]["conv1"]

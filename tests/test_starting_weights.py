@@ -15,7 +15,7 @@ from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model
 from jaxnets.pretrained import load_pretrained, starting_variables
 from jaxnets.training.checkpoint import load_classifier
-from jaxnets.weights import to_torchvision
+from jaxnets.weights import file_origin, to_torchvision
 from jaxnets.weights.catalogue import imagenet_classes, same_classes
 from jaxnets.weights.runs import FOLDER, orbax_files
 from jaxnets.weights.safetensors_file import write_safetensors
@@ -45,7 +45,12 @@ def weights(folder: Path, names: tuple[str, ...] | None, count: int = 5) -> tupl
         (FIVE, FIVE[::-1], False, "the head is new: the weights have the same 5 classes in another order"),
         (FIVE, (*FIVE[:4], "x"), False, "the head is new: class 4 is 'e' for the weights, and 'x' in the data"),
         (FIVE, FIVE[:4], False, "the head is new: the weights have 5 classes, the data 4"),
-        (None, FIVE, True, "the head is kept because of its 5 classes alone"),
+        (
+            None,
+            FIVE,
+            True,
+            "the head is kept: weights and data have 5 classes each, and",
+        ),
         (None, FIVE[:4], False, "the head is new: the weights have 5 classes, the data 4"),
         (imagenet_classes(), WORDNET_IDS, True, "the head is kept: the weights have the same 1000 classes"),
         (WORDNET_IDS, imagenet_classes(), True, "the head is kept: the weights have the same 1000 classes"),
@@ -81,12 +86,12 @@ def test_imagenets_classes_are_recognised_exactly() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, small_networks: None) -> Path:
     from jaxnets.training.loop import train
     from tests.training import networks
 
     workdir = tmp_path_factory.mktemp("values") / "run"
-    config = networks.config("resnet20_cifar", **networks.STILL, epochs=1)
+    config = networks.config("tiny_resnet", **networks.STILL, epochs=1)
     train(config, workdir, replace(networks.DATASET), parallel=networks.cpus(1))
     return workdir
 
@@ -118,7 +123,7 @@ def test_a_run_with_values_that_no_network_can_use_is_refused(
         files.write(manager, number + 1, {"variables": variables}, metadata)
         manager.wait_until_finished()
     for act in (
-        lambda: load_pretrained("resnet20_cifar", workdir),
+        lambda: load_pretrained("tiny_resnet", workdir),
         lambda: load_classifier(workdir),
         lambda: convert_run(workdir, tmp_path / "x.pth"),
     ):
@@ -166,23 +171,45 @@ def test_float64_is_converted_as_it_is_and_read_within_its_range(tmp_path: Path)
         assert np.asarray(kernel)[0, 0, 0, 0] == 1e300
 
 
-def test_timms_look_alikes_are_refused_where_the_file_says_what_it_is(tmp_path: Path) -> None:
+def test_timms_look_alikes_are_refused_where_the_file_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        file_origin, "_LOOK_ALIKES", dict.fromkeys(("resnetaa50", "resnetblur50", "resnetblur18"), ARCH)
+    )
     _, variables = variables_of(ARCH, 3)
     tensors = to_torchvision(ARCH, variables)
     specs = {name: Spec(array.dtype, array.shape) for name, array in tensors.items()}
-    path = tmp_path / "w.safetensors"
+    path = tmp_path / "model.safetensors"
     for key, said in (("architecture", "resnetaa50.d_in12k"), ("arch", "timm/resnetblur50"), ("arch", "ResNetAA50")):
         write_safetensors(path, specs, tensors.__getitem__, {key: said})
         with pytest.raises(
-            InputError, match=f"w.safetensors says that it holds weights of {said}, which computes something"
+            InputError, match=f"model.safetensors says that model.safetensors holds weights of {said}, which computes"
         ):
             load_pretrained(ARCH, path)
     for said in ("resnet", "my_network", ""):
         write_safetensors(path, specs, tensors.__getitem__, {"arch": said})
         assert load_pretrained(ARCH, path).categories == ("0", "1", "2")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetblur18"}))
-    with pytest.raises(InputError, match="resnetblur18"):
+    with pytest.raises(InputError, match=r"config.json says that model.safetensors holds weights of resnetblur18"):
         load_pretrained(ARCH, path)
+    # Elsewhere a config.json is of other files.
+    load_pretrained(ARCH, path.rename(tmp_path / "w.safetensors"))
+    (tmp_path / "w.safetensors").rename(path)
     for other in ("[1]", "{", '{"architecture": 3}'):
         (tmp_path / "config.json").write_text(other)
         load_pretrained(ARCH, path)
+
+
+def test_names_of_classes_that_were_assumed_are_not_known_after_a_conversion(tmp_path: Path) -> None:
+    model, variables = variables_of(ARCH, 3)
+    convert_weights(ARCH, write(tmp_path / "w.pth", ARCH, variables), tmp_path / "x.safetensors")
+    for path in ("w.pth", "x.safetensors"):
+        said: list[str] = []
+        names = ("a", "b", "c")
+        start = starting_variables(model, ARCH, tmp_path / path, names, jax.random.key(0), say=said.append)
+        np.testing.assert_array_equal(start["params"]["fc"]["bias"], variables["params"]["fc"]["bias"])
+        assert "the head is kept" in said[-1]
+    convert_weights(ARCH, tmp_path / "x.safetensors", tmp_path / "y.safetensors", class_names=names[::-1])
+    starting_variables(model, ARCH, tmp_path / "y.safetensors", names, jax.random.key(0), say=said.append)
+    assert "in another order" in said[-1]

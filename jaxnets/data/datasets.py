@@ -22,23 +22,27 @@ def load_dataset(
     train_folder: str | None = None,
     test_folder: str | None = None,
     split: str | None = None,
+    only_test: bool = False,
 ) -> Dataset:
     """Loads the data set `name`: digits, a folder of images or prepared records, or a TFDS data set in `data_dir`.
 
     If the data set has no test images, `test_share` of its training images is held out. `train_folder` and
     `test_folder`, relative to a folder of images, hold its training and test images. `split` chooses the test images:
-    "val" or "test"; None is the default of the data set. Raises InputError if the data set does not exist.
+    "val" or "test"; None is the default of the data set. With `only_test`, a folder of images needs no training images.
+    Raises InputError if the data set does not exist.
     """
     if not 0 < test_share < 1:
         raise InputError(f"test_share={test_share}; expected a fraction between 0 and 1, such as 0.2")
     folder = Path(name).expanduser()
     if name != "digits" and folder.is_dir() and not holds_records(folder):
-        return load_folder(folder, test_share, train_folder=train_folder, test_folder=test_folder, split=split)
+        return load_folder(
+            folder, test_share, train_folder=train_folder, test_folder=test_folder, split=split, only_test=only_test
+        )
     for flag, value in (("--train-folder", train_folder), ("--test-folder", test_folder)):
         if value is not None:
             raise InputError(f"{flag} {value} is for folders of images, which {name} is not; leave it out")
     if name == "digits" or folder.is_dir():
-        if split not in (None, "test"):
+        if split is not None:
             raise InputError(f"{name} has one set of test images; leave out --split {split}")
         return digits() if name == "digits" else load_records(folder)
     if folder.exists():

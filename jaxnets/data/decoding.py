@@ -56,8 +56,8 @@ def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | 
 def check_image(image: bytes | np.ndarray) -> str:
     """Returns the blemish of an image, or an empty string; faster than decoding it at full size.
 
-    A blemish is damage of a JPEG that does not affect its pixels. Raises InputError with the reason if the image can't
-    be decoded.
+    A blemish is damage with which a JPEG can still be decoded to its full size. Raises InputError with the reason if
+    the image can't be decoded.
     """
     if isinstance(image, np.ndarray):
         _as_rgb(image)

@@ -6,12 +6,14 @@ import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from jaxnets.data.image_files import (
+    has_images_below,
     images_below,
     listed,
     named_like_image,
@@ -25,7 +27,7 @@ from jaxnets.data.layout import find_layout
 from jaxnets.data.sources import Dataset, Record
 from jaxnets.errors import InputError
 
-_UNREAD = -1
+_UNREAD, _UNREADABLE = -1, -2
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class FolderSource:
 
     root: Path
     files: Sequence[tuple[str, int]]
-    # The size and the CRC-32 of each file that has been read, as one number.
-    _contents: np.ndarray = field(init=False, repr=False, compare=False)
+    # The size and the CRC-32 of each file that has been read, as one number [N].
+    contents: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_contents", np.full(len(self.files), _UNREAD, np.int64))
+        object.__setattr__(self, "contents", np.full(len(self.files), _UNREAD, np.int64))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -49,9 +51,10 @@ class FolderSource:
         try:
             data = read_file(path)
         except OSError as error:
+            self.contents[index] = _UNREADABLE
             raise InputError(f"{self.where(index)}: can't be read ({error.strerror or error})") from None
-        if self._contents[index] == _UNREAD:
-            self._contents[index] = len(data) << 32 | zlib.crc32(data)
+        if self.contents[index] < 0:
+            self.contents[index] = len(data) << 32 | zlib.crc32(data)
         return Record(data, label)
 
     def where(self, index: int) -> str:
@@ -59,12 +62,15 @@ class FolderSource:
 
     def fingerprint(self) -> str:
         """A SHA-256 of names, labels and contents. Reads the files that have not been read yet."""
-        unread = np.flatnonzero(self._contents == _UNREAD).tolist()
+
+        def read(index: int) -> None:
+            with suppress(InputError):
+                self[index]
+
         with ThreadPoolExecutor(4) as pool:
-            for _ in pool.map(lambda index: self[index].label, unread):
-                pass
+            list(pool.map(read, np.flatnonzero(self.contents == _UNREAD).tolist()))
         digest = hashlib.sha256()
-        for (name, label), contents in zip(self.files, self._contents.tolist(), strict=True):
+        for (name, label), contents in zip(self.files, self.contents.tolist(), strict=True):
             digest.update(f"{sort_key(name)[0]}\0{label}\0{contents}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -95,15 +101,17 @@ def load_folder(
     train_folder: str | None = None,
     test_folder: str | None = None,
     split: str | None = None,
+    only_test: bool = False,
 ) -> Dataset:
     """Loads the images below `root`. Without a folder of test images, about `test_share` of each class is held out.
 
     The parts are found by the names of the folders (see `layout.find_layout`); `train_folder` and `test_folder` name
-    them, relative to `root`. `split` is the part to test on, "val" or "test"; by default the first that is there.
+    them, relative to `root`. `split` is the part to test on, "val" or "test"; by default the first that is there. With
+    `only_test` there need not be training images; `train` may then be the same images as `test`.
     Class names are the names of the folders, in the order of `class_order`. Raises InputError if the layout is
     different, if a class is empty, if there is only one class, or if the training and test classes differ.
     """
-    layout = find_layout(root, train_folder, test_folder, split)
+    layout = find_layout(root, train_folder, test_folder, split, only_test=only_test)
     train, test = layout.train, layout.test
     class_names = _classes(train, layout.left_out)
     whole = _source(root, train, class_names)
@@ -119,7 +127,7 @@ def load_folder(
                 f"class {only_one!r} is in {present} but not in {absent} ({len(class_names)} training and "
                 f"{len(test_names)} test classes); expected the same class folders in both"
             )
-        sources = whole, _source(root, test, test_names)
+        sources = whole, whole if test == train else _source(root, test, test_names)
         tested_on = f"from {printable(os.path.relpath(test, root))}/"
     return Dataset(root.name, tuple(class_names), *sources, tested_on=tested_on, warnings=layout.warnings)
 
@@ -152,7 +160,10 @@ def _classes(part: Path, left_out: Sequence[Path] = ()) -> dict[str, Path]:
     if not classes:
         raise InputError(f"{part} has no class folders; expected {part}/CLASS/IMAGE")
     if len(classes) == 1:
-        raise InputError(f"{part} has only one class, {next(iter(classes))!r}; expected at least two class folders")
+        ((name, folder),) = classes.items()
+        inside = [path for path in subfolders(folder) if has_images_below(path)]
+        hint = f"; if the folders in it are the classes, move its loose images away or give {folder}" if inside else ""
+        raise InputError(f"{part} has only one class, {name!r}; expected at least two class folders{hint}")
     return {name: classes[name] for name in class_order(list(classes))}
 
 

@@ -14,7 +14,8 @@ _IMAGE_SUFFIXES = tuple(
     f".{name}"
     for names in (
         ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "dib", "webp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
-        ("avif", "heic", "heif", "jp2", "j2k", "jxl", "tga", "ico", "psd", "dng", "cr2", "nef", "arw"),
+        ("avif", "heic", "heif", "hif", "jp2", "j2k", "j2c", "jpf", "jpx", "jxl", "tga", "ico", "psd"),
+        ("dng", "cr2", "cr3", "crw", "nef", "arw", "raf", "orf", "rw2", "x3f"),
     )
     for name in names
 )

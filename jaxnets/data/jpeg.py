@@ -40,7 +40,7 @@ _scratch = threading.local()
 class Jpeg:
     """A grey or colour JPEG file with 8 bits per channel. If `can_stop`, decoding may end at any row.
 
-    `blemish` describes damage of the file that does not affect its pixels.
+    `blemish` describes damage of the header.
     """
 
     data: bytes

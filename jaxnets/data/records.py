@@ -96,7 +96,9 @@ def load_records(folder: Path) -> Dataset:
                 f"{folder / _DONE} does not match its checksum; remove the folder and prepare the records again"
             )
         mean, std = tuple(info["mean"]), tuple(info["std"])
-        return Dataset(info["name"], tuple(info["class_names"]), train, test, mean, std)
+        return Dataset(
+            info["name"], tuple(info["class_names"]), train, test, mean, std, tested_on="those that were prepared"
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

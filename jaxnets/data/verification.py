@@ -23,7 +23,7 @@ Gather = Callable[[Any], Sequence[Any]]
 
 @dataclass(frozen=True)
 class BadImage:
-    """The name of a damaged image, and the reason. `used` says that all pixels can be read nevertheless."""
+    """The name of a damaged image, and the reason. `used` says that it can be decoded to its full size nevertheless."""
 
     where: str
     reason: str
@@ -140,9 +140,15 @@ def usable(
                 local_reasons[index] = reason
             done(index + 1)
     labels, reasons = np.empty(len(source), np.int32), {}
-    for process, (process_labels, process_reasons) in enumerate(gather((local_labels, list(local_reasons.items())))):
+    # Of files: so that no process has to read those of the others for the fingerprint.
+    contents = getattr(source, "contents", None)
+    local_contents = None if contents is None else contents[process_index::process_count].copy()
+    gathered = gather((local_labels, list(local_reasons.items()), local_contents))
+    for process, (process_labels, process_reasons, process_contents) in enumerate(gathered):
         labels[process::process_count] = process_labels
         reasons.update(process_reasons)
+        if contents is not None:
+            contents[process::process_count] = process_contents
     bad = [BadImage(source.where(index), reasons[index], used=bool(labels[index] >= 0)) for index in sorted(reasons)]
     if (labels < 0).any():
         source = Subset(source, np.flatnonzero(labels >= 0))

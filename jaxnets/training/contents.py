@@ -60,8 +60,8 @@ class Contents:
         for split, fingerprint in self.fingerprints.items():
             if before["fingerprints"][split] != fingerprint:
                 raise InputError(
-                    f"the {split} images are not those that the run began with (names, classes or contents differ); "
-                    "restore those, or train again in another --workdir"
+                    f"the {split} images are not those that the run began with (names, classes or contents differ, "
+                    "or the run is of an earlier version); restore those, or train again in another --workdir"
                 )
 
 

@@ -1,12 +1,14 @@
 """A folder that one run uses at a time."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 from jaxnets.errors import InputError
 
-LOCK = ".lock"
+LOCK = ".jaxnets-lock"
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Exclusive:
@@ -37,8 +39,16 @@ class Exclusive:
         while True:
             try:
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError:
-                return None  # a folder that can't be written is refused, with the reason, when the run writes to it
+            except FileNotFoundError:  # the run that had the lock has removed the folder
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                continue
+            except OSError as error:
+                if error.errno not in _NO_RIGHT:
+                    raise InputError(f"{self._path} can't be opened ({error.strerror})") from None
+                try:
+                    descriptor = os.open(self._path, os.O_RDONLY)  # of another user; a lock needs no right to write
+                except OSError:
+                    return None  # a folder that can't be written is refused, with the reason, when the run writes to it
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

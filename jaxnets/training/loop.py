@@ -77,7 +77,7 @@ def train(
     files: Workdir | None = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
     schedule = Schedule(checkpoint_interval, steps_per_call, tensorboard)
     with files or nullcontext():
-        if finished := parallel.broadcast(files.result() if files else None):
+        if finished := parallel.broadcast(parallel.on_primary(lambda: files.result() if files else None)):
             if files and not (workdir / "report.html").exists():
                 write_report(workdir)
             return finished

@@ -231,13 +231,20 @@ class Parallel:
         return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
     def on_primary(self, function: Callable[[], Any]) -> Any:
-        """The result of `function()` in process 0, None in the others; all processes raise an InputError from it."""
+        """The result of `function()` in process 0, None in the others.
+
+        An InputError or an OSError from it ends all processes, as an InputError.
+        """
         value = refusal = None
         if self.is_primary:
             try:
                 value = function()
             except InputError as error:
                 refusal = str(error)
+            except OSError as error:
+                if self.process_count == 1:
+                    raise
+                refusal = f"{error.filename or 'process 0'}: {error.strerror or error}"
         refusal = self.broadcast(refusal)
         if refusal is not None:
             raise InputError(refusal)

@@ -138,7 +138,7 @@ def set_up(
             f"batch_size={recipe.batch_size}, but {config.dataset} has {len(dataset.train)} training images; "
             "choose a smaller --batch-size"
         )
-    # Only process 0 compares and stores them; the others have read only their share of the files.
+    # Only process 0 compares and stores them.
     fingerprints = parallel.broadcast(
         parallel.on_primary(lambda: {"train": dataset.train.fingerprint(), "test": dataset.test.fingerprint()})
     )

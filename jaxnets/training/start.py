@@ -76,4 +76,4 @@ def _check_finite(state: TrainState, source: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if jnp.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise InputError(f"{source} starts with values that are not finite in {name}; train from other weights")
+            raise InputError(f"{source} has values that are not finite in {name}; start from other weights")

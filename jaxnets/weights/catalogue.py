@@ -11,7 +11,6 @@ from jaxnets.errors import InputError
 
 LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow non-commercial research only"
 
-
 # SHA-256 of the 1000 WordNet ids (n01440764, ..., n15075141) in the order of the outputs, joined by line feeds. Source:
 # `imagenet_synsets.txt` of timm 1.0.31.
 _WORDNET_IDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"

@@ -14,6 +14,8 @@ import orbax.checkpoint as ocp
 from jaxnets.errors import InputError
 from jaxnets.weights.folder_path import open_folder
 
+_SAME_SETTINGS = "use it with the network, optimizer and JAX settings of its run"
+
 
 class Manager(ocp.CheckpointManager):
     """orbax's manager of an existing folder whose path may have any characters."""
@@ -64,7 +66,7 @@ def write(manager: ocp.CheckpointManager, number: int, items: dict[str, Any], me
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     if not manager.save(number, args=ocp.args.Composite(**arrays, metadata=ocp.args.JsonSave(metadata))):
         # orbax skips numbers before the latest one.
-        raise ValueError(f"checkpoint {number} comes after checkpoint {manager.latest_step()}")
+        raise ValueError(f"checkpoint {number} is older than checkpoint {manager.latest_step()}, the latest")
 
 
 def read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]:
@@ -87,10 +89,9 @@ def read_arrays(manager: ocp.CheckpointManager, number: int, item: str, metadata
     written, expected = _descriptions(restored), _descriptions(like)
     for name in [*expected, *written]:
         if written.get(name) != expected.get(name):
-            raise InputError(
-                f"checkpoint {number} holds {name} as {written.get(name, 'nothing')}, expected "
-                f"{expected.get(name, 'nothing')}; use it with the network, optimizer and JAX settings of its run"
-            )
+            found, wanted = written.get(name, "nothing"), expected.get(name, "nothing")
+            hint = "set JAX_ENABLE_X64=1" if found == wanted.replace("float32", "float64") else _SAME_SETTINGS
+            raise InputError(f"checkpoint {number} holds {name} as {found}, expected {wanted}; {hint}")
     arrays: Any = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
     return arrays
 

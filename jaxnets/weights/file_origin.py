@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from pathlib import Path
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
@@ -19,6 +20,10 @@ _BUILT_IN = frozenset(list_models())
 _LOOK_ALIKES = {"resnetaa50": "resnet50", "resnetblur50": "resnet50", "resnetblur18": "resnet18"}
 # What convert_weights writes into the metadata of a safetensors file.
 _OURS = ("preprocessing", "class_names", "options")
+# Whether the class names in the metadata are assumed, as the converted file had none.
+ASSUMED_NAMES = "class_names_assumed"
+# Files of weights that have a config.json beside them on the Hugging Face hub.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _MAX_CONFIG = 1 << 20
 
 
@@ -34,7 +39,7 @@ def file_origin(name: str, tensors: TensorFile) -> tuple[Origin, bool]:
 
     Raises InputError for a file that says that it holds weights of another network.
     """
-    ours = "arch" in tensors.metadata and any(key in tensors.metadata for key in _OURS)
+    ours = "arch" in tensors.metadata and all(key in tensors.metadata for key in _OURS)
     if ours and tensors.metadata["arch"] != name:
         raise InputError(f"{tensors.path} holds weights of {tensors.metadata['arch']}, not of {name}")
     _check_architecture(name, tensors)
@@ -43,7 +48,7 @@ def file_origin(name: str, tensors: TensorFile) -> tuple[Origin, bool]:
         origin = _origin_in(tensors)
         if len(origin.class_names) != count:
             raise InputError(f"{tensors.path} names {len(origin.class_names)} classes, but its head has {count}")
-        return origin, True
+        return origin, tensors.metadata.get(ASSUMED_NAMES) != "true"
     if record := by_checksum(sha256_of(tensors.path)):
         if record.arch != name:
             raise InputError(f"{tensors.path} holds the published weights of {record.arch}, not of {name}")
@@ -60,24 +65,28 @@ def numbered(count: int) -> tuple[str, ...]:
 
 def _check_architecture(name: str, tensors: TensorFile) -> None:
     """Refuses weights of another network, if the file, or the config.json of timm beside it, names that network."""
-    for said in [*tensors.about.architectures, *_beside(tensors)]:
+    named = [(tensors.path, name) for name in tensors.about.architectures]
+    for path, said in [*named, *_beside(tensors)]:
         short = said.lower().rpartition("/")[2].rpartition(":")[2].partition(".")[0]
-        if short in _LOOK_ALIKES and short != name:
+        if _LOOK_ALIKES.get(short) == name:
             raise InputError(
-                f"{tensors.path} says that it holds weights of {shown(said)}, which computes something else than "
-                f"{name} with tensors of the same names and shapes; expected weights of {name}"
+                f"{path} says that {tensors.path.name} holds weights of {shown(said)}, which computes something else "
+                f"than {name} with tensors of the same names and shapes; expected weights of {name}"
             )
         if short in _BUILT_IN and name in _BUILT_IN and short != name:
-            raise InputError(f"{tensors.path} says that it holds weights of {shown(said)}, not of {name}")
+            raise InputError(f"{path} says that {tensors.path.name} holds weights of {shown(said)}, not of {name}")
 
 
-def _beside(tensors: TensorFile) -> list[str]:
+def _beside(tensors: TensorFile) -> list[tuple[Path, str]]:
+    """The config.json of a folder of the hub, and the network that it names."""
     path = tensors.path.parent / "config.json"
+    if tensors.path.name not in _HUB_FILES:
+        return []
     with suppress(OSError, ValueError, RecursionError):
         if path.stat().st_size <= _MAX_CONFIG:
             config = json.loads(path.read_bytes())
             if isinstance(config, dict) and isinstance(config.get("architecture"), str):
-                return [config["architecture"]]
+                return [(path, config["architecture"])]
     return []
 
 

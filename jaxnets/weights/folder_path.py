@@ -22,7 +22,9 @@ def check_path(folder: Path) -> None:
     """Raises InputError if this system can't write checkpoints to the path."""
     if not is_safe(folder) and not _OPEN_FILES.is_dir():
         (letter, *_) = _UNSAFE.findall(str(folder))
-        raise InputError(f"{folder}: checkpoints can't be written to a path with {letter!r}; give another folder")
+        raise InputError(
+            f"{folder}: orbax can't use a path with {letter!r} for checkpoints on this system; give another folder"
+        )
 
 
 def open_folder(folder: Path) -> tuple[Path, int | None]:

@@ -23,8 +23,14 @@ from jaxnets.weights.origin import Origin
 
 FOLDER = "checkpoints"
 # Errors of the system that say nothing about the contents of a file.
-_NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS}
-_NOT_DAMAGE_IN_WORDS = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "out of memory", "Too many open files")
+_NOT_DAMAGE = {
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EDQUOT),
+}
+_NOT_DAMAGE_IN_WORDS = (
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "out of memory"),
+    *("Too many open files", "Stale file handle", "Input/output error"),
+)
 # The recipe's settings that are options of a network, each with the value that needs none, and how to leave it out.
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "dropout_rate": (None, "leave out --dropout-rate"),

@@ -1,5 +1,6 @@
 """Finds the state dict in a checkpoint of torch, and what the checkpoint says about itself."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ _SWAPPED = {
     "current_model_state": "averaging_state",  # Lightning's WeightAveraging and EMAWeightAveraging
     "ema_state_dict": "message_hub",  # MMEngine's EMAHook
 }
+_AVERAGING = frozenset(("ema", "swa", "averaged", "average"))
 # What torch's AveragedModel and MMEngine's add to the names of the network.
 _COUNTERS = ("n_averaged", "steps")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
@@ -24,6 +26,7 @@ class StateDict(NamedTuple):
     """The tensors under `key` (None: the file is the state dict), and the entries beside them that are no tensors.
 
     `other_key` is that of the plain weights if these are a moving average, or of the average if they are plain.
+    `unread` is that of a moving average that is in another form.
     """
 
     tensors: dict[str, Tensor]
@@ -31,6 +34,7 @@ class StateDict(NamedTuple):
     key: str | None
     is_average: bool
     other_key: str | None
+    unread: str | None = None
 
 
 def find_state_dict(value: Any, key: str | None = None) -> StateDict:
@@ -55,7 +59,11 @@ def find_state_dict(value: Any, key: str | None = None) -> StateDict:
         if not is_bare and not any(isinstance(tensor, Tensor) for tensor in value.values()):
             raise InputError(_without_tensors(value))
         return _state_dict(value, None, False, None)
-    return _state_dict(value[taken], taken, taken == average, plain if taken == average else None)
+    found = _state_dict(value[taken], taken, taken == average, plain if taken == average else None)
+    unread = (
+        None if found.is_average else next((key for key, entry in value.items() if _may_be_average(key, entry)), None)
+    )
+    return found._replace(unread=unread)
 
 
 def architectures_named(value: Any) -> list[str]:
@@ -102,13 +110,31 @@ def _keys(value: Mapping[Any, Any], has_tensors: Callable[[Any], bool]) -> tuple
     for current, marker in _SWAPPED.items():
         if plain == "state_dict" and marker in value and has_tensors(value.get(current)):
             return current, plain
-    return plain, next((key for key in _AVERAGES if has_tensors(value.get(key))), None)
+    averages = (key for key in _AVERAGES if has_tensors(value.get(key)))
+    return plain, next((key for key in averages if plain is None or _same_names(value[key], value[plain])), None)
+
+
+def _same_names(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    """Whether two dicts have tensors of the same names, but for prefixes and counters of wrappers."""
+    names = []
+    for tensors in (one, other):
+        given = [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and type(name) is str]
+        given = [name for name in given if name not in _COUNTERS]
+        short = without_prefix(given) if given else str
+        names.append({short(name) for name in given})
+    return names[0] == names[1]
+
+
+def _may_be_average(key: Any, entry: Any) -> bool:
+    """Whether an entry of a checkpoint is, by its name, a moving average rather than a setting of one."""
+    is_setting = entry is None or isinstance(entry, bool | int | float | str)
+    return type(key) is str and not is_setting and not _AVERAGING.isdisjoint(re.split(r"[_.\-]", key.lower()))
 
 
 def _other(value: Mapping[Any, Any], key: str, has_tensors: Callable[[Any], bool]) -> tuple[bool, str | None]:
     """Whether `key` is that of the average, and the key of the other weights."""
     plain, average = _keys(value, has_tensors)
-    return key == average, plain if key == average else average
+    return key == average, {average: plain, plain: average}.get(key)
 
 
 def _state_dict(value: Mapping[Any, Any], key: str | None, is_average: bool, other_key: str | None) -> StateDict:

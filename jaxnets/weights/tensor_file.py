@@ -71,12 +71,12 @@ class TensorFile(Mapping[str, np.ndarray]):
         self._opened.close()
 
 
-def open_tensors(path: Path, key: str | None = None) -> TensorFile:
+def open_tensors(path: Path, key: str | None = None, head: str | None = None) -> TensorFile:
     """Opens a safetensors file, or a file of torch.save with a state dict or a checkpoint that contains one.
 
     `key` is that of the state dict in a checkpoint; without it, a moving average is preferred to plain weights. Removes
-    prefixes that wrappers add to every name. Runs no code from the file. Raises InputError, before any tensor is read,
-    if the file is unreadable or damaged, or has other content.
+    prefixes that wrappers add to every name, unless there is a tensor `head`, that of the network. Runs no code from
+    the file. Raises InputError, before any tensor is read, if the file is unreadable or damaged, or has other content.
     """
     read: Callable[[str], np.ndarray]
     with _errors_of(path), ExitStack() as opened:
@@ -92,7 +92,8 @@ def open_tensors(path: Path, key: str | None = None) -> TensorFile:
             specs, about, read = _open_torch(TorchFile(file), key)
         if not specs:
             raise InputError("has no tensors")
-        short = without_prefix(specs)
+        # The modules of a network may have the names of wrappers.
+        short = _unchanged if head in specs else without_prefix(specs)
         names = {short(name): name for name in specs}
         about = about._replace(others={short(name): value for name, value in about.others.items()})
         return TensorFile(
@@ -103,15 +104,23 @@ def open_tensors(path: Path, key: str | None = None) -> TensorFile:
 def _open_torch(file: TorchFile, key: str | None) -> tuple[dict[str, Spec], About, Callable[[str], np.ndarray]]:
     found = find_state_dict(file.value, key)
     choice = None
-    if found.is_average:
+    if key is not None and not (found.is_average or found.other_key):
+        choice = f"read the weights under {key}"
+    elif found.is_average:
         choice = f"read the moving average of the weights{f' ({found.key})' if found.key else ''}"
     elif found.other_key:
         choice = f"read the weights without averaging ({found.key})"
     if choice and found.other_key:
         what = "the weights without averaging" if found.is_average else "their moving average"
         choice += f"; weights_key {found.other_key} (--weights-key) reads {what}"
+    elif found.unread:
+        choice = f"read the weights without averaging ({found.key}); {found.unread} has no tensors of the same names"
     about = About({}, architectures_named(file.value), found.others, choice)
     return file.check(found.tensors), about, lambda name: file.read(found.tensors[name])
+
+
+def _unchanged(name: str) -> str:
+    return name
 
 
 @contextmanager

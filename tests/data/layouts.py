@@ -23,6 +23,8 @@ OWN_PARTS = "for training and testing of its own"
 ONE_CLASS = "has only one class"
 ONE_IMAGE = "has only one image"
 INITIALS = "are initials of classes"
+SAME_INSIDE = "have the same folders inside"
+NOT_A_SPLIT = "has images but is not a split"
 TWO = "has both"
 NO_TRAIN = "but no train/"
 
@@ -585,7 +587,7 @@ LAYOUTS = [
     PublicLayout(
         "COVID-19 radiography",
         {"{COVID,Lung_Opacity,Normal,Viral Pneumonia}/{images,masks}": 3},
-        refused=PARTS,
+        refused=SAME_INSIDE,
         files=("COVID.metadata.xlsx", "README.md.txt"),
     ),
     PublicLayout(
@@ -674,5 +676,38 @@ LAYOUTS = [
         "Labelled faces in the wild",
         {"lfw/{Aaron_Eckhart,Zydrunas_Ilgauskas}": 1, "lfw/Aaron_Peirsol": 4},
         refused=ONE_IMAGE,
+    ),
+    # The parts of a wrapper, and what lies beside the parts.
+    PublicLayout(
+        "parts in a folder named for training",
+        {"training_data/{train,test}/{cat,dog}": 3},
+        "{cat,dog}",
+        "training_data/train",
+        "training_data/test",
+    ),
+    PublicLayout(
+        "More training images",
+        {"{train,train_extra,val}/{cat,dog}": 3},
+        "{cat,dog}",
+        "train",
+        "val",
+        warns="train_extra",
+    ),
+    PublicLayout(
+        "Places by name, of which one has a word for training",
+        {"train_station/{platform,hall}": 3, "{beach,abbey,bakery,zoo}": 4},
+        refused=NOT_A_SPLIT,
+    ),
+    PublicLayout(
+        "Places365 of 256 pixels", {"data_256/a/{abbey,airfield}": 3, "{val_256,test_256}": 4}, refused=NO_TRAIN
+    ),
+    # Folders that are no classes, inside of the training images.
+    PublicLayout("Segmentation", {"{train,val}/{images,masks}": 4}, refused=LOOSE),
+    PublicLayout("COVID-19 in parts", {"{train,val}/{COVID,Normal}/{images,masks}": 4}, refused=SAME_INSIDE),
+    PublicLayout(
+        "Folds of the training images", {"train/{fold1,fold2}/{cat,dog}": 3, "val/{cat,dog}": 3}, refused=PARTS
+    ),
+    PublicLayout(
+        "Figures beside the data", {"data/{cat,dog}": 4, "figures": 2}, "{data,figures}", warns="data/ is one"
     ),
 ]

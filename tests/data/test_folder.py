@@ -25,6 +25,7 @@ from jaxnets.data.part_names import part_of
 from jaxnets.data.sources import ArraySource, Dataset, Record, Source
 from jaxnets.data.verification import BadImage, usable, verify
 from jaxnets.errors import InputError
+from tests.tiers import slow_except
 
 SHARE = 0.25
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -279,6 +280,7 @@ def test_two_forms_of_one_class_name_are_refused(tmp_path: Path) -> None:
     assert "two folders named 'é' in different Unicode forms" in refusal(lambda: load_folder(tmp_path, SHARE))
 
 
+@pytest.mark.slow
 def test_the_locale_does_not_matter(tmp_path: Path) -> None:
     for name in ("ä", "z", "Ö", unicodedata.normalize("NFD", "é"), "猫"):
         fill(tmp_path / name, 9)
@@ -704,6 +706,36 @@ def test_a_split_can_be_chosen(tmp_path: Path) -> None:
     assert "has no val/" in refusal(lambda: load_folder(tmp_path / "val", SHARE, split="val"))
 
 
+def test_test_images_alone_are_enough_for_an_evaluation(tmp_path: Path) -> None:
+    for count, part in enumerate(("val", "test"), 2):
+        classes(tmp_path / part, "a", "b", count=count)
+    refuse(tmp_path, "but no train/")
+    for options, count in (({}, 4), ({"split": "test"}, 6), ({"test_folder": "test"}, 6)):
+        assert len(load_folder(tmp_path, SHARE, only_test=True, **options).test) == count  # type: ignore[arg-type]
+    assert len(load_folder(tmp_path / "test", SHARE, only_test=True, test_folder=".").test) == 6
+
+
+def test_the_path_may_lead_up_and_down(tmp_path: Path) -> None:
+    classes(tmp_path, "a", "b", count=5)
+    classes(tmp_path / "holdout", "a", "b", count=2)
+    dataset = load_folder(tmp_path / "a" / "..", SHARE, test_folder="holdout")
+    assert (dataset.class_names, len(dataset.test), dataset.warnings) == (("a", "b"), 4, ())
+    assert "are test images too" in refusal(lambda: load_folder(tmp_path / "a" / "..", SHARE, test_folder="."))
+
+
+def test_the_other_parts_are_not_used_in_silence(tmp_path: Path) -> None:
+    for part in ("Training", "Testing"):
+        classes(tmp_path / part, "a", "b", count=5)
+    (warning,) = load_folder(tmp_path, SHARE, train_folder="Training").warnings
+    assert warning == "warning: Testing/ is not used; to test on it, give --test-folder Testing"
+
+
+def test_a_picture_beside_the_classes(tmp_path: Path) -> None:
+    classes(tmp_path / "set", "cats", "dogs")
+    fill(tmp_path / "set", 1)
+    refuse(tmp_path, "only one class, 'set'", f"move its loose images away or give {tmp_path / 'set'}")
+
+
 @pytest.mark.parametrize("inner", ["", "train", "images"])
 def test_an_empty_class_is_not_a_wrapper(tmp_path: Path, inner: str) -> None:
     """One class has all the images, in folders by year; the other one is still empty."""
@@ -784,10 +816,33 @@ def test_changes_change_the_fingerprint(tmp_path: Path, read_before: bool) -> No
     assert len({before, changed, fingerprint()}) == 3
 
 
-def test_a_file_that_vanished_has_no_fingerprint(tmp_path: Path) -> None:
-    source = load_folder(classes(tmp_path, "a", "b"), SHARE).train
-    Path(source.where(0)).unlink()
-    assert f"{source.where(0)}: can't be read (No such file" in refusal(source.fingerprint)
+def test_a_skipped_file_has_a_fingerprint_too(tmp_path: Path) -> None:
+    """A file that can't be read is not asked for a second time."""
+    classes(tmp_path, "a", "b", count=200)
+    whole = load_folder(tmp_path, SHARE).train
+    path = Path(whole.where(0))
+    path.unlink()
+    path.mkdir()
+    dataset, bad = quietly(load_folder(tmp_path, SHARE), "skip")
+    assert [image.where for image in bad] == [str(path)]
+    assert dataset.train.fingerprint() not in (whole.fingerprint(), load_folder(tmp_path, SHARE).train.fingerprint())
+
+
+def test_each_process_reads_its_share_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process gets the contents of the others for the fingerprint."""
+    classes(tmp_path, "a", "b")
+    expected = load_folder(tmp_path, SHARE).train.fingerprint()
+    parts: list[object] = []
+    for index in (1, 0):
+
+        def gather(part: object, index: int = index) -> list[object]:
+            parts.append(part)
+            return [part, parts[0]] if index == 0 else [part, part]
+
+        source = load_folder(tmp_path, SHARE).train
+        usable(source, 2, lambda count: None, index, 2, gather)
+    monkeypatch.setattr("jaxnets.data.folder.read_file", lambda path: pytest.fail(f"{path} was read again"))
+    assert source.fingerprint() == expected
 
 
 def test_two_training_folders_are_refused(tmp_path: Path) -> None:
@@ -825,7 +880,7 @@ def test_good_images_are_unchanged() -> None:
     assert said == []
 
 
-@pytest.mark.parametrize(("count", "bad"), [(98, 1), (198, 2), (698, 7), (2898, 29)])
+@pytest.mark.parametrize(("count", "bad"), slow_except([(98, 1), (198, 2)], [(98, 1), (198, 2), (698, 7), (2898, 29)]))
 def test_at_most_one_percent_may_be_bad(count: int, bad: int) -> None:
     indices = list(range(3, 3 + bad))
     dataset, skipped = quietly(with_bad(count, indices), "skip")

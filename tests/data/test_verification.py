@@ -18,7 +18,7 @@ COUNT, BLEMISHED = 40, 7
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 JPEGs of two classes. In seven, 20 bytes that belong to nothing precede the end marker."""
+    """40 JPEGs of two classes. In seven, 20 stray bytes precede the end marker."""
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for number in range(COUNT):
         file = io.BytesIO()

@@ -23,14 +23,18 @@ from tests.experiments.commands import Refuses, command, refused
 from tests.training import networks
 
 ARCH = "resnet20_cifar"
+SMALL = "small_resnet"
 Invoke = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, small_networks: None) -> Path:
     """A run, with its sample pictures."""
-    workdir = tmp_path_factory.mktemp("weights") / "run"
-    config = networks.config(ARCH, **networks.STILL, epochs=1, crop_pct=0.8)
+    return trained(SMALL, tmp_path_factory.mktemp("weights") / "run")
+
+
+def trained(arch: str, workdir: Path) -> Path:
+    config = networks.config(arch, **networks.STILL, epochs=1, crop_pct=0.8)
     train(config, workdir, networks.DATASET, parallel=networks.cpus(1))
     return workdir
 
@@ -63,7 +67,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def probabilities(run: Path, pictures: Path) -> dict[str, np.ndarray]:
     """Of each picture, one by one."""
-    classifier, found = load_pretrained(ARCH, run), {}
+    classifier, found = load_pretrained(SMALL, run), {}
     for path in sorted(pictures.rglob("*.png")):
         image = classifier.preprocess(Image.open(path))[None]
         logits: Any = classifier.model.apply(classifier.variables, image, train=False)
@@ -104,6 +108,7 @@ def test_predictions_as_csv_in_a_file(run: Path, pictures: Path, invoke: Invoke,
     assert not list(tmp_path.glob("*.new"))
 
 
+@pytest.mark.slow
 def test_the_same_predictions_by_a_run_and_by_files_of_it(
     run: Path, pictures: Path, invoke: Invoke, tmp_path: Path
 ) -> None:
@@ -114,15 +119,15 @@ def test_the_same_predictions_by_a_run_and_by_files_of_it(
     names.write_text("round\nstriped\nplain\n")
     crop, resize = load_classifier(run).preprocessing.crop_size, load_classifier(run).preprocessing.resize_size
     invoke(
-        "convert", tmp_path / "run.pth", "--arch", ARCH, "--output", tmp_path / "again.safetensors", "--class-names",
+        "convert", tmp_path / "run.pth", "--arch", SMALL, "--output", tmp_path / "again.safetensors", "--class-names",
         names, "--crop-size", crop, "--resize-size", resize, "--mean", *[0.45] * 3, "--std", *[0.25] * 3,
     )  # fmt: skip
     for name in ("run.safetensors", "again.safetensors"):
-        assert invoke("predict", "--arch", ARCH, "--weights", tmp_path / name, pictures, "--topk", 1) == wanted
+        assert invoke("predict", "--arch", SMALL, "--weights", tmp_path / name, pictures, "--topk", 1) == wanted
 
 
 def test_embeddings_of_a_folder(run: Path, pictures: Path, invoke: Invoke, tmp_path: Path) -> None:
-    for stage, shape in ((None, (64,)), ("layer2", (4, 4, 32))):
+    for stage, shape in ((None, (8,)), ("layer2", (4, 4, 8))):
         output = tmp_path / f"{stage}.npz"
         options = ["--stage", stage] if stage else []
         said = invoke("embed", run, pictures, "--output", output, "--batch-size", 3, *options)
@@ -130,7 +135,7 @@ def test_embeddings_of_a_folder(run: Path, pictures: Path, invoke: Invoke, tmp_p
         with np.load(output) as stored:
             assert str(stored["stage"]) == (stage or "pool")
             assert [str(name) for name in stored["images"]] == [named_images([pictures]).where(i) for i in range(7)]
-            classifier = load_pretrained(ARCH, run)
+            classifier = load_pretrained(SMALL, run)
             for name, embedding in zip(stored["images"], stored["embeddings"], strict=True):
                 image = classifier.preprocess(Image.open(str(name)))[None]
                 stage = stage or "pool"
@@ -177,10 +182,11 @@ def test_all_commands_in_folders_of_unusual_names(tmp_path: Path) -> None:
         assert {path.name for path in (folder / run).iterdir()} >= {"checkpoints", "predictions.csv", "report.html"}
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_the_model(run: Path, pictures: Path, invoke: Invoke, tmp_path: Path) -> None:
     output = tmp_path / "classifier.stablehlo"
     said = invoke("export", run, "--output", output)
-    classifier = load_pretrained(ARCH, run)
+    classifier = load_pretrained(SMALL, run)
     side = classifier.preprocess.crop_size
     assert f"uint8 [batch, {side}, {side}, 3] -> logits [batch, 3]" in said
     program = jax.export.deserialize(bytearray(output.read_bytes()))
@@ -200,7 +206,7 @@ def test_an_export_that_differs_is_not_written(run: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(export, "_TOLERANCE", -1.0)
     with pytest.raises(InputError, match="the exported program differs from the model"):
-        export.write_export(load_pretrained(ARCH, run), ARCH, tmp_path / "x.stablehlo")
+        export.write_export(load_pretrained(SMALL, run), SMALL, tmp_path / "x.stablehlo")
     assert not list(tmp_path.iterdir())
 
 
@@ -213,9 +219,10 @@ def test_an_export_that_differs_is_not_written(run: Path, tmp_path: Path, monkey
 )
 @pytest.mark.slow
 def test_a_run_starts_from_another_and_keeps_how_it_sees(
-    run: Path, transfer: str, more: tuple[object, ...], tmp_path: Path
+    transfer: str, more: tuple[object, ...], tmp_path: Path
 ) -> None:
     """As a user types it, with the recipes that are meant for it."""
+    run = trained(ARCH, tmp_path / "run")
     arguments = ("--arch", ARCH, "--weights", run, "--batch-size", 64, "--transfer", transfer, *more)
     done = command("train", *arguments, "--workdir", "mine", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -255,11 +262,11 @@ def test_what_commands_refuse(
     refuses("convert", run, "--output", "x.bin", words=("x.bin", ".safetensors"))
     refuses("convert", "x.pth", "--output", "y.pth", words=("x.pth", "--arch"))
     refuses("convert", run, "--crop-size", 3, "--output", "y.pth", words=("a run knows",))
-    refuses("convert", run, "--arch", "resnet50", "--output", "y.pth", words=(f"a run of {ARCH}, not of resnet50",))
+    refuses("convert", run, "--arch", "resnet50", "--output", "y.pth", words=(f"a run of {SMALL}, not of resnet50",))
     refuses("train", "--arch", ARCH, "--transfer", "head", words=("no weights are published",))
     refuses("train", "--arch", ARCH, "--weights", "x.pth", words=("x.pth", "no such file"))
-    refuses("train", "--arch", ARCH, "--weights", run, "--train-from", "layer2", words=("transfer=partial",))
-    refuses("train", "--arch", ARCH, "--weights", run, "--transfer", "some", words=("--transfer", "full"))
+    refuses("train", "--arch", SMALL, "--weights", run, "--train-from", "layer2", words=("transfer=partial",))
+    refuses("train", "--arch", SMALL, "--weights", run, "--transfer", "some", words=("--transfer", "full"))
     left = {"there.csv", "there.safetensors", "none", "pictures"}
     assert {path.name for path in tmp_path.iterdir()} <= left | {"cache"}
 

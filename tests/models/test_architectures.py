@@ -124,8 +124,11 @@ def test_without_a_norm_the_convolutions_have_biases(name: str) -> None:
     ("name", "calls"),
     # Convolutions and hidden dense layers with an activation after them: the depth in the papers' count, less the last,
     # and two more in each auxiliary head.
-    {"alexnet": 7, "alexnet_2012": 7, "googlenet": 57 + 2 * 2, "resnet18": 17, "resnet50": 49, "resnet20_cifar": 19,
-     "resnet164_v2_cifar": 163, "resnext50_32x4d": 49}.items(),
+    slow_except(
+        [("alexnet", 7), ("resnet20_cifar", 19)],
+        {"alexnet": 7, "alexnet_2012": 7, "googlenet": 57 + 2 * 2, "resnet18": 17, "resnet50": 49, "resnet20_cifar": 19,
+         "resnet164_v2_cifar": 163, "resnext50_32x4d": 49}.items(),
+    ),
 )  # fmt: skip
 def test_the_activation_is_the_chosen_one_everywhere(name: str, calls: int) -> None:
     seen = []

@@ -31,7 +31,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     "name",
-    slow_except(("resnet18", "resnet164_v2_cifar"), CASES, exhaustive=("googlenet", "googlenet_2014", "alexnet")),
+    slow_except(("resnet18",), CASES, exhaustive=("googlenet", "googlenet_2014", "alexnet")),
 )
 def test_the_draws_are_those_of_init(name: str) -> None:
     size, options = CASES[name]
@@ -55,6 +55,7 @@ class Wide(nn.Module):
         return outputs
 
 
+@pytest.mark.slow
 def test_large_parameters_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = jax.jit(partial(Wide().init, train=False))(KEY, jnp.zeros((1, 8, 8, 3)))
     declared = declaration(Wide(), 8)
@@ -119,7 +120,7 @@ class Mixed(nn.Module):
         return Dense(5)(Conv(6, 3, name="conv")(outputs).mean(axis=(1, 2)))
 
 
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("both", slow_except([True], [False, True]))
 def test_a_mixed_network_draws_what_init_draws(both: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Mixed(both)
     expected = jax.jit(partial(model.init, train=False))(KEY, jnp.zeros((1, 8, 8, 3)))

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 import jaxnets
 from jaxnets.models.layers import Dropout
+from tests.tiers import slow_except
 
 KEY = jax.random.key(7)
 REPLICAS = "replicas"
@@ -94,7 +95,7 @@ def test_a_rate_that_is_no_share_is_refused(rate: float) -> None:
         drop(jnp.ones((1, 2)), rate=rate)
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", slow_except([True], [False, True]))
 def test_an_image_fares_the_same_on_any_number_of_devices(whole: bool) -> None:
     inputs = jnp.ones((24, 20))
     module = partial(drop, rate=0.5, whole_images=whole)

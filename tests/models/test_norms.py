@@ -13,6 +13,7 @@ from jaxnets.errors import InputError
 from jaxnets.models.layers import BatchNorm
 from jaxnets.models.norms import check_norms, with_norms
 from jaxnets.training.batch_norm import with_batch_norm
+from tests.tiers import slow_except
 
 REPLICAS, IMAGES = 2, 4
 
@@ -65,7 +66,7 @@ def means(model: Any, variables: Any) -> np.ndarray:
     return (np.asarray(jax.vmap(step, axis_name="replicas")(batches())) - 0.9 * before) / 0.1
 
 
-@pytest.mark.parametrize("flax", [False, True])
+@pytest.mark.parametrize("flax", slow_except([False], [False, True]))
 def test_each_replica_or_all_of_them(flax: bool) -> None:
     variables = variables_of(Normed(flax))
     local = means(with_batch_norm(Normed(flax), "local", "replicas"), variables)

@@ -21,9 +21,7 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=tolerance), actual, expected)
 
 
-@pytest.mark.parametrize(
-    ("cardinality", "width", "stride"), slow_except([(8, 16, 1)], [(8, 16, 1), (4, 40, 2), (1, 64, 1)])
-)
+@pytest.mark.parametrize(("cardinality", "width", "stride"), slow_except([], [(8, 16, 1), (4, 40, 2), (1, 64, 1)]))
 def test_forms_agree_forward_and_backward(cardinality: int, width: int, stride: int) -> None:
     inputs = jax.random.normal(jax.random.key(0), (2, 9, 9, 32), jnp.float64)
 

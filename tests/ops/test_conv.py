@@ -83,9 +83,9 @@ def test_equals_the_plain_form_with_its_gradients(
 
 @pytest.mark.parametrize(
     ("channels", "features", "groups"),
-    slow_except([(64, 128, 32), (64, 96, 2)], [(64, 128, 32), (64, 96, 2), (128, 64, 32), (40, 80, 40)]),
+    slow_except([(64, 96, 2)], [(64, 128, 32), (64, 96, 2), (128, 64, 32), (40, 80, 40)]),
 )
-@pytest.mark.parametrize("dtype", slow_except(["float64", "bfloat16"], ["float64", "float32", "bfloat16"]))
+@pytest.mark.parametrize("dtype", slow_except(["float64"], ["float64", "float32", "bfloat16"]))
 def test_merged_groups_equal_separate_ones(channels: int, features: int, groups: int, dtype: str) -> None:
     # Maps this large are convolved by several groups at a time.
     arguments = [jnp.asarray(array, dtype) for array in arrays(10, 11, channels, features, 3, groups)]

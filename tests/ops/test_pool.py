@@ -26,9 +26,9 @@ def windows(size: int, window: int, stride: int, padding: int, ceil_mode: bool) 
     raise AssertionError
 
 
-@pytest.mark.parametrize("size", slow_except([[5, 7], [6, 9]], [[4, 4], [5, 7], [6, 9], [15, 15]]))
+@pytest.mark.parametrize("size", slow_except([[5, 7]], [[4, 4], [5, 7], [6, 9], [15, 15]]))
 @pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)])
-@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("ceil_mode", slow_except([True], [False, True]))
 def test_max_pool_and_its_gradient(size: list[int], window: int, stride: int, padding: int, ceil_mode: bool) -> None:
     # Few distinct values, all below zero: ties are common, and zero padding would win.
     inputs = -1.0 - np.random.RandomState(0).randint(0, 3, (2, *size, 3)).astype(np.float64)

@@ -197,6 +197,7 @@ def test_a_run_tests_its_average_with_statistics_found_anew(decay: float, tmp_pa
     assert np.abs(without["batch_stats"]["bn0"]["mean"] - variables["batch_stats"]["bn0"]["mean"]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_a_run_leaves_frozen_statistics_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind, learning_rate in (("frozen", 0.05), ("local", 0.06)):

@@ -22,6 +22,7 @@ from jaxnets.training.run_log import Position
 from jaxnets.training.state import TrainState
 from jaxnets.weights import checkpoint_files
 from jaxnets.weights.runs import read_contents
+from tests.tiers import slow_except
 from tests.training.tiny import PLAIN, Tiny, make_state, make_variables
 
 # Beside the weights there is an optimiser's state, and an average that differs from the weights.
@@ -210,7 +211,9 @@ def unusual_folders() -> list[bytes]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc")
-@pytest.mark.parametrize("name", unusual_folders(), ids=lambda name: str(unusual_folders().index(name)))
+@pytest.mark.parametrize(
+    "name", slow_except(unusual_folders()[:2], unusual_folders()), ids=lambda name: str(unusual_folders().index(name))
+)
 def test_checkpoints_in_a_folder_of_any_name(name: bytes, tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     workdir = folder / "run"
@@ -241,7 +244,7 @@ def open_files() -> list[str]:
 def test_a_checkpoint_before_the_latest_is_not_skipped_in_silence(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, CONTENTS) as checkpoints:
         checkpoints.save(5, state_at(5), position_at(5))
-        with pytest.raises(InputError, match=r"can't be written to .*checkpoint 4 comes after checkpoint 5"):
+        with pytest.raises(InputError, match=r"can't be written to .*checkpoint 4 is older than checkpoint 5"):
             checkpoints.save(4, state_at(4), position_at(4))
 
 

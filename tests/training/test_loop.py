@@ -152,12 +152,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *results: tuple[float, float]) -> 
 @pytest.mark.parametrize(
     ("patience", "results", "best_epoch"),
     [
-        (0, [(0.5, 1.0), (0.7, 1.0), (0.6, 0.5), (0.7, 1.0), (0.7, 1.1)], 2),
+        pytest.param(0, [(0.5, 1.0), (0.7, 1.0), (0.6, 0.5), (0.7, 1.0), (0.7, 1.1)], 2, marks=pytest.mark.slow),
         # Of equal accuracies the smaller loss is better.
         (0, [(0.7, 1.0), (0.7, 0.9), (0.6, 0.1), (0.7, 0.8), (0.1, 0.1)], 4),
-        (2, [(0.5, 1.0), (0.7, 1.0), (0.6, 1.0), (0.8, 2.0), (0.8, 1.9)], 5),
         (2, [(0.5, 1.0), (0.7, 1.0), (0.6, 1.0), (0.7, 1.0)], 2),
-        (1, [(0.5, 1.0), (0.5, 1.0)], 1),
+        pytest.param(2, [(0.5, 1.0), (0.7, 1.0), (0.6, 1.0), (0.8, 2.0), (0.8, 1.9)], 5, marks=pytest.mark.slow),
+        pytest.param(1, [(0.5, 1.0), (0.5, 1.0)], 1, marks=pytest.mark.slow),
     ],
 )
 def test_the_best_is_kept_and_patience_ends(

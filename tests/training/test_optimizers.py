@@ -51,7 +51,7 @@ def one_update(name: str, params: Any, gradients: Any, **options: Any) -> Any:
 @pytest.mark.parametrize(
     "case",
     slow_except(
-        [case for case in optimization.OPTIMIZER_CASES if case.startswith("nesterov/") or case.endswith("/plain")],
+        [case for case in optimization.OPTIMIZER_CASES if case.endswith("/plain")],
         optimization.OPTIMIZER_CASES,
         fast=["momentum/plain", "adamw/plain"],
     ),
@@ -107,8 +107,8 @@ def clipped(gradients: dict[str, np.ndarray], clip_norm: float) -> dict[str, np.
 @pytest.mark.parametrize(
     ("momentum", "decay", "decay_all", "clip_norm"),
     [
-        (0.9, 0.0, False, 0.0),
-        (0.9, 0.1, False, 0.0),
+        pytest.param(0.9, 0.0, False, 0.0, marks=pytest.mark.slow),
+        pytest.param(0.9, 0.1, False, 0.0, marks=pytest.mark.slow),
         (0.8, 0.1, True, 0.0),
         (0.9, 0.1, False, optimization.CLIP_NORM),
     ],
@@ -150,7 +150,7 @@ def test_muon_makes_kernels_orthogonal() -> None:
         assert 0.6 < values.min() < values.max() < 1.3
 
 
-@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("everywhere", slow_except([True], [False, True]))
 @pytest.mark.parametrize("decoupled", slow_except([False], [False, True]))
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_norms_and_biases_decay_only_if_asked(name: str, decoupled: bool, everywhere: bool) -> None:

@@ -11,6 +11,7 @@ import pytest
 from jaxnets.errors import InputError
 from jaxnets.training.schedules import SCHEDULES, make_schedule
 from tests.references import optimization
+from tests.tiers import slow_except
 
 
 def reference(case: str) -> np.ndarray:
@@ -43,7 +44,7 @@ def test_schedules_are_those_of_torch(case: str) -> None:
     assert float(schedule(7)) == pytest.approx(float(actual[7]), rel=1e-15)
 
 
-@pytest.mark.parametrize("case", optimization.SCHEDULE_CASES)
+@pytest.mark.parametrize("case", slow_except(list(optimization.SCHEDULE_CASES)[::8], optimization.SCHEDULE_CASES))
 def test_schedules_are_precise_in_float32(case: str) -> None:
     expected = reference(case)
     schedule = jax.jit(build(case))

@@ -13,6 +13,7 @@ from jaxnets.training.losses import binary_cross_entropy, cross_entropy, smoothe
 from jaxnets.training.metrics import Totals, metric_sums
 from jaxnets.training.state import create_state, moving_average
 from jaxnets.training.step import evaluation_step
+from tests.tiers import slow_except
 from tests.training.tiny import (
     PLAIN,
     PREPROCESSING,
@@ -116,7 +117,10 @@ class Viewer:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("dtype", "error"), [(jnp.float64, 1e-13), (jnp.float32, 1e-6), (jnp.bfloat16, 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    slow_except([(jnp.float64, 1e-13)], [(jnp.float64, 1e-13), (jnp.float32, 1e-6), (jnp.bfloat16, 1e-6)]),
+)
 def test_images_are_as_precise_as_the_network(dtype: Any, error: float) -> None:
     model, variables = Viewer(dtype), {"params": {"bias": jnp.zeros(3)}, "batch_stats": {}}
     logits = normalised(BATCH.images).mean((1, 2))
@@ -233,7 +237,7 @@ class Faulty:
 
 
 @pytest.mark.parametrize("fault", ["loss", "gradients", "statistics"])
-@pytest.mark.parametrize("count", [3, 3000])
+@pytest.mark.parametrize("count", slow_except([3000], [3, 3000]))
 def test_a_step_that_is_not_finite_changes_nothing(fault: str, count: int) -> None:
     # The logits are few, or one large parameter.
     recipe = replace(PLAIN, optimizer="adam", ema_decay=0.5)

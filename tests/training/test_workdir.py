@@ -1,11 +1,13 @@
 """The folder of a run: one run at a time, and any path that a file system allows."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +86,32 @@ def test_the_lock_of_a_killed_process_does_not_last(tmp_path: Path) -> None:
     assert listed(tmp_path) == []
 
 
+def test_a_file_of_the_user_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    with pytest.raises(InputError, match="is not empty"):
+        Workdir.prepare(tmp_path, CONFIG)
+    assert listed(tmp_path) == [".lock"]
+
+
+def test_a_lock_of_another_user_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file may be read but not written. A file that can't be opened for another reason is an error."""
+    first, opened, errors = Exclusive(tmp_path), os.open, {os.O_RDWR | os.O_CREAT: 13}
+
+    def guarded(path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags in errors:
+            raise OSError(errors[flags], os.strerror(errors[flags]), path)
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", guarded)
+    with pytest.raises(InputError, match="another run is using"):
+        Exclusive(tmp_path)
+    first.release()
+    Exclusive(tmp_path).release()
+    errors[os.O_RDWR | os.O_CREAT] = 28
+    with pytest.raises(InputError, match=r"can't be opened \(No space left"):
+        Exclusive(tmp_path)
+
+
 def test_a_lock_whose_file_was_removed_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process removes the file of its lock between another's opening and locking of it."""
     import fcntl
@@ -129,6 +157,7 @@ def test_five_runs_at_once_in_the_default_folder(tmp_path: Path, monkeypatch: py
     assert len(rates) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_networks")
 def test_a_run_in_progress_is_not_resumed_a_second_time(tmp_path: Path) -> None:
     setup = config(**STILL, epochs=40)
@@ -147,7 +176,9 @@ def test_a_run_in_progress_is_not_resumed_a_second_time(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on systems without /proc."""
     monkeypatch.setattr(folder_path, "_OPEN_FILES", tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"checkpoints can't be written to a path with '\['; give another folder"):
+    with pytest.raises(
+        InputError, match=r"orbax can't use a path with '\[' for checkpoints on this system; give another"
+    ):
         Workdir.prepare(tmp_path / "run [2]" / "a", CONFIG)
     assert listed(tmp_path) == []
     Workdir.prepare(tmp_path / "run (2) % # é" / "a", CONFIG).release()

@@ -421,6 +421,7 @@ def test_without_locks_downloads_are_separate(
     assert sorted(file.name for file in cache.iterdir()) == [NAME, f"{NAME}.lock"]
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_the_download_of_another(server: Server, cache: Path) -> None:
     code = (
         "from jaxnets.weights.download import fetch; from tests.weights.test_download import weights_at\n"

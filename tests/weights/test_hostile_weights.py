@@ -603,7 +603,7 @@ def test_booleans_are_0_or_1(tmp_path: Path) -> None:
     [
         ({"model": "other", "state_dict": "a"}, "a"),
         ({"model_ema": "other", "state_dict_ema": "a", "epoch": None}, "a"),
-        ({"model_state_dict": "other", "model_ema": "a"}, "a"),
+        ({"model_state_dict": "a", "model_ema": "other"}, "a"),  # of another network
         ({"state_dict": None, "model": "a"}, "a"),
         ({"module._orig_mod.module.a": None}, "a"),
     ],
