@@ -25,6 +25,10 @@ class Module(lightning.LightningModule):
     def training_step(self, batch, index):
         return -self.weight.sum()  # each step adds 1
 
+    def on_train_epoch_end(self):
+        self.trained = self.state_dict()["weight"].item()
+        self.trainer.save_checkpoint("a.ckpt")
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
@@ -34,9 +38,8 @@ options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar"
 callback = EMAWeightAveraging(decay=0.5)
 trainer = lightning.Trainer(accelerator="cpu", max_steps=4, callbacks=[callback], **options)
 trainer.fit(module, torch.utils.data.DataLoader(range(4)))
-trainer.save_checkpoint("a.ckpt")
 checkpoint = torch.load("a.ckpt", weights_only=False)
-trained = module.state_dict()["weight"].item()
+trained = module.trained
 saved, current = (checkpoint[key]["weight"].item() for key in ("state_dict", "current_model_state"))
 print(f"lightning {lightning.__version__}: trained {trained}, state_dict {saved}, current_model_state {current}")
 assert trained == current == 4 and saved < 4, "the checkpoint now has the trained weights as state_dict"

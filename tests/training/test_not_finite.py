@@ -12,6 +12,7 @@ import pytest
 
 import jaxnets
 from jaxnets.ops.cpu import compilation
+from jaxnets.training.step import all_finite
 from tests.training.networks import compiling, cpus
 from tests.training.tiny import PLAIN, make_batch, make_state, step_of
 
@@ -144,3 +145,16 @@ def test_an_unknown_option_of_the_compiler_is_left_out(monkeypatch: pytest.Monke
     """XLA may rename it."""
     monkeypatch.setattr(compilation, "_KEEP_NAN", {"xla_cpu_no_such_option": ""})
     assert jaxnets.compile(jax.jit(jnp.sum), np.ones(3))(np.ones(3)) == 3
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (700,), (2, 3, 400, 128)])  # the last is tested by itself, as a large array
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_the_test_of_a_step_sees_each_place(shape: tuple[int, ...], value: float) -> None:
+    """Also a number whose square is infinite, which optimizers would keep for ever."""
+    check, count = jax.jit(all_finite), int(np.prod(shape))
+    others = {"loss": jnp.ones(()), "bias": jnp.full(7, 1e10)}
+    assert check({**others, "kernel": jnp.full(shape, -3.0)})
+    for place in (0, count // 2, count - 1):
+        kernel = np.full(count, -3.0, np.float32)
+        kernel[place] = value
+        assert not check({**others, "kernel": jnp.asarray(kernel.reshape(shape))}), place

@@ -17,6 +17,14 @@ from jaxnets.weights.state_dicts import find_state_dict
 from tests.test_pretrained import write
 
 
+class Backbone(nn.Module):
+    """A module with layers inside, whose names are unlike the head's."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return nn.relu(nn.Conv(4, (3, 3), name="conv1")(images))
+
+
 class BackboneAndHead(nn.Module):
     """A network whose modules have the names of a wrapper's."""
 
@@ -25,8 +33,7 @@ class BackboneAndHead(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = nn.Conv(4, (3, 3), name="backbone")(images)
-        return nn.Dense(self.num_classes, name="head")(nn.relu(x).mean((1, 2)))
+        return nn.Dense(self.num_classes, name="head")(Backbone(name="backbone")(images).mean((1, 2)))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
