@@ -64,7 +64,8 @@ def write_report(workdir: Path) -> Path:
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(result['arch'])}: {result['test_accuracy']:.2%}</title><style>{_STYLE}</style></head>"
+        f"<title>{html.escape(result['arch'])}: {result[result['judged_on'] + '_accuracy']:.2%}</title>"
+        f"<style>{_STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
     path = workdir / "report.html"
@@ -74,19 +75,21 @@ def write_report(workdir: Path) -> Path:
 
 def _facts(result: dict[str, Any]) -> str:
     waiting = result["waiting_for_data_seconds"] / max(result["training_seconds"], 1e-9)
-    wrong = round(result["test_images"] * (1 - result["test_accuracy"]))
+    part = result["judged_on"]
+    accuracy, images = result[f"{part}_accuracy"], result[f"{part}_images"]
+    wrong = round(images * (1 - accuracy))
     facts = {
-        "test accuracy": f"{result['test_accuracy']:.2%}",
-        "top-5 test accuracy": f"{result['test_top5_accuracy']:.2%}",
-        "macro F1 of the test": f"{result['test_macro_f1']:.2%}",
-        f"wrong of {result['test_images']} test images": str(wrong),
+        f"{part} accuracy": f"{accuracy:.2%}",
+        f"top-5 {part} accuracy": f"{result[f'{part}_top5_accuracy']:.2%}",
+        f"macro F1 of {part}": f"{result[f'{part}_macro_f1']:.2%}",
+        f"wrong of {images} {part} images": str(wrong),
         "images/s in training": f"{result['train_images_per_second']:.0f}",
         "of the training time waiting for data": f"{waiting:.0%}",
         "s of compilation": f"{result['compile_seconds']:.1f}",
         "s in total": f"{result['seconds']:.0f}",
     }
-    if result["best_test_accuracy"] > result["test_accuracy"]:
-        facts[f"best test accuracy, after epoch {result['best_epoch']}"] = f"{result['best_test_accuracy']:.2%}"
+    if part == "test" and "val_accuracy" in result:
+        facts[f"val accuracy, the best, after epoch {result['best_epoch']}"] = f"{result['val_accuracy']:.2%}"
     if result["devices"] > 1:
         facts[f"devices by {result['parallel']}"] = str(result["devices"])
     if result.get("bad_images"):
@@ -121,12 +124,12 @@ def _svg(figure: Any) -> str:
 def _curves(metrics: Sequence[dict[str, Any]]) -> str:
     figure, axes = _figure(3, 11, 3.1)
     for axis, name in zip(axes, ("loss", "accuracy", "learning_rate"), strict=True):
-        for split, colour in (("train", "#8aa4d6"), ("test", "#d1495b")):
+        for split, colour in (("train", "#8aa4d6"), ("val", "#d1495b")):
             lines = [line for line in metrics if line["split"] == split and name in line]
             if lines:
                 steps, values = [line["step"] for line in lines], [line[name] for line in lines]
                 axis.plot(
-                    steps, values, color=colour, label=split, marker="o" if split == "test" else None, markersize=3
+                    steps, values, color=colour, label=split, marker="o" if split == "val" else None, markersize=3
                 )
         axis.set_title(name.replace("_", " "), fontsize=11)
         axis.set_xlabel("step")
@@ -161,20 +164,21 @@ def _confusion_section(predictions: Sequence[dict[str, str]], names: Sequence[st
 
 def _classes_section(result: dict[str, Any]) -> str:
     columns = ("precision", "recall", "f1")
-    macro = {"class": "unweighted mean", "support": result["test_images"]}
-    macro |= {column: result[f"test_macro_{column}"] for column in columns}
+    part = result["judged_on"]
+    macro = {"class": "unweighted mean", "support": result[f"{part}_images"]}
+    macro |= {column: result[f"{part}_macro_{column}"] for column in columns}
     rows = []
-    for row in [*result["test_per_class"], macro]:
+    for row in [*result[f"{part}_per_class"], macro]:
         cells = "".join(f"<td>{row[column]:.2%}</td>" for column in columns)
         rows.append(f"<tr><td>{html.escape(row['class'])}</td>{cells}<td>{row['support']}</td></tr>")
-    head = "<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>test images</th></tr>"
+    head = f"<tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>{part} images</th></tr>"
     return f'<h2>Classes</h2><div class="classes"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _mistakes_section(workdir: Path, predictions: Sequence[dict[str, str]]) -> str:
     wrong = [row for row in predictions if row["class"] != row["predicted"]]
     if not wrong:
-        return "<h2>Mistakes</h2><p>None: every test image was classified correctly.</p>"
+        return "<h2>Mistakes</h2><p>None: every image was classified correctly.</p>"
     figures = []
     for row in sorted(wrong, key=lambda row: -float(row["probability"])):
         file = workdir / "mistakes" / f"{row['index']}.png"
