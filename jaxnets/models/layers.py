@@ -29,6 +29,9 @@ he_fan_in = Scaled("normal", variance=2.0)
 # convolution, no dense layer, and no reduction of statistics over replicas.
 KEPT_OUTPUTS = ("convolution", "dense", "moments")
 
+# The collection of arrays that are added to the outputs of stages, which makes derivatives with respect to them known.
+ADDED = "perturbations"
+
 
 def torch_bias_init(fan_in: int) -> Initializer:
     """torch's bias initialiser, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which depends on the layer's inputs."""
@@ -156,8 +159,11 @@ def sow_feature(module: nn.Module, stage: str, value: jax.Array) -> jax.Array:
     """Returns `value`, and sows it as the output of `stage` for `jaxnets.features`; free if nobody reads it.
 
     All stages share one variable of the collection "features", a dict, as a stage's name may be that of a submodule.
+    Where the collection `ADDED` has an array for the stage, it is added to `value`.
     """
     if not module.is_initializing():
+        if module.has_variable(ADDED, "outputs") and stage in (added := module.get_variable(ADDED, "outputs")):
+            value = value + added[stage]
         module.sow("features", "outputs", {stage: value}, init_fn=dict, reduce_fn=lambda old, new: old | new)
     return value
 
