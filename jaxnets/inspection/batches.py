@@ -53,7 +53,9 @@ def batches(
     for start in range(0, total, size):
         count = min(size, total - start)
         indices = np.minimum(np.arange(start, start + size), total - 1)
-        results = [np.asarray(result)[:count] for result in program(variables, (*shared, *(a[indices] for a in arrays)))]
+        results = [
+            np.asarray(result)[:count] for result in program(variables, (*shared, *(a[indices] for a in arrays)))
+        ]
         if not all(np.isfinite(result).all() for result in results):
             raise InputError("the network's outputs are not finite; give other weights, or check the images")
         yield results

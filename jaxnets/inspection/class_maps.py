@@ -42,9 +42,7 @@ def grad_cam(
     `classes` [N] are by default the most probable ones; for classes [N, T] the maps are [N, T, h, w]. See `class_maps`
     for the other arguments, and for errors.
     """
-    found = class_maps(
-        model, variables, images, classes, stage, method=method, batch_size=batch_size, done=done
-    )
+    found = class_maps(model, variables, images, classes, stage, method=method, batch_size=batch_size, done=done)
     return found.maps[:, 0] if classes is None or np.ndim(classes) == 1 else found.maps
 
 
@@ -73,7 +71,8 @@ def class_maps(
     if classes is None:
         if not 1 <= top <= model.num_classes:
             raise InputError(f"top={top}; expected 1 to {model.num_classes} classes")
-        program, arrays = _programs(model, stage=stage, method=method, top=top), (images,)
+        program = _programs(model, stage=stage, method=method, top=top)
+        arrays: tuple[np.ndarray, ...] = (images,)
     else:
         program = _programs(model, stage=stage, method=method, top=0)
         arrays = (images, checked_classes(classes, len(images), model.num_classes))
@@ -153,6 +152,9 @@ def _grad_cam_pp(activations: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 METHODS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "grad_cam": _grad_cam, "hires_cam": _hires_cam, "layer_cam": _layer_cam, "grad_cam_pp": _grad_cam_pp
+    "grad_cam": _grad_cam,
+    "hires_cam": _hires_cam,
+    "layer_cam": _layer_cam,
+    "grad_cam_pp": _grad_cam_pp,
 }
 _programs = Programs(_step)

@@ -93,7 +93,7 @@ def _run(
     seen, to_input, to_call = _Seen(), None, {}
     if added:
         before: list[_Seen] = []
-        jax.eval_shape(lambda *given: before.append(_run(model, *given, parts, {})[1]), variables, images)
+        jax.eval_shape(lambda own, inputs: before.append(_run(model, own, inputs, parts, {})[1]), variables, images)
         for stage, value in added.items():
             module = before[0].last_module(stage, parts)
             if stage in before[0].sown:

@@ -1,6 +1,6 @@
 """The layers of the networks, their initialisers, and the check of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import flax.linen as nn
@@ -162,7 +162,8 @@ def sow_feature(module: nn.Module, stage: str, value: jax.Array) -> jax.Array:
     Where the collection `ADDED` has an array for the stage, it is added to `value`.
     """
     if not module.is_initializing():
-        if module.has_variable(ADDED, "outputs") and stage in (added := module.get_variable(ADDED, "outputs")):
+        added: Mapping[str, jax.Array] = module.get_variable(ADDED, "outputs", {})
+        if stage in added:
             value = value + added[stage]
         module.sow("features", "outputs", {stage: value}, init_fn=dict, reduce_fn=lambda old, new: old | new)
     return value

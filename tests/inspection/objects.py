@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,7 +21,10 @@ _SIDE = 64
 _small = partial(ResNet, stage_sizes=(1, 1, 1), num_classes=CLASSES, num_filters=16, stem="imagenet")
 FAMILIES: dict[str, tuple[Any, str]] = {
     "alexnet": (AlexNet(num_classes=CLASSES, hidden_features=64, dropout_rate=0.0, kernel_init=he_fan_out), "conv5"),
-    "googlenet": (GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0, kernel_init=he_fan_out), "inception4e"),
+    "googlenet": (
+        GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0, kernel_init=he_fan_out),
+        "inception4e",
+    ),
     "resnet": (_small(block=BasicBlock), "layer2"),
     "resnext": (_small(block=Bottleneck, groups=4, width_per_group=16), "layer2"),
 }
@@ -69,7 +71,11 @@ def trained(model: Any, steps: int, side: int = _SIDE, batch: int = 32, seed: in
     def step(variables: Any, state: Any, images: Any, labels: Any) -> Any:
         def loss(params: Any) -> Any:
             logits, updates = model.apply(
-                {**variables, "params": params}, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+                {**variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
             )
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updates
 
@@ -83,5 +89,6 @@ def trained(model: Any, steps: int, side: int = _SIDE, batch: int = 32, seed: in
     for number in range(steps):
         data = objects(batch, seed=1000 + number, side=side)
         variables, state, value = step(variables, state, data.images, data.labels)
-        if number % 20 == 0 or number == steps - 1: print(number, float(value), flush=True)
+        if number % 20 == 0 or number == steps - 1:
+            print(number, float(value), flush=True)
     return variables
