@@ -173,6 +173,17 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-folder", metavar="FOLDER", help="folder in --dataset with the class folders to test on")
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that sets options of a network."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        dest="network_options",
+        metavar="NAME=VALUE",
+        help="set an option of the network, such as activation=gelu or groups=8 (repeatable); a wrong name lists all",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> argparse.ArgumentParser:
     """The arguments of commands that use a run or other weights; with `images`, on those."""
     parser.usage = f"%(prog)s (WORKDIR | --arch NAME [--weights W]) {'IMAGE... ' if images else ''}[options]"

@@ -54,13 +54,17 @@ def verify(
         gather=gather,
     )
     train, train_bad, train_labels = check(dataset.train, done=done)
-    test, test_bad, _ = check(dataset.test, done=lambda count: done(len(dataset.train) + count))
+    test, test_bad, test_labels = check(dataset.test, done=lambda count: done(len(dataset.train) + count))
     bad = train_bad + test_bad
     judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
     check_labels(dataset.class_names, train_labels)
     if not len(test):
         raise InputError("all test images are bad; fix them, or add others")
-    return replace(dataset, train=train, test=test), bad
+    images_by_class = {
+        part: tuple(np.bincount(labels, minlength=len(dataset.class_names)).tolist())
+        for part, labels in (("train", train_labels), ("test", test_labels))
+    }
+    return replace(dataset, train=train, test=test, images_by_class=images_by_class), bad
 
 
 def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[[str], None]) -> None:

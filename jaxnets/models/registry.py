@@ -74,6 +74,12 @@ def family_of(name: str) -> str:
     raise InputError(f"unknown architecture {name!r}; {hint} A network of your own is package.module:factory")
 
 
+def factory_of(name: str) -> Factory:
+    """The function that builds a network; InputError if unknown."""
+    family = family_of(name)
+    return _imported(name) if ":" in name else _FAMILIES[family][name]
+
+
 def create_model(name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.float32, **options: Any) -> nn.Module:
     """Builds a network, without weights: `model.init(key, images, train=False)` makes those.
 
@@ -83,8 +89,7 @@ def create_model(name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.f
     float64. Raises InputError for an unknown name (with the nearest ones), an option that the network does not have, or
     no classes.
     """
-    family = family_of(name)
-    build = _imported(name) if ":" in name else _FAMILIES[family][name]
+    build = factory_of(name)
     if not jnp.issubdtype(dtype, jnp.floating) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise InputError(
             f"dtype={jnp.dtype(dtype).name}; expected float32, bfloat16, float16, or float64 with jax_enable_x64 set"
