@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     start.add_argument(
         "--weights",
         help="IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT (downloaded once), a .pth, .pt or .safetensors file, or the "
-        "workdir of a run",
+        "workdir of a run (default: none, train from scratch)",
     )
     start.add_argument("--weights-key", metavar="KEY", help="entry of a torch checkpoint to read, such as model_ema")
     start.add_argument(
@@ -125,14 +125,16 @@ def make_parser() -> argparse.ArgumentParser:
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", metavar="NAME", help=f"start from {', '.join(RECIPES)} (default: by architecture)")
     augmentation = parser.add_argument_group("augmentation, as part of the recipe")
-    recipe.description = "Defaults are in brackets: those of the recipe for ResNets and folders of images."
+    recipe.description = (
+        "Settings that are not given are those of the recipe. In brackets: the default recipe of a ResNet on a folder "
+        "of images."
+    )
     standard = recipe_for("resnet50", "photos")
     types_of, augmentations = get_type_hints(Recipe), {setting.name for setting in fields(AugmentationSettings)}
     for setting in fields(Recipe):
         group = augmentation if setting.name in augmentations else recipe
-        add_setting(
-            group, setting.name, types_of[setting.name], dict(setting.metadata), getattr(standard, setting.name)
-        )
+        rule, default = dict(setting.metadata), getattr(standard, setting.name)
+        add_setting(group, setting.name, types_of[setting.name], rule, default)
     return parser
 
 

@@ -18,7 +18,7 @@ from jaxnets.errors import InputError
 from jaxnets.models.contract import anatomy, auxiliary_heads_of, option_of, traced_side
 from jaxnets.models.initialization import declaration
 from jaxnets.models.layers import param_dtype
-from jaxnets.models.options import built_options
+from jaxnets.models.options import model_with
 from jaxnets.models.registry import create_model, family_of
 from jaxnets.weights.catalogue import list_weights, published, same_classes
 from jaxnets.weights.download import fetch, say
@@ -209,7 +209,7 @@ def shapes_of(
     image_size: int | None = None,
 ) -> Any:
     """The network with `num_classes`, and its variables as shapes; `image_size` matters to networks that flatten."""
-    model = create_model(name, num_classes=num_classes, dtype=dtype, **built_options(name, options))
+    model = model_with(name, options, num_classes=num_classes, dtype=dtype)
     side = traced_side(model) if image_size is None else image_size
     return model, declaration(model, side).shapes
 

@@ -8,8 +8,11 @@ from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
+from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
 from jaxnets.models.layers import BatchNorm, he_fan_in, he_fan_out, torch_kernel_init
@@ -183,15 +186,15 @@ def checked_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key].checked(value) for key, value in values.items()}
 
 
-def built_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for `create_model(name)` of options from JSON. Raises InputError as `checked_options`.
-
-    Switches need no conversion, and pass as they are.
-    """
-    if all(isinstance(value, bool) for value in values.values()):
-        return dict(values)
-    checked, options = checked_options(name, values), options_of(name)
-    return {key: options[key].built(value) for key, value in checked.items()}
+def model_with(
+    name: str, options: Mapping[str, Any], *, num_classes: int = 1000, dtype: DTypeLike = jnp.float32
+) -> nn.Module:
+    """`create_model(name)` with options from JSON. Raises InputError as it does, and as `checked_options`."""
+    arguments = dict(options)
+    if not all(isinstance(value, bool) for value in options.values()):  # switches need no conversion
+        known = options_of(name)
+        arguments = {key: known[key].built(value) for key, value in checked_options(name, options).items()}
+    return create_model(name, num_classes=num_classes, dtype=dtype, **arguments)
 
 
 def assignments(texts: Sequence[str]) -> dict[str, str]:

@@ -93,8 +93,8 @@ def _check_fits(variables: Any, run: Setup) -> None:
             options = ", ".join(f"{name}={value}" for name, value in config.network_options.items())
             raise InputError(
                 f"{config.weights} does not fit {config.arch}{' with ' * bool(options)}{options}: "
-                f"{'/'.join(path)} is {weights} in the weights, and {ours} in the network; change the options, or start "
-                "without --weights"
+                f"{'/'.join(path)} is {weights} in the weights, and {ours} in the network; change the options, or "
+                "start without --weights"
             )
 
 

@@ -23,6 +23,7 @@ def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
     """The data by part and class, the network, the recipe, the optimiser, the length, and the run's folder."""
     config, dataset = run.contents.config, run.dataset
     recipe = config.recipe
+    length = f"{_count(recipe.epochs, 'epoch')}, {_count(run.steps, 'step')} of {_count(recipe.batch_size, 'image')}"
     rows = {
         "data": f"{config.dataset}: {_classes(dataset.class_names)}",
         **_images(dataset),
@@ -30,11 +31,11 @@ def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
         "image size": _sizes(recipe),
         "recipe": _recipe(config, dataset),
         "optimizer": _optimizer(run),
-        "length": f"{_count(recipe.epochs, 'epoch')}, {_count(run.steps, 'step')} of {_count(recipe.batch_size, 'image')}",
+        "length": length,
         "device": f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}",
         "writes to": str(workdir),
     }
-    return [*(f"{name:11}{text}" for name, text in rows.items()), *skew_warnings(dataset)]
+    return [*(f"{name:12}{text}" for name, text in rows.items()), *skew_warnings(dataset)]
 
 
 def skew_warnings(dataset: Dataset) -> list[str]:
@@ -62,7 +63,7 @@ def _images(dataset: Dataset) -> dict[str, str]:
         counts = dataset.images_by_class.get(part, ())
         if 0 < len(counts) <= _LISTED:
             row += ": " + ", ".join(
-                f"{count:,} {name!r}" for name, count in zip(dataset.class_names, counts, strict=True)
+                f"{name!r} {count:,}" for name, count in zip(dataset.class_names, counts, strict=True)
             )
         elif counts:
             fewest, most = min(counts), max(counts)
@@ -109,7 +110,7 @@ def _optimizer(run: Setup) -> str:
     recipe = run.contents.config.recipe
     if run.rates is None:
         return "given to train()"
-    warm_up = f" after a warm-up of {recipe.warmup_epochs:g} epochs" if recipe.warmup_epochs else ""
+    warm_up = f" after {recipe.warmup_epochs:g} epochs of warm-up" if recipe.warmup_epochs else ""
     decay = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
     return f"{recipe.optimizer}, learning rate {recipe.learning_rate:g}, schedule {recipe.schedule}{warm_up}{decay}"
 
