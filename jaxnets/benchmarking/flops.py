@@ -13,7 +13,8 @@ def multiply_adds(
 ) -> int:
     """Counts the multiply-adds of convolutions and dense layers for one image; `train` includes auxiliary heads.
 
-    `options` are those of the network, as JSON has them. Only traces the network. Raises InputError for an unknown network and for images that are too small.
+    `options` are those of the network, as JSON has them. Only traces the network. Raises InputError for an
+    unknown network and for images that are too small.
     """
     return summarize(model_with(arch, options), image_size, train=train).total().multiply_adds
 

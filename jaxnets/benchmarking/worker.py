@@ -52,7 +52,8 @@ _PROFILED_STEPS = 3
 class Job:
     """A measurement of a network's training step or inference on batches of `batch_size` images of `image_size` px.
 
-    `options` are those of the network, as JSON has them. It takes about `seconds` after compilation and `warm_up_steps`. Raises InputError for invalid values.
+    `options` are those of the network, as JSON has them. It takes about `seconds` after compilation and
+    `warm_up_steps`. Raises InputError for invalid values.
     """
 
     arch: str

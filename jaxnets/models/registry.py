@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import importlib
 import inspect
+import numbers
 import os
 import pkgutil
 import sys
@@ -94,8 +95,8 @@ def create_model(name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.f
         raise InputError(
             f"dtype={jnp.dtype(dtype).name}; expected float32, bfloat16, float16, or float64 with jax_enable_x64 set"
         )
-    if num_classes < 1:
-        raise InputError(f"num_classes={num_classes}; a network needs at least 1 class")
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
+        raise InputError(f"num_classes={num_classes!r}; a network needs at least 1 class")
     accepted, any_option = _arguments(name, build)
     taken = {option: value for option, value in options.items() if any_option or option in accepted}
     try:
