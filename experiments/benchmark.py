@@ -37,7 +37,11 @@ def main() -> None:
         "--peer", choices=step.PEERS, help="compare with torchvision's network or, with --data, its loader"
     )
     parser.add_argument(
-        "--peer-settings", nargs="+", choices=step.TORCH_SETTINGS, help="torch's settings to compare (default: all)"
+        "--peer-settings",
+        nargs="+",
+        choices=step.TORCH_SETTINGS,
+        metavar="SETTING",
+        help=f"torch's settings to compare: {', '.join(step.TORCH_SETTINGS)} (default: all)",
     )
     parser.add_argument("--profile", type=Path, help="folder for a trace of three steps, for TensorBoard")
     parser.add_argument("--data", help="measure this data set (a value of train's --dataset)")

@@ -199,7 +199,11 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
     parser.add_argument(
         "--weights", default="DEFAULT", help="weights for --arch: a published name (default: DEFAULT) or a file"
     )
-    parser.add_argument("--weights-key", metavar="KEY", help="entry of a torch checkpoint to read, such as model_ema")
+    parser.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="entry of a torch checkpoint to read, such as model (default: the moving average, if there is one)",
+    )
     parser.add_argument(
         "--checkpoint",
         choices=CHECKPOINTS,

@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         usage="%(prog)s --arch NAME [--dataset FOLDER] [--recipe NAME] [options]",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--arch", help="network, such as resnet50 (jaxnets.list_models()), or package.module:factory")
+    parser.add_argument("--arch", help="network, such as resnet50 (see `jaxnets list`), or package.module:factory")
     parser.add_argument(
         "--dataset",
         help="folder of images (train/CLASS/*.jpg and val/ or test/, or CLASS/*.jpg) or of prepared records, name of a "
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check all, say what the run would do, and end; nothing is written"
     )
     parser.add_argument("--log-every", type=int, help="steps between lines of metrics (default: 10)")
-    parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well")
+    parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well (default: off)")
 
     start = parser.add_argument_group("starting from weights")
     start.add_argument(
@@ -85,7 +85,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT (downloaded once), a .pth, .pt or .safetensors file, or the "
         "workdir of a run (default: none, train from scratch)",
     )
-    start.add_argument("--weights-key", metavar="KEY", help="entry of a torch checkpoint to read, such as model_ema")
+    start.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="entry of a torch checkpoint to read, such as model (default: the moving average, if there is one)",
+    )
     start.add_argument(
         "--transfer",
         choices=TRANSFERS,
@@ -119,8 +123,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps-per-call", type=int, metavar="N", help="steps that the device takes without the host (default: 1)"
     )
     devices.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, if no launcher sets it")
-    devices.add_argument("--num-processes", type=int, help="number of processes")
-    devices.add_argument("--process-id", type=int, help="index of this process, from 0")
+    devices.add_argument("--num-processes", type=int, help="number of processes (default: what a launcher sets, or 1)")
+    devices.add_argument("--process-id", type=int, help="index of this process (default: what a launcher sets, or 0)")
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", metavar="NAME", help=f"start from {', '.join(RECIPES)} (default: by architecture)")

@@ -25,6 +25,13 @@ class Run:
     workdir: Path
     result: dict[str, Any]
 
+    def __repr__(self) -> str:
+        part = self.result.get("judged_on", "test")
+        return (
+            f"Run({self.result['arch']} on {self.result['dataset']}: {part} accuracy "
+            f"{self.result[f'{part}_accuracy']:.2%}, files in {self.workdir})"
+        )
+
     @cached_property
     def classifier(self) -> Pretrained:
         """The network of the best checkpoint, with its weights, preprocessing and class names."""

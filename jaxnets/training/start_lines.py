@@ -78,7 +78,8 @@ def _images(dataset: Dataset) -> dict[str, str]:
 def _network(run: Setup) -> str:
     config = run.contents.config
     trained = f", {run.num_trained:,} of them trained (transfer={config.transfer})" if run.frozen else ""
-    options = "".join(f", {name}={value}" for name, value in config.network_options.items())
+    changed = {**run.contents.options, **config.network_options}
+    options = "".join(f", {name}={value}" for name, value in changed.items())
     start = f", from {config.weights}" if config.weights else ""
     return f"{config.arch}{options}: {run.num_params:,} parameters{trained}{start}"
 

@@ -21,16 +21,18 @@ from jaxnets.training.recipes import recipe_for
 
 _RECIPE = tuple(setting.name for setting in fields(Recipe))
 _TYPES = get_type_hints(Recipe) | get_type_hints(Config) | {"recipe": str}
+_SHORT = {"lr": "learning_rate"}
 _IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "names with values"}
 
 
 def configuration(words: Mapping[str, Any], before: Path | None = None) -> Config:
     """The configuration that `words` mean: fields of Config and of Recipe by name; `recipe` is the name of a recipe.
 
-    What is not given is the recipe's, which depends on the network, the data set and whether there are weights, or the
+    `lr` is the learning rate, as on the command line. What is not given is the recipe's, which depends on the network, the data set and whether there are weights, or the
     default. `dataset` may be a Dataset. `before` is the folder of a run to continue: without `arch` the run keeps its
     configuration. Raises InputError for an unknown word, and for a value that a word does not take.
     """
+    words = {_SHORT.get(name, name): value for name, value in words.items()}
     dataset = words.get("dataset", "digits")
     given = {name: _typed(name, value) for name, value in words.items() if name != "dataset"}
     if "dataset" in words:
