@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import parser_of, run
+from experiments.command import add_options, options_in, parser_of, run
 from jaxnets.benchmarking import data, step
 from jaxnets.benchmarking.worker import DTYPES, MODES, PARALLELS, Job
 from jaxnets.data.datasets import absolute
@@ -15,7 +15,7 @@ from jaxnets.training.progress import counting
 from jaxnets.training.recipes import recipe_for
 
 # Options that can't be combined with --data.
-_STEP_OPTIONS = ("mode", "dtype", "parallel", "rounds", "peer_settings", "profile")
+_STEP_OPTIONS = ("network_options", "mode", "dtype", "parallel", "rounds", "peer_settings", "profile")
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument(
         "--arch", help="network; with --data, the network of the recipe and the step (default: resnet50)"
     )
+    add_options(parser)
     parser.add_argument("--image-size", type=int, help="image size in pixels (default: that of the network)")
     parser.add_argument("--batch-size", type=int, help="images per step (default: 32; with --data, that of the recipe)")
     parser.add_argument("--mode", choices=MODES, help="what to measure (default: train)")
@@ -36,7 +37,11 @@ def main() -> None:
         "--peer", choices=step.PEERS, help="compare with torchvision's network or, with --data, its loader"
     )
     parser.add_argument(
-        "--peer-settings", nargs="+", choices=step.TORCH_SETTINGS, help="torch's settings to compare (default: all)"
+        "--peer-settings",
+        nargs="+",
+        choices=step.TORCH_SETTINGS,
+        metavar="SETTING",
+        help=f"torch's settings to compare: {', '.join(step.TORCH_SETTINGS)} (default: all)",
     )
     parser.add_argument("--profile", type=Path, help="folder for a trace of three steps, for TensorBoard")
     parser.add_argument("--data", help="measure this data set (a value of train's --dataset)")
@@ -56,7 +61,11 @@ def _measure_step(arguments: argparse.Namespace) -> None:
         raise InputError(f"--data-dir {arguments.data_dir} has no effect without --data; leave it out, or give both")
     size = step.default_image_size(arguments.arch) if arguments.image_size is None else arguments.image_size
     options = {name: getattr(arguments, name) for name in ("batch_size", "mode", "dtype", "parallel")}
-    job = Job(arguments.arch, size, **{name: value for name, value in options.items() if value is not None})
+    changes = options_in(arguments)
+    if changes and arguments.peer is not None:
+        raise InputError(f"--peer {arguments.peer} has the network without options; leave out --set, or --peer")
+    given = {name: value for name, value in options.items() if value is not None}
+    job = Job(arguments.arch, size, options=changes, **given)
     rounds = step.ROUNDS if arguments.rounds is None else arguments.rounds
     settings = tuple(arguments.peer_settings or ())
     total = step.measurements(rounds, arguments.peer, settings)
@@ -111,7 +120,8 @@ def _print_step(result: dict[str, Any]) -> None:
 def _measure_data(arguments: argparse.Namespace) -> None:
     unused = [name for name in _STEP_OPTIONS if getattr(arguments, name) is not None]
     if unused:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        flags = {"network_options": "set"}
+        options = ", ".join(f"--{flags.get(name, name).replace('_', '-')}" for name in unused)
         raise InputError(f"{options} can't be combined with --data; leave --data out to measure the network")
     if arguments.peer not in (None, *data.PEERS):
         raise InputError(f"--peer {arguments.peer} has no loader; with --data give --peer {', '.join(data.PEERS)}")

@@ -18,6 +18,7 @@ from jaxnets.data.sources import Source
 from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
 from jaxnets.devices import devices
 from jaxnets.errors import InputError
+from jaxnets.models.options import assignments, checked_options
 from jaxnets.ops import keep_memory
 from jaxnets.pretrained import Pretrained, load_pretrained
 from jaxnets.training.checkpoint import CHECKPOINTS, load_classifier
@@ -193,6 +194,22 @@ def add_division(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that sets options of a network; `options_in` reads it."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        dest="network_options",
+        metavar="NAME=VALUE",
+        help="set an option of the network, such as activation=gelu or groups=8 (repeatable); a wrong name lists all",
+    )
+
+
+def options_in(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the network `arguments.arch`, checked, as JSON has them."""
+    return checked_options(arguments.arch, assignments(arguments.network_options or ()))
+
+
 def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> argparse.ArgumentParser:
     """The arguments of commands that use a run or other weights; with `images`, on those."""
     parser.usage = f"%(prog)s (WORKDIR | --arch NAME [--weights W]) {'IMAGE... ' if images else ''}[options]"
@@ -202,7 +219,11 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
     parser.add_argument(
         "--weights", default="DEFAULT", help="weights for --arch: a published name (default: DEFAULT) or a file"
     )
-    parser.add_argument("--weights-key", metavar="KEY", help="entry of a torch checkpoint to read, such as model_ema")
+    parser.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="entry of a torch checkpoint to read, such as model (default: the moving average, if there is one)",
+    )
     parser.add_argument(
         "--checkpoint",
         choices=CHECKPOINTS,

@@ -26,15 +26,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help=f"the file, ending in {', '.join(SUFFIXES)}")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="best", help="of a run (default: best)")
     parser.add_argument(
-        "--weights-key", metavar="KEY", help="entry of a torch checkpoint to convert, such as model_ema"
+        "--weights-key",
+        metavar="KEY",
+        help="entry of a torch checkpoint to convert, such as model (default: the moving average, if there is one)",
     )
     known = parser.add_argument_group("metadata of the weights, if the file has none")
-    known.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
-    known.add_argument("--crop-size", type=int, help="image side in pixels for the network")
-    known.add_argument("--resize-size", type=int, help="pixels of the short side before the crop")
-    known.add_argument("--mean", type=float, nargs=3, metavar="X", help="of the channels, from 0 to 1")
-    known.add_argument("--std", type=float, nargs=3, metavar="X", help="of the channels")
-    known.add_argument("--interpolation", help="bilinear or bicubic")
+    known.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="text file with one class name per line (default: ImageNet's, or numbers)",
+    )
+    known.add_argument("--crop-size", type=int, help="image side in pixels for the network (default: 224)")
+    known.add_argument("--resize-size", type=int, help="pixels of the short side before the crop (default: 256)")
+    known.add_argument("--mean", type=float, nargs=3, metavar="X", help="of the channels, 0 to 1 (default: ImageNet's)")
+    known.add_argument("--std", type=float, nargs=3, metavar="X", help="of the channels (default: ImageNet's)")
+    known.add_argument("--interpolation", help="bilinear or bicubic (default: bilinear)")
     arguments = parser.parse_args()
     check_output(arguments.output)
     source = Path(arguments.source).expanduser()

@@ -2,12 +2,12 @@
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from experiments.command import parser_of, run
-from jaxnets.models.registry import create_model
+from experiments.command import add_options, options_in, parser_of, run
+from jaxnets.models.options import model_with
 from jaxnets.summary import Layer, Summary, Total, summarize
 from jaxnets.training.recipes import recipe_for
 
@@ -23,13 +23,18 @@ def main() -> None:
     parser = parser_of("summary", main.__doc__)
     parser.add_argument("--arch", required=True, help="network, such as resnet50, or package.module:factory")
     parser.add_argument("--beside", metavar="ARCH", help="another network, to compare the totals of the stages")
+    add_options(parser)
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels a side (default: that of its recipe)")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="classes (default: 1000)")
     parser.add_argument("--stages", action="store_true", help="print the totals of the stages alone")
     parser.add_argument("--format", choices=("table", "csv"), default="table", help="what to print (default: table)")
     arguments = parser.parse_args()
     names = [arguments.arch, *([arguments.beside] if arguments.beside else [])]
-    summaries = [_summary(name, arguments.num_classes, arguments.image_size) for name in names]
+    # Options are of the first network: with the same name twice, --set shows what an option changes.
+    summaries = [
+        _summary(name, options, arguments.num_classes, arguments.image_size)
+        for name, options in zip(names, (options_in(arguments), {}), strict=False)
+    ]
     if arguments.beside:
         header: Sequence[str] = (*_STAGES, "", *_STAGES)
         left, right = ([_stage_cells(total) for total in _totals(summary)] for summary in summaries)
@@ -53,8 +58,8 @@ def main() -> None:
     _print_table(header, rows)
 
 
-def _summary(name: str, num_classes: int, image_size: int | None) -> Summary:
-    model: Any = create_model(name, num_classes=num_classes)
+def _summary(name: str, options: Mapping[str, Any], num_classes: int, image_size: int | None) -> Summary:
+    model: Any = model_with(name, options, num_classes=num_classes)
     side = getattr(model, "image_size", None) or recipe_for(name, "photos").image_size
     return summarize(model, side if image_size is None else image_size)
 

@@ -1,28 +1,26 @@
 """Train a classifier: python -m experiments.train --arch resnet50."""
 
 import argparse
-import os
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import add_division, add_folders, parser_of, run
-from jaxnets.data.datasets import absolute, is_path
+from experiments.command import add_division, add_folders, add_options, parser_of, run
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
-from jaxnets.pretrained import describe
+from jaxnets.models.options import assignments
 from jaxnets.training.augmentations import AugmentationSettings
 from jaxnets.training.config import DTYPES, Config
 from jaxnets.training.interruption import Interruption
 from jaxnets.training.loop import CHECKPOINT_INTERVAL, train
+from jaxnets.training.new_workdir import workdir_or_new
 from jaxnets.training.parallel import PARALLEL, PLATFORMS, Parallel, choose_platform, join_processes
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
+from jaxnets.training.words import configuration, with_words, words_in
 from jaxnets.transfer import TRANSFERS
 
 _FLAGS = {"learning_rate": "--lr"}
@@ -39,6 +37,7 @@ class Launch:
     checkpoint_interval: float
     tensorboard: bool
     steps_per_call: int
+    dry_run: bool
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         usage="%(prog)s --arch NAME [--dataset FOLDER] [--recipe NAME] [options]",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--arch", help="network, such as resnet50 (jaxnets.list_models()), or package.module:factory")
+    parser.add_argument("--arch", help="network, such as resnet50 (see `jaxnets list`), or package.module:factory")
     parser.add_argument(
         "--dataset",
         help="folder of images (train/CLASS/*.jpg with val/ and test/, or CLASS/*.jpg) or of prepared records, CSV "
@@ -67,16 +66,30 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", type=Path, help="folder for the run's files (default: a new one under runs/)")
     parser.add_argument("--dtype", help=f"what the network computes in: {', '.join(DTYPES)} (default: float32)")
     parser.add_argument("--seed", type=int, help="decides initial weights, sample order and augmentation (default: 0)")
+    add_options(parser)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="read the settings from a run's config.json; options on the command line override them",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all, say what the run would do, and end; nothing is written"
+    )
     parser.add_argument("--log-every", type=int, help="steps between lines of metrics (default: 10)")
-    parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well")
+    parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well (default: off)")
 
     start = parser.add_argument_group("starting from weights")
     start.add_argument(
         "--weights",
         help="IMAGENET1K_V1, IMAGENET1K_V2 or DEFAULT (downloaded once), a .pth, .pt or .safetensors file, or the "
-        "workdir of a run",
+        "workdir of a run (default: none, train from scratch)",
     )
-    start.add_argument("--weights-key", metavar="KEY", help="entry of a torch checkpoint to read, such as model_ema")
+    start.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="entry of a torch checkpoint to read, such as model (default: the moving average, if there is one)",
+    )
     start.add_argument(
         "--transfer",
         choices=TRANSFERS,
@@ -110,23 +123,29 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps-per-call", type=int, metavar="N", help="steps that the device takes without the host (default: 1)"
     )
     devices.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, if no launcher sets it")
-    devices.add_argument("--num-processes", type=int, help="number of processes")
-    devices.add_argument("--process-id", type=int, help="index of this process, from 0")
+    devices.add_argument("--num-processes", type=int, help="number of processes (default: what a launcher sets, or 1)")
+    devices.add_argument("--process-id", type=int, help="index of this process (default: what a launcher sets, or 0)")
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", metavar="NAME", help=f"start from {', '.join(RECIPES)} (default: by architecture)")
     augmentation = parser.add_argument_group("augmentation, as part of the recipe")
+    recipe.description = (
+        "Settings that are not given are those of the recipe. In brackets: the default recipe of a ResNet on a folder "
+        "of images."
+    )
+    standard = recipe_for("resnet50", "photos")
     types_of, augmentations = get_type_hints(Recipe), {setting.name for setting in fields(AugmentationSettings)}
     for setting in fields(Recipe):
         group = augmentation if setting.name in augmentations else recipe
-        add_setting(group, setting.name, types_of[setting.name], dict(setting.metadata))
+        rule, default = dict(setting.metadata), getattr(standard, setting.name)
+        add_setting(group, setting.name, types_of[setting.name], rule, default)
     return parser
 
 
-def add_setting(group: Any, name: str, kind: Any, rule: dict[str, Any]) -> None:
-    """Adds the option of one field of the recipe."""
+def add_setting(group: Any, name: str, kind: Any, rule: dict[str, Any], standard: Any) -> None:
+    """Adds the option of one field of the recipe, with its `standard` value in the help."""
     flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
-    help = rule["help"] + (f": {', '.join(rule['of'])}" if rule["of"] else "")
+    help = f"{rule['help']}{': ' * bool(rule['of'])}{', '.join(rule['of'])} [{shown(standard)}]"
     if kind is bool:
         group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help)
     elif get_origin(kind) is tuple:
@@ -135,6 +154,21 @@ def add_setting(group: Any, name: str, kind: Any, rule: dict[str, Any]) -> None:
     else:
         single = next(part for part in get_args(kind) if part is not types.NoneType) if get_args(kind) else kind
         group.add_argument(flag, dest=name, type=single, metavar={int: "N", float: "X"}.get(single, "NAME"), help=help)
+
+
+def shown(value: Any) -> str:
+    """A setting's value as one would type it."""
+    match value:
+        case bool():
+            return "on" if value else "off"
+        case None | ():
+            return "none"
+        case tuple():
+            return " ".join(map(shown, value))
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
@@ -148,96 +182,26 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
         "checkpoint_interval": given.pop("checkpoint_interval", CHECKPOINT_INTERVAL),
         "tensorboard": given.pop("tensorboard", False),
         "steps_per_call": given.pop("steps_per_call", 1),
+        "dry_run": given.pop("dry_run", False),
     }
     if resume and workdir is None:
         raise InputError("--resume needs the --workdir of the run to continue")
     workdir = workdir and workdir.expanduser()
-    if "dataset" in given:
-        given["dataset"] = absolute(given["dataset"])
-    if "data_dir" in given:
-        given["data_dir"] = str(given["data_dir"].expanduser().absolute())
-    if "weights" in given:
-        given["weights"] = absolute_weights(given["weights"])
-    elif "transfer" in given:
-        given["weights"] = "DEFAULT"
-    config = configuration(given, workdir if resume else None)
+    file = given.pop("config", None)
+    if "network_options" in given:
+        given["network_options"] = assignments(given["network_options"])
+    words = given if file is None else with_words(words_in(file.expanduser()), given)
+    config = configuration(words, workdir if resume else None)
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     return config, Launch(workdir, resume, **launch)
-
-
-def configuration(given: dict[str, Any], before: Path | None) -> Config:
-    """The recipe with the given changes. Without --arch, a resumed run keeps its own configuration and recipe."""
-    changes: dict[str, Any] = {
-        setting.name: tuple(value) if isinstance(value := given.pop(setting.name), list) else value
-        for setting in fields(Recipe)
-        if setting.name in given
-    }
-    name = given.pop("recipe", None)
-    if "arch" not in given:
-        if before is None or not (before / "config.json").exists():
-            raise InputError("give the network as --arch, such as --arch resnet50")
-        if name is not None:
-            raise InputError(f"--recipe {name} needs --arch; without both, the run keeps its own recipe")
-        config = Config.read(before / "config.json")
-        return replace(config, recipe=replace(config.recipe, **changes), **given)
-    if "weights" in given:
-        name = name or ("linear_probe" if given.get("transfer") == "head" else "finetune")
-    recipe = recipe_for(given["arch"], given.get("dataset", "digits"), name)
-    if "weights" in given:
-        recipe = with_sizes_of_weights(recipe, given, before)
-    return Config(recipe=replace(recipe, **changes), **given)
-
-
-def with_sizes_of_weights(recipe: Recipe, given: dict[str, Any], before: Path | None) -> Recipe:
-    """The recipe with the image size and the crop that the weights were tested with; a resumed run keeps its own."""
-    if before is not None and (before / "config.json").exists():
-        theirs = Config.read(before / "config.json").recipe
-        return replace(recipe, image_size=theirs.image_size, crop_pct=theirs.crop_pct)
-    return recipe.with_sizes_of(describe(given["arch"], given["weights"], given.get("weights_key")).preprocessing)
-
-
-def absolute_weights(weights: str) -> str:
-    """A published name unchanged, or an absolute path."""
-    path = Path(weights).expanduser()
-    return str(path.absolute()) if path.exists() or os.sep in weights or path.suffix else weights
-
-
-@contextmanager
-def workdir_of(config: Config, launch: Launch, parallel: Parallel) -> Iterator[Path]:
-    """The workdir: that of the command line, or a new one, which is removed if the run writes nothing to it."""
-    if launch.workdir is not None:
-        yield launch.workdir
-        return
-    new = parallel.broadcast(parallel.on_primary(lambda: str(new_workdir(config))))
-    try:
-        yield Path(new)
-    finally:
-        if parallel.is_primary:
-            for folder in (Path(new), Path(new).parent):
-                with suppress(OSError):
-                    folder.rmdir()
-
-
-def new_workdir(config: Config) -> Path:
-    """Creates runs/ARCH-DATASET, or with -2, -3, ... appended if that exists. Two processes never get the same."""
-    name = Path(config.dataset).name if is_path(config.dataset) else config.dataset
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{config.arch}-{name}")
-    path, number = Path("runs") / name, 1
-    while True:
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            number += 1
-            path = Path("runs") / f"{name}-{number}"
 
 
 def main() -> None:
     """Trains, and prints the result."""
     config, launch = parse()
     parallel = Parallel.choose(launch.parallel)
-    with Interruption() as interruption, workdir_of(config, launch, parallel) as workdir:
+    with Interruption() as interruption, workdir_or_new(launch.workdir, config, parallel) as workdir:
         result = train(
             config,
             workdir,
@@ -247,8 +211,11 @@ def main() -> None:
             tensorboard=launch.tensorboard,
             interruption=interruption,
             steps_per_call=launch.steps_per_call,
+            dry_run=launch.dry_run,
         )
-    if parallel.is_primary:
+    if parallel.is_primary and not result:
+        print("a dry run: nothing was trained, and nothing was written")
+    elif parallel.is_primary:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]
         if waiting > _WAITING_SHARE and result["waiting_for_data_seconds"] > 1:
             print(f"{waiting:.0%} of the training time was spent waiting for data; see python -m experiments.prepare")

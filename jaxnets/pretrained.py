@@ -18,13 +18,14 @@ from jaxnets.errors import InputError
 from jaxnets.models.contract import anatomy, auxiliary_heads_of, option_of, traced_side
 from jaxnets.models.initialization import declaration
 from jaxnets.models.layers import param_dtype
+from jaxnets.models.options import model_with
 from jaxnets.models.registry import create_model, family_of
 from jaxnets.weights.catalogue import list_weights, published, same_classes
 from jaxnets.weights.download import fetch, say
 from jaxnets.weights.file_origin import file_origin, not_a_tensor, numbered, published_origin
 from jaxnets.weights.network_tensors import NetworkTensors, fault_of
 from jaxnets.weights.origin import Origin
-from jaxnets.weights.runs import read_contents, read_run
+from jaxnets.weights.runs import origin_in, read_contents, read_run
 from jaxnets.weights.tensor_file import TensorFile, open_tensors
 from jaxnets.weights.torchvision import check_fits, from_torchvision, tensor_name, tensor_paths
 
@@ -208,7 +209,7 @@ def shapes_of(
     image_size: int | None = None,
 ) -> Any:
     """The network with `num_classes`, and its variables as shapes; `image_size` matters to networks that flatten."""
-    model = create_model(name, num_classes=num_classes, dtype=dtype, **options)
+    model = model_with(name, options, num_classes=num_classes, dtype=dtype)
     side = traced_side(model) if image_size is None else image_size
     return model, declaration(model, side).shapes
 
@@ -275,4 +276,4 @@ def _run_origin(name: str, workdir: Path, weights_key: str | None) -> Origin:
         raise InputError(f"{workdir} holds no checkpoint that can be read; give the workdir of experiments.train")
     if contents["config"]["arch"] != name:
         raise InputError(f"{workdir} is a run of {contents['config']['arch']}, not of {name}")
-    return Origin.from_dict(contents)
+    return origin_in(contents)

@@ -150,6 +150,7 @@ def _result(job: Job, machine: dict[str, Any], measured: list[dict[str, Any]]) -
     rate = medians["images_per_second"]
     return {
         "arch": job.arch,
+        **({"network_options": job.options} if job.options else {}),
         "mode": job.mode,
         "image_size": job.image_size,
         "batch_size": job.batch_size,

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.models.contract import option_of
 from jaxnets.models.initialization import initial_variables
+from jaxnets.models.options import model_with
 from jaxnets.models.registry import create_model, family_of
 from jaxnets.ops import keep_memory
 from jaxnets.training.batch_norm import with_batch_norm
@@ -51,7 +52,8 @@ _PROFILED_STEPS = 3
 class Job:
     """A measurement of a network's training step or inference on batches of `batch_size` images of `image_size` px.
 
-    It takes about `seconds` after compilation and `warm_up_steps`. Raises InputError for invalid values.
+    `options` are those of the network, as JSON has them. It takes about `seconds` after compilation and
+    `warm_up_steps`. Raises InputError for invalid values.
     """
 
     arch: str
@@ -62,6 +64,7 @@ class Job:
     parallel: str = "jit"
     seconds: float = 2.0
     warm_up_steps: int = 5
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         family_of(self.arch)
@@ -94,7 +97,7 @@ def main(arguments: list[str]) -> None:
 
 def _machine(job: Job) -> dict[str, Any]:
     """Measures the limits of the job's devices, and counts the job's operations."""
-    flops = flops_per_image(job.arch, job.image_size, job.mode)
+    flops = flops_per_image(job.arch, job.image_size, job.mode, job.options)
     parallel = Parallel.choose(job.parallel)
     parallel.check_batch_size(job.batch_size)
     # CPU devices share the same cores.
@@ -178,7 +181,7 @@ def make_step(job: Job) -> _Step:
     """The step that a job measures."""
     parallel = Parallel.choose(job.parallel)
     parallel.check_batch_size(job.batch_size)
-    model: Any = create_model(job.arch, num_classes=CLASSES, dtype=jnp.dtype(job.dtype))
+    model: Any = model_with(job.arch, job.options, num_classes=CLASSES, dtype=jnp.dtype(job.dtype))
     return (_training if job.mode == "train" else _inference)(job, parallel, model)
 
 

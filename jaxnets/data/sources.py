@@ -50,6 +50,7 @@ class Dataset:
 
     `val` and `test` may be None. `mean` and `std` are per channel, for pixel values from 0 to 1. `origins` says where
     the images of val and test come from, such as "from val/", and `warnings` what a user may not expect.
+    `images_by_class` are the numbers of images of each part, once they are checked: {"train": (12, 10, ...), ...}.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Dataset:
     val: Source | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    images_by_class: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def parts(self) -> dict[str, Source]:

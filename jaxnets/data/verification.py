@@ -54,21 +54,22 @@ def verify(
         gather=gather,
     )
     usable_parts: dict[str, Any] = {}
+    images_by_class: dict[str, tuple[int, ...]] = {}
     bad: list[BadImage] = []
     before = 0
     for part, source in dataset.parts.items():
-        kept, of_part, labels = check(source, done=partial(_count, done, before))
-        usable_parts[part] = kept
-        bad += of_part
+        usable_parts[part], bad_of_part, labels = check(source, done=partial(_count, done, before))
+        images_by_class[part] = tuple(np.bincount(labels, minlength=len(dataset.class_names)).tolist())
+        bad += bad_of_part
         before += len(source)
         if part == "train":
             train_labels = labels
     judge(bad, before, on_bad_image, say)
     check_labels(dataset.class_names, train_labels)
-    for part, kept in usable_parts.items():
-        if not len(kept):
+    for part, images in usable_parts.items():
+        if not len(images):
             raise InputError(f"all {part} images are bad; fix them, or add others")
-    return replace(dataset, **usable_parts), bad
+    return replace(dataset, **usable_parts, images_by_class=images_by_class), bad
 
 
 def _count(done: Callable[[int], None], before: int, count: int) -> None:

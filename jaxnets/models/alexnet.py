@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from jaxnets.models.checks import check_call, check_functions, check_whole
 from jaxnets.models.initialization import Scaled
 from jaxnets.models.layers import (
     Activation,
@@ -22,7 +23,6 @@ from jaxnets.models.layers import (
     Dropout,
     Initializer,
     Stages,
-    check_image_size,
     sow_feature,
     torch_kernel_init,
 )
@@ -53,9 +53,11 @@ class AlexNet(nn.Module):
     head_dropout_rate: ClassVar[float] = 0.0
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        check_image_size(images, self.smallest_image, type(self).__name__)
+    def __call__(self, images: jax.Array, train: bool | None = None) -> jax.Array:
+        train = check_call(type(self).__name__, images, train, self.smallest_image)
         lrn = self.lrn or _identity
+        check_whole(type(self).__name__, num_classes=self.num_classes, hidden_features=self.hidden_features)
+        check_functions(type(self).__name__, activation=self.activation, kernel_init=self.kernel_init, lrn=lrn)
         conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, bias_init=None, dtype=self.dtype)
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         dropout = partial(Dropout, self.dropout_rate, train=train, axis_name=self.axis_name)
@@ -101,9 +103,11 @@ class AlexNet2012(nn.Module):
         return self.dropout_rate
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        check_image_size(images, self.smallest_image, type(self).__name__)
+    def __call__(self, images: jax.Array, train: bool | None = None) -> jax.Array:
+        train = check_call(type(self).__name__, images, train, self.smallest_image)
         lrn = self.lrn or _identity
+        check_whole(type(self).__name__, num_classes=self.num_classes, hidden_features=self.hidden_features)
+        check_functions(type(self).__name__, activation=self.activation, kernel_init=self.kernel_init, lrn=lrn)
         conv = partial(Conv, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype)
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         dropout = partial(Dropout, self.dropout_rate, train=train, axis_name=self.axis_name)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxnets.models.checks import check_stage_sizes
 from jaxnets.models.layers import Stages
 
 
@@ -78,6 +79,7 @@ def _run_stage(
 
 def block_stages(stage_sizes: Sequence[int], repeated: bool) -> Stages:
     """One stage a block, "layer1.0" for the module "layer1_0"; repeated blocks are one stage."""
+    check_stage_sizes(stage_sizes)
     names = [
         (f"layer{number}", i)
         for number, size in enumerate(stage_sizes, 1)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from jaxnets.errors import InputError
+from jaxnets.models.checks import check_call, check_functions, check_whole
 from jaxnets.models.initialization import Scaled
 from jaxnets.models.layers import (
     Activation,
@@ -25,7 +27,6 @@ from jaxnets.models.layers import (
     NormFactory,
     Pairs,
     Stages,
-    check_image_size,
     convolved,
     sow_feature,
 )
@@ -183,8 +184,16 @@ class GoogLeNet(nn.Module):
         return self.dropout_rate
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        check_image_size(images, self.smallest_image, type(self).__name__)
+    def __call__(self, images: jax.Array, train: bool | None = None) -> jax.Array:
+        train = check_call(type(self).__name__, images, train, self.smallest_image)
+        check_whole(type(self).__name__, num_classes=self.num_classes)
+        optional = {"norm": self.norm, "lrn": self.lrn, "bias_init": self.bias_init}
+        given = {name: function for name, function in optional.items() if function is not None}
+        check_functions(type(self).__name__, activation=self.activation, kernel_init=self.kernel_init, **given)
+        if self.branch3_window % 2 == 0:
+            raise InputError(
+                f"branch3_window={self.branch3_window}; expected an odd number, which keeps the map's size"
+            )
         unit = partial(
             ConvUnit,
             train=train,

@@ -25,6 +25,8 @@ from jax.extend.random import define_prng_impl, threefry2x32_p
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from jaxnets.errors import InputError
+
 Path = tuple[str, ...]
 Distribution = Literal["normal", "uniform"]
 _CONSTANTS: dict[Any, float] = {initializers.zeros: 0.0, initializers.ones: 1.0}
@@ -93,7 +95,10 @@ def parameter(
     # Flax would trace the initialiser for its shape, which takes a quarter of the time of tracing a training step.
     value: jax.Array = nn.unbox(module.get_variable("params", name))
     if jnp.shape(value) != shape:
-        raise flax.errors.ScopeParamShapeError(name, "/".join(module.path), jnp.shape(value), shape)
+        raise InputError(
+            f"{'/'.join((*module.path, name))} is {jnp.shape(value)} in the variables, but {shape} in the network for "
+            "these images; give the network, its options and the image size that the variables are of"
+        )
     return value
 
 

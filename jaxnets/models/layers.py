@@ -1,5 +1,6 @@
-"""The layers of the networks, their initialisers, and the check of images."""
+"""The layers of the networks, and their initialisers."""
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
+from jaxnets.models.checks import check_channels, check_whole
 from jaxnets.models.contract import Pairs as Pairs
 from jaxnets.models.contract import Stages as Stages
 from jaxnets.models.initialization import Scaled, parameter
@@ -43,19 +45,6 @@ def param_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def check_image_size(images: jax.Array, smallest: int, network: str) -> None:
-    """Raises InputError unless `images` is floating-point [N, H, W, C] with H and W of at least `smallest`."""
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise InputError(f"{network} got images of type {images.dtype}; expected floating-point, normalised images")
-    if images.ndim != 4:
-        raise InputError(f"{network} got images of shape {images.shape}; expected [N, H, W, C]")
-    _, height, width, _ = images.shape
-    if min(height, width) < smallest:
-        raise InputError(
-            f"{network} got images of {height}x{width} px; the smallest that it can take is {smallest}x{smallest}"
-        )
-
-
 class Conv(nn.Module):
     """Convolution with a square window and symmetric padding: [N, H, W, C] -> [N, H', W', features].
 
@@ -79,6 +68,10 @@ class Conv(nn.Module):
         self, inputs: jax.Array, activation: Activation | None = None, added: jax.Array | None = None
     ) -> jax.Array:
         """Convolves, adds `added` [N, H', W', features] and applies the activation, in one pass where possible."""
+        check_whole("/".join(self.path), features=self.features, groups=self.groups)
+        if self.has_variable("params", "kernel"):
+            kernel_shape = jnp.shape(nn.unbox(self.get_variable("params", "kernel")))
+            check_channels("/".join(self.path), kernel_shape, inputs.shape[-1], self.groups)
         if inputs.shape[-1] % self.groups or self.features % self.groups:
             raise InputError(
                 f"groups={self.groups} must divide the {inputs.shape[-1]} input and {self.features} output channels"
@@ -113,6 +106,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
+        check_whole("/".join(self.path), features=self.features)
         channels, stored = inputs.shape[-1], param_dtype(self.dtype)
         kernel = parameter(self, "kernel", self.kernel_init, (channels, self.features), stored)
         bias = parameter(self, "bias", self.bias_init or torch_bias_init(channels), (self.features,), stored)
@@ -141,14 +135,16 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         known = not isinstance(self.rate, jax.Array)
-        if known and not 0 <= self.rate <= 1:
-            raise InputError(f"a dropout rate of {self.rate}; expected one from 0 to 1")
+        if known and not (isinstance(self.rate, numbers.Real) and 0 <= self.rate <= 1):
+            raise InputError(f"a dropout rate of {self.rate!r}; expected one from 0 to 1")
         if self.keeps_all:
             return inputs
         if known and self.rate == 1:
             return jnp.zeros_like(inputs)
         # `init` runs outside of any replicated axis.
         axis_name = None if self.is_initializing() else self.axis_name
+        if not self.has_rng("dropout"):
+            raise InputError('dropout in training needs a key; give apply(..., rngs={"dropout": key})')
         keys = image_keys(self.make_rng("dropout"), len(inputs), axis_name)
         shape = (1,) * (inputs.ndim - 1) if self.whole_images else inputs.shape[1:]
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, shape))(keys)
@@ -221,6 +217,11 @@ class BatchNorm(nn.Module):
         axis_name = None if self.is_initializing() else self.axis_name
         outputs, (mean, var) = batch_norm(inputs.astype(self.dtype), scale, bias, self.epsilon, axis_name, activation)
         if not self.is_initializing():
+            if not self.is_mutable_collection("batch_stats"):
+                raise InputError(
+                    "training updates the running statistics of batch normalisation; give apply(..., "
+                    'mutable=["batch_stats"]), which returns them beside the logits'
+                )
             count = inputs.size // inputs.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
             correction = count / max(count - 1, 1) if self.unbiased_variance else 1.0
             keep = self.momentum

@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import importlib
 import inspect
+import numbers
 import os
 import pkgutil
 import sys
@@ -74,6 +75,12 @@ def family_of(name: str) -> str:
     raise InputError(f"unknown architecture {name!r}; {hint} A network of your own is package.module:factory")
 
 
+def factory_of(name: str) -> Factory:
+    """The function that builds a network; InputError if unknown."""
+    family = family_of(name)
+    return _imported(name) if ":" in name else _FAMILIES[family][name]
+
+
 def create_model(name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.float32, **options: Any) -> nn.Module:
     """Builds a network, without weights: `model.init(key, images, train=False)` makes those.
 
@@ -83,14 +90,13 @@ def create_model(name: str, *, num_classes: int = 1000, dtype: DTypeLike = jnp.f
     float64. Raises InputError for an unknown name (with the nearest ones), an option that the network does not have, or
     no classes.
     """
-    family = family_of(name)
-    build = _imported(name) if ":" in name else _FAMILIES[family][name]
+    build = factory_of(name)
     if not jnp.issubdtype(dtype, jnp.floating) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise InputError(
             f"dtype={jnp.dtype(dtype).name}; expected float32, bfloat16, float16, or float64 with jax_enable_x64 set"
         )
-    if num_classes < 1:
-        raise InputError(f"num_classes={num_classes}; a network needs at least 1 class")
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
+        raise InputError(f"num_classes={num_classes!r}; a network needs at least 1 class")
     accepted, any_option = _arguments(name, build)
     taken = {option: value for option, value in options.items() if any_option or option in accepted}
     try:

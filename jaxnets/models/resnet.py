@@ -16,6 +16,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxnets.errors import InputError
+from jaxnets.models.checks import check_call, check_functions, check_stage_sizes, check_whole
 from jaxnets.models.depth import block_stages, run_stages
 from jaxnets.models.layers import (
     Activation,
@@ -27,7 +28,6 @@ from jaxnets.models.layers import (
     NormFactory,
     Pairs,
     Stages,
-    check_image_size,
     convolved,
     he_fan_in,
     he_fan_out,
@@ -133,7 +133,13 @@ class Bottleneck(Block):
     @property
     def width(self) -> int:
         """Channels of the 3x3 convolution, over all groups."""
-        return int(self.filters * self.width_per_group / 64) * self.groups
+        width = int(self.filters * self.width_per_group / 64)
+        if width < 1:
+            raise InputError(
+                f"a bottleneck of {self.filters} filters with width_per_group={self.width_per_group} leaves no channel "
+                f"for each of its {self.groups} groups; give filters * width_per_group of at least 64"
+            )
+        return width * self.groups
 
     def convolutions(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """The block's three convolutions; ResNeXt's other forms override how they are computed."""
@@ -193,8 +199,14 @@ class ResNet(nn.Module):
         return self.dropout_rate
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        check_image_size(images, self.smallest_image, type(self).__name__)
+    def __call__(self, images: jax.Array, train: bool | None = None) -> jax.Array:
+        train = check_call(type(self).__name__, images, train, self.smallest_image)
+        sizes = {"num_classes": self.num_classes, "num_filters": self.num_filters}
+        check_whole(type(self).__name__, **sizes, groups=self.groups, width_per_group=self.width_per_group)
+        norms = {} if self.norm is None else {"norm": self.norm}
+        functions = {"block": self.block, "activation": self.activation, "kernel_init": self.kernel_init}
+        check_functions(type(self).__name__, **functions, **norms)
+        check_stage_sizes(self.stage_sizes)
         if self.norm is None and self.zero_init_residual:
             raise InputError("zero_init_residual needs a norm, whose last scale it sets to zero; norm is None")
         if self.shortcut == "none" and self.stochastic_depth_rate > 0:

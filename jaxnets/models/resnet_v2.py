@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxnets.models.checks import check_call, check_functions, check_stage_sizes, check_whole
 from jaxnets.models.depth import block_stages, run_stages
 from jaxnets.models.layers import (
     Activation,
@@ -25,7 +26,6 @@ from jaxnets.models.layers import (
     Pairs,
     Stages,
     activated,
-    check_image_size,
     convolved,
     he_fan_out,
     sow_feature,
@@ -94,8 +94,12 @@ class PreActivationResNet(nn.Module):
         return self.dropout_rate
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        check_image_size(images, self.smallest_image, type(self).__name__)
+    def __call__(self, images: jax.Array, train: bool | None = None) -> jax.Array:
+        train = check_call(type(self).__name__, images, train, self.smallest_image)
+        check_whole(type(self).__name__, num_classes=self.num_classes, num_filters=self.num_filters)
+        norms = {} if self.norm is None else {"norm": self.norm}
+        check_functions(type(self).__name__, activation=self.activation, kernel_init=self.kernel_init, **norms)
+        check_stage_sizes(self.stage_sizes)
         drop_rates = linear_drop_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
         dropout = partial(Dropout, train=train, axis_name=self.axis_name)
         conv, norm = bind_layers(self.norm, train, self.axis_name, self.kernel_init, self.dtype)

@@ -1,7 +1,7 @@
 """The configuration of a run, as in config.json in its workdir."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Config:
     found by name). `on_bad_image` is "error", "skip" or "strict". Metrics are logged every
     `log_every` steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry
     of a torch checkpoint to read; `transfer` says what is trained: "full" (the same as None), "partial" (from the stage
-    `train_from` on) or "head".
+    `train_from` on) or "head". `network_options` are options of the network, as JSON has them (see
+    `jaxnets.models.options`), such as {"activation": "gelu", "groups": 8}.
     """
 
     arch: str
@@ -56,6 +57,7 @@ class Config:
     fold: str | None = None
     group_by: str | None = None
     val_folder: str | None = None
+    network_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -124,6 +126,10 @@ class Config:
     def _check_model(self, model: Any, num_classes: int) -> None:
         if self.weights is not None:
             raise InputError("weights need a network by name; register it with jaxnets.register_model")
+        if self.network_options:
+            raise InputError(
+                f"options {', '.join(self.network_options)} are for a network by name; set them in the model"
+            )
         check_network(model, "model", num_classes)
         if jnp.dtype(model.dtype) != jnp.dtype(self.dtype):
             raise InputError(f"the model computes in {jnp.dtype(model.dtype).name}, but the run has dtype={self.dtype}")

@@ -25,7 +25,7 @@ class TrainedClassifier:
     variables: dict[str, Any]
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
-    options: dict[str, bool] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
 
     def check_classes(self, class_names: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class Contents:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     fingerprints: dict[str, str]
-    options: dict[str, bool] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     custom: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`train()`: a run from its configuration to its result."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,7 +24,8 @@ from jaxnets.training.metrics import Metric, all_metrics, class_metrics
 from jaxnets.training.metrics_log import json_value, require_tensorboard
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.setup import set_up
-from jaxnets.training.start import origin_of
+from jaxnets.training.start import check_start, origin_of
+from jaxnets.training.start_lines import start_lines
 from jaxnets.training.trainer import Schedule, Trainer
 from jaxnets.training.workdir import Workdir
 
@@ -45,6 +47,7 @@ def train(
     tensorboard: bool = False,
     interruption: Interruption | None = None,
     steps_per_call: int = 1,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Trains a classifier as `config` says, writes the files of the run to `workdir`, and returns its result.json.
 
@@ -60,6 +63,7 @@ def train(
     - `checkpoint_interval` is the time between checkpoints [seconds].
     - `steps_per_call` is the number of steps that the device takes without the host, which helps small networks on fast
       devices; checkpoints and interruptions wait for the end of a call.
+    - `dry_run` ends the run before its first step, after all checks; nothing is written, and the result is empty.
 
     Raises InputError before it writes anything if the input is invalid, and later if the loss or the gradients stay
     infinite; raises Interrupted after saving the state when `interruption` asks it to stop.
@@ -83,6 +87,13 @@ def train(
                 write_report(workdir)
             return finished
         run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel), custom)
+        if parallel.is_primary:
+            print("\n".join(start_lines(run, parallel, workdir)), file=sys.stderr)
+        if dry_run:
+            check_start(run, parallel, resume=resume)
+            return {}
+        if parallel.is_primary:
+            print("compiling ...", file=sys.stderr)
         if files:
             files.begin(config, run.dataset.class_names, run.bad_images)
 

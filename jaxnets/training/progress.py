@@ -1,4 +1,4 @@
-"""The progress of a run on standard error: a live bar on a terminal, otherwise one line an epoch."""
+"""The progress of a run on standard error: a live bar on a terminal or in a notebook, otherwise one line an epoch."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, steps: int, *, quiet: bool = False, further: Sequence[str] = ()) -> None:
         self._quiet = quiet
         self._further = further
-        self._live = sys.stderr.isatty() and not quiet
+        self._live = _rewrites_lines() and not quiet
         self._steps = steps
         self._said = self._started = 0.0
         self._speed = 0.0
@@ -111,7 +111,7 @@ def counting(
 
     Yields `done(count)` and `say(line)`.
     """
-    live = sys.stderr.isatty() and not quiet
+    live = _rewrites_lines() and not quiet
     bar = tqdm(
         total=total,
         desc=description,
@@ -136,6 +136,11 @@ def counting(
 
     with bar:
         yield done, say
+
+
+def _rewrites_lines() -> bool:
+    """Whether standard error shows a rewritten line in its place: on a terminal, and in a notebook."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
 
 
 def _number(metrics: Mapping[str, Any], name: str, form: str) -> str:

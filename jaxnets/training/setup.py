@@ -128,7 +128,7 @@ def set_up(
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     trained = {name: tree for name, tree in params.items() if name not in frozen}
     with counting("checking images", _count(dataset), quiet=quiet) as (done, say):
-        for line in (*dataset.warnings, dataset.summary()):
+        for line in dataset.warnings:
             say(line)
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
     if recipe.batch_size > len(dataset.train):
@@ -214,7 +214,7 @@ def _preprocessing(recipe: Recipe, dataset: Dataset, origin: Origin | None) -> P
     return recipe.preprocessing(like.mean, like.std, like.interpolation)
 
 
-def _options(config: Config, origin: Origin | None) -> dict[str, bool]:
+def _options(config: Config, origin: Origin | None) -> dict[str, Any]:
     """The options of the network that come with the weights."""
     options = dict(origin.options) if origin else {}
     if "aux_logits" in options and config.transfer in ("partial", "head"):

@@ -3,10 +3,12 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe, starting_variables
@@ -65,11 +67,35 @@ def saved_or_new(
             say=progress.say,
         )
         variables = parallel.on_primary(start)
+        if variables:
+            _check_fits(variables, run)
         state = new(variables=variables) if variables else state
     state, position = saved or (state, Position().to_dict())
     source = config.weights if config.weights and not saved else f"{'the checkpoint' if saved else config.arch}"
     parallel.on_primary(lambda: _check_finite(state, source))
     return parallel.replicate(state), Position.from_dict(parallel.broadcast(position))
+
+
+def check_start(run: Setup, parallel: Parallel, *, resume: bool) -> None:
+    """Raises InputError if the initial weights of a new run do not fit it; makes a state, and forgets it."""
+    if run.contents.config.weights and not resume:
+        with Progress(run.steps, quiet=not parallel.is_primary) as progress:
+            saved_or_new(run, parallel, None, progress)
+
+
+def _check_fits(variables: Any, run: Setup) -> None:
+    """Raises InputError if initial weights have other shapes than the network, which options can change."""
+    shapes, config = flatten_dict(run.declared.shapes), run.contents.config
+    theirs = flatten_dict(variables)
+    for path in sorted(shapes.keys() | theirs.keys()):
+        ours, weights = (tree[path].shape if path in tree else "missing" for tree in (shapes, theirs))
+        if ours != weights:
+            options = ", ".join(f"{name}={value}" for name, value in config.network_options.items())
+            raise InputError(
+                f"{config.weights} does not fit {config.arch}{' with ' * bool(options)}{options}: "
+                f"{'/'.join(path)} is {weights} in the weights, and {ours} in the network; change the options, or "
+                "start without --weights"
+            )
 
 
 def _check_finite(state: TrainState, source: str) -> None:

@@ -61,7 +61,6 @@ class Trainer:
             self._checkpoints = stack.enter_context(
                 Checkpoints(workdir, run.contents, self._report_checkpoint if self._hooks else None)
             )
-            _announce(run, parallel, progress)
             self.state, position = saved_or_new(run, parallel, self._checkpoints if resume else None, progress)
             self.run = run = run.cache_features(self.state.variables, parallel)
             progress.start_at(position.step)
@@ -240,12 +239,3 @@ class Trainer:
 def _shown(run: Setup) -> list[str]:
     """The metrics in the progress line; with five classes or fewer, top-5 accuracy is always 1."""
     return [name for name in run.custom.metrics if name != TOP5 or len(run.dataset.class_names) > 5]
-
-
-def _announce(run: Setup, parallel: Parallel, progress: Progress) -> None:
-    config, devices = run.contents.config, parallel.devices
-    trained = f" ({run.num_trained:,} of them trained)" if run.frozen else ""
-    progress.say(
-        f"{config.arch}: {run.num_params:,} parameters{trained}, {run.steps} steps of {config.recipe.batch_size} on "
-        f"{len(devices)} {devices[0].device_kind} by {parallel.kind}; compiling ..."
-    )

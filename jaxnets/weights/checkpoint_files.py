@@ -1,6 +1,7 @@
 """The files of checkpoints, by orbax: named arrays, JSON metadata, and checksums of both."""
 
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ import orbax.checkpoint as ocp
 
 from jaxnets.errors import InputError
 from jaxnets.weights.folder_path import open_folder
+
+# orbax reports each of its steps through absl, and each failure at length. Other records of absl pass.
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 _SAME_SETTINGS = "use it with the network, optimizer and JAX settings of its run"
 

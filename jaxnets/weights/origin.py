@@ -10,11 +10,11 @@ from jaxnets.errors import InputError
 
 @dataclass(frozen=True)
 class Origin:
-    """The preprocessing and class names that weights were trained with, and the network's options."""
+    """The preprocessing and class names that weights were trained with, and the network's options as JSON has them."""
 
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
-    options: dict[str, bool]
+    options: dict[str, Any]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Origin":

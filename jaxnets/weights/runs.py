@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxnets.devices import devices
 from jaxnets.errors import InputError
 from jaxnets.models.contract import has_option
 from jaxnets.models.initialization import declaration
-from jaxnets.models.registry import create_model
+from jaxnets.models.options import model_with
 from jaxnets.weights.network_tensors import fault_of
 from jaxnets.weights.origin import Origin
 
@@ -59,17 +59,31 @@ def network_of(
 ) -> nn.Module:
     """The network of a run: `settings` are its configuration, `options` come with the weights that it starts from.
 
-    `model` takes the place of the network that the settings name.
+    `network_options` in the settings take the place of equal ones. `model` takes the place of the network that the
+    settings name.
 
     Raises InputError if the network does not have an option that the recipe asks for.
     """
     arch, recipe = settings["arch"], settings["recipe"]
-    model = model or create_model(arch, num_classes=num_classes, dtype=jnp.dtype(settings["dtype"]), **options)
+    if model is None:
+        options = {**options, **options_in(settings)}
+        model = model_with(arch, options, num_classes=num_classes, dtype=jnp.dtype(settings["dtype"]))
     wanted = {name: recipe[name] for name, (unset, _) in _SETTINGS.items() if recipe[name] != unset}
     for name in wanted:
         if not has_option(model, name):
             raise InputError(f"{arch} has no {name}, which the recipe asks for; {_SETTINGS[name][1]}")
     return model.clone(**wanted) if wanted else model
+
+
+def options_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the network in a run's configuration; those of runs of earlier versions have none."""
+    return dict(settings.get("network_options", {}))
+
+
+def origin_in(contents: Mapping[str, Any]) -> Origin:
+    """The origin of a run's weights, from the metadata of a checkpoint."""
+    origin = Origin.from_dict(contents)
+    return replace(origin, options=origin.options | options_in(contents["config"]))
 
 
 def read_contents(workdir: Path) -> dict[str, Any] | None:
@@ -128,7 +142,7 @@ def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
         if which == "best" and metadata["best"] in manager.all_steps():
             number = metadata["best"]
             metadata = files.read_metadata(manager, number)
-        settings, origin = metadata["config"], Origin.from_dict(metadata)
+        settings, origin = metadata["config"], origin_in(metadata)
         trained = metadata["custom"].get("model")
         if trained is not None and custom is None:
             raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")

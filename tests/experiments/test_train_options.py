@@ -7,9 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from experiments.train import make_parser, parse, workdir_of
+from experiments.train import make_parser, parse
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.new_workdir import workdir_or_new
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
@@ -109,7 +110,7 @@ def test_what_is_no_recipe_arrives_as_well(tmp_path: Path, monkeypatch: pytest.M
     )
     more = (
         "--seed 5 --log-every 3 --workdir run --resume --parallel pmap --checkpoint-interval 7.5 --tensorboard "
-        "--steps-per-call 4"
+        "--steps-per-call 4 --dry-run"
     )
     config, launch = parse([*arguments.split(), *more.split()])
     assert config == Config(
@@ -118,13 +119,13 @@ def test_what_is_no_recipe_arrives_as_well(tmp_path: Path, monkeypatch: pytest.M
     )  # fmt: skip
     assert asdict(launch) == {
         "workdir": Path("run"), "resume": True, "parallel": "pmap", "checkpoint_interval": 7.5, "tensorboard": True,
-        "steps_per_call": 4,
+        "steps_per_call": 4, "dry_run": True,
     }  # fmt: skip
     config, launch = parse(["--arch", "resnet18"])
     assert config == Config("resnet18", recipe_for("resnet18"))
     assert asdict(launch) == {
         "workdir": None, "resume": False, "parallel": "auto", "checkpoint_interval": 60.0,
-        "tensorboard": False, "steps_per_call": 1,
+        "tensorboard": False, "steps_per_call": 1, "dry_run": False,
     }  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def test_a_run_without_a_workdir_gets_one_that_is_not_there(tmp_path: Path, monk
 
     def workdir(*arguments: str) -> str:
         config, launch = parse(["--arch", "resnet18", *arguments])
-        with workdir_of(config, launch, Parallel.choose("jit")) as path:
+        with workdir_or_new(launch.workdir, config, Parallel.choose("jit")) as path:
             assert path.is_dir() == (launch.workdir is None)
             return str(path)
 
