@@ -1,0 +1,21 @@
+"""Judges predictions: scores, calibration, confidence intervals and paired tests, in NumPy."""
+
+from jaxnets.evaluation.calibration import Calibration, brier_score, calibration
+from jaxnets.evaluation.intervals import bootstrap_intervals, share_interval
+from jaxnets.evaluation.mcnemar import McNemar, mcnemar
+from jaxnets.evaluation.scores import Scores, class_scores, confusion_matrix, in_top_k, top_k_accuracy
+
+__all__ = [
+    "Calibration",
+    "McNemar",
+    "Scores",
+    "bootstrap_intervals",
+    "brier_score",
+    "calibration",
+    "class_scores",
+    "confusion_matrix",
+    "in_top_k",
+    "mcnemar",
+    "share_interval",
+    "top_k_accuracy",
+]
