@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import SymbolicZero
+from jax.interpreters import ad
 
 from jaxnets.ops import cpu
 from jaxnets.ops.primitives import function_primitive
@@ -31,14 +31,14 @@ def batch_norm(
     ReLU costs nothing on the CPU. Ioffe & Szegedy 2015.
 
     The gradient is written out: derived automatically it sums four times instead of twice, and keeps the centred
-    inputs. Only reverse mode is supported.
+    inputs.
     """
     relu = activation is jax.nn.relu
     outputs, moments = _batch_norm(inputs, scale, bias, epsilon, axis_name, relu)
     return outputs if activation is None or relu else activation(outputs), moments
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _batch_norm(
     inputs: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool
 ) -> tuple[jax.Array, Moments]:
@@ -57,41 +57,16 @@ def _with_residual(
     return outputs, (checkpoint_name(mean, "moments"), checkpoint_name(var, "moments")), residual
 
 
-def _forward(inputs: Any, scale: Any, bias: Any, epsilon: float, axis_name: str | None, relu: bool) -> Any:
-    outputs, moments, residual = _with_residual(inputs.value, scale.value, bias.value, epsilon, axis_name, relu)
-    return (outputs, moments), (inputs.value, scale.value, moments, (outputs, *residual) if relu else ())
-
-
-def _backward(
-    epsilon: float, axis_name: str | None, relu: bool, residuals: Any, cotangents: Any
-) -> tuple[Any, Any, Any]:
-    del relu
-    inputs, scale, (mean, var), rectified = residuals
-    pulled, moments_pulled = jax.tree.map(_instantiated, cotangents, is_leaf=_is_zero)
-    operands = (inputs, pulled, mean, var, scale, *rectified)
+@_batch_norm.defjvp
+def _differentiated(epsilon: float, axis_name: str | None, relu: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    inputs, scale, bias = primals
+    outputs, moments, residual = _with_residual(inputs, scale, bias, epsilon, axis_name, relu)
+    operands = (*tangents, inputs, scale, *moments, *((outputs, *residual) if relu else ()))
     if axis_name is None:
-        by_inputs, by_scale, by_bias = _gradient.bind(*operands, epsilon=epsilon)
+        by_outputs, *by_moments = _tangent.bind(*operands, epsilon=epsilon)
     else:
-        by_inputs, by_scale, by_bias = _gradients(*operands, epsilon=epsilon, axis_name=axis_name)
-    if not all(map(_is_zero, cotangents[1])):
-        count = inputs.size // inputs.shape[-1]
-        if axis_name is not None:
-            moments_pulled, count = lax.psum(moments_pulled, axis_name), count * lax.axis_size(axis_name)
-        mean_pulled, var_pulled = moments_pulled
-        by_moments = (2 * (inputs.astype(scale.dtype) - mean) * var_pulled + mean_pulled) / count
-        by_inputs += by_moments.astype(inputs.dtype)
-    return by_inputs, by_scale, by_bias
-
-
-_batch_norm.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _is_zero(cotangent: Any) -> bool:
-    return isinstance(cotangent, SymbolicZero)
-
-
-def _instantiated(cotangent: Any) -> jax.Array:
-    return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_zero(cotangent) else cotangent
+        by_outputs, *by_moments = _tangents(*operands, epsilon=epsilon, axis_name=axis_name)
+    return (outputs, moments), (by_outputs, tuple(by_moments))
 
 
 def _normalise(
@@ -124,16 +99,37 @@ def _moments(inputs: Any, axis_name: str | None) -> Moments:
     return overall, checkpoint_name(lax.pmean(var + jnp.square(mean - overall), axis_name), "moments")
 
 
-def _gradients(
+def _tangents(
+    inputs_dot: Any,
+    scale_dot: Any,
+    bias_dot: Any,
     inputs: Any,
-    pulled: Any,
+    scale: Any,
     mean: Any,
     var: Any,
-    scale: Any,
     *rectified: Any,
     epsilon: float,
     axis_name: str | None = None,
 ) -> list[Any]:
+    """Of outputs, mean and variance, from those of inputs, scale and bias; with ReLU outputs and residual follow.
+
+    The transpose of this form sums twice.
+    """
+    axes = tuple(range(inputs.ndim - 1))
+    inverse = lax.rsqrt(var + epsilon)
+    wide, centred = inputs_dot.astype(scale.dtype), inputs.astype(scale.dtype) - mean
+    mean_dot, covariance = wide.mean(axes), (centred * wide).mean(axes)
+    if axis_name is not None:
+        mean_dot, covariance = lax.pmean((mean_dot, covariance), axis_name)
+    slope = scale * inverse
+    outputs_dot = slope * wide + centred * (inverse * (scale_dot - slope * inverse * covariance))
+    outputs_dot = (outputs_dot + (bias_dot - slope * mean_dot)).astype(inputs.dtype)
+    if rectified:
+        outputs_dot = jnp.where(rectified[0] > 0, outputs_dot, 0)
+    return [outputs_dot, mean_dot, 2 * covariance]
+
+
+def _gradients(inputs: Any, pulled: Any, mean: Any, var: Any, scale: Any, *rectified: Any, epsilon: float) -> list[Any]:
     """By inputs, scale and bias, from the outputs' gradient `pulled`; with ReLU outputs and residual follow."""
     if rectified:
         pulled = jnp.where(rectified[0] > 0, pulled, 0)
@@ -142,11 +138,9 @@ def _gradients(
     wide, centred = pulled.astype(scale.dtype), inputs.astype(scale.dtype) - mean
     by_bias = wide.sum(axes)
     by_scale = (wide * centred).sum(axes) * inverse
-    # What the outputs of all replicas contribute to each input through the moments.
-    sums, count = (by_bias, by_scale), inputs.size // inputs.shape[-1]
-    if axis_name is not None:
-        sums, count = lax.psum(sums, axis_name), count * lax.axis_size(axis_name)
-    by_inputs = scale * inverse * (wide - sums[0] / count - centred * (inverse * sums[1] / count))
+    # Each input contributes to all outputs through the moments.
+    count = inputs.size // inputs.shape[-1]
+    by_inputs = scale * inverse * (wide - by_bias / count - centred * (inverse * by_scale / count))
     return [by_inputs.astype(inputs.dtype), by_scale, by_bias]
 
 
@@ -162,6 +156,27 @@ _gradient = function_primitive(
     _gradients,
     cpu.batch_norm_gradients,
 )
+_tangent = function_primitive(
+    "batch_norm_tangents",
+    lambda inputs_dot, scale_dot, bias_dot, inputs, scale, *_, **__: [inputs, *_per_channel(inputs, scale)],
+    _tangents,
+)
+
+
+def _transposed(cotangents: Any, *operands: Any, epsilon: float) -> list[Any]:
+    """Cotangents of the tangents of inputs, scale and bias."""
+    tangents, (inputs, scale, mean, var, *rectified) = operands[:3], operands[3:]
+    pulled, mean_pulled, var_pulled = map(ad.instantiate_zeros, cotangents)
+    by_inputs, *others = _gradient.bind(inputs, pulled, mean, var, scale, *rectified, epsilon=epsilon)
+    if not all(isinstance(cotangent, ad.Zero) for cotangent in cotangents[1:]):
+        count = inputs.size // inputs.shape[-1]
+        by_moments = (2 * (inputs.astype(scale.dtype) - mean) * var_pulled + mean_pulled) / count
+        by_inputs += by_moments.astype(inputs.dtype)
+    gradients = zip((by_inputs, *others), tangents, strict=True)
+    return [g if ad.is_undefined_primal(t) else None for g, t in gradients] + [None] * (len(operands) - 3)
+
+
+ad.primitive_transposes[_tangent] = _transposed
 
 
 def _residual(inputs: Any, relu: bool) -> list[Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.interpreters import ad
 
 from jaxnets.errors import InputError
 from jaxnets.ops import cpu
@@ -34,35 +35,20 @@ def max_pool(inputs: jax.Array, window: int, *, stride: int, padding: int = 0, c
     return _max_pool(inputs, window, stride, tuple(pads), (counts[0], counts[1]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def _max_pool(inputs: jax.Array, window: int, stride: int, pads: Padding2D, counts: tuple[int, int]) -> jax.Array:
     (outputs,) = _values.bind(inputs, window=window, stride=stride, pads=pads, counts=counts)
     return outputs
 
 
-def _forward(
-    inputs: jax.Array, window: int, stride: int, pads: Padding2D, counts: tuple[int, int]
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    outputs, winners = _values_and_winners.bind(inputs, window=window, stride=stride, pads=pads, counts=counts)
-    # Of the inputs only the shape is needed, which an empty array carries.
-    return outputs, (winners, jnp.zeros((0, *inputs.shape[1:3]), jnp.bool_))
-
-
-def _backward(
-    window: int,
-    stride: int,
-    pads: Padding2D,
-    counts: tuple[int, int],
-    kept: tuple[jax.Array, jax.Array],
-    gradient: jax.Array,
-) -> tuple[jax.Array]:
-    del counts
-    winners, shape = kept
-    sizes = (shape.shape[1], shape.shape[2])
-    return tuple(_gradient.bind(winners, gradient, sizes=sizes, window=window, stride=stride, pads=pads))
-
-
-_max_pool.defvjp(_forward, _backward)
+@_max_pool.defjvp
+def _differentiated(
+    window: int, stride: int, pads: Padding2D, counts: tuple[int, int], primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    options = {"window": window, "stride": stride, "pads": pads, "counts": counts}
+    outputs, winners = _values_and_winners.bind(*primals, **options)
+    (outputs_dot,) = _tangent.bind(*tangents, winners, **options)
+    return outputs, outputs_dot
 
 
 def _largest(
@@ -84,6 +70,21 @@ def _by_views(
         better = (values > best) | jnp.isnan(values)
         best, winners = jnp.where(better, values, best), jnp.where(better, jnp.array(tap, winners.dtype), winners)
     return [best, winners]
+
+
+def _of_winners(
+    inputs_dot: jax.Array,
+    winners: jax.Array,
+    *,
+    window: int,
+    stride: int,
+    pads: Padding2D,
+    counts: tuple[int, int],
+) -> list[jax.Array]:
+    """The tangents of the largest values, from the tap that each one came from."""
+    taps = [(i, j) for i in range(window) for j in range(window)]
+    views = shifted_views(inputs_dot, taps, stride, pads, counts, 0)
+    return [sum((jnp.where(winners == tap, view, 0) for tap, view in enumerate(views)), jnp.zeros_like(views[0]))]
 
 
 def _tap_dtype(window: int) -> jnp.dtype:
@@ -147,6 +148,22 @@ _gradient = function_primitive(
     _by_inputs,
     cpu.max_pool_gradient,
 )
+_tangent = function_primitive(
+    "max_pool_tangent", lambda inputs_dot, winners, *, counts, **_: [_pooled(inputs_dot, counts)], _of_winners
+)
+
+
+def _transposed(
+    cotangents: Any, inputs_dot: Any, winners: Any, *, window: int, stride: int, pads: Padding2D, counts: Any
+) -> list[Any]:
+    del counts
+    _, *sizes, _ = inputs_dot.aval.shape
+    gradient = ad.instantiate_zeros(cotangents[0])
+    options = {"sizes": tuple(sizes), "window": window, "stride": stride, "pads": pads}
+    return [*_gradient.bind(winners, gradient, **options), None]
+
+
+ad.primitive_transposes[_tangent] = _transposed
 
 
 def avg_pool(inputs: jax.Array, window: int, *, stride: int) -> jax.Array:

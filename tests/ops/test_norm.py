@@ -48,6 +48,44 @@ def test_values_and_gradients(shape: tuple[int, ...], relu: bool) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_forward_mode_and_second_derivatives(relu: bool) -> None:
+    def defined(*given: jax.Array) -> Any:
+        outputs, moments = definition(*given)
+        return jnp.maximum(outputs, 0) if relu else outputs, moments
+
+    def ours(*given: jax.Array) -> Any:
+        return batch_norm(*given, EPSILON, None, jax.nn.relu if relu else None)
+
+    def loss(normalise: Any) -> Any:
+        return lambda *given: sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(normalise(*given)))
+
+    primals = arguments(4, 3, 2, 5)
+    tangents = tuple(np.random.RandomState(1).standard_normal(array.shape) for array in primals)
+    expected, actual = (jax.jvp(function, primals, tangents) for function in (defined, ours))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), actual, expected)
+    # Forward over reverse, and reverse over forward.
+    gradients = partial(jax.grad, argnums=(0, 1, 2))
+    expected, actual = (jax.jvp(gradients(loss(of)), primals, tangents)[1] for of in (defined, ours))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), actual, expected)
+    slope = lambda *given: jax.jvp(loss(ours), given, tangents)[1]  # noqa: E731
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-10), gradients(slope)(*primals), expected)
+
+
+def test_replicas_have_the_tangents_of_one_batch() -> None:
+    inputs, scale, bias = arguments(8, 3, 3, 5)
+    tangents = tuple(np.random.RandomState(1).standard_normal(array.shape) for array in (inputs, scale, bias))
+    (expected, _) = jax.jvp(definition, (inputs, scale, bias), tangents)[1]
+
+    def replica(share: jax.Array, share_dot: jax.Array) -> Any:
+        function = lambda *given: batch_norm(*given, EPSILON, "replicas")[0]  # noqa: E731
+        return jax.jvp(function, (share, scale, bias), (share_dot, *tangents[1:]))[1]
+
+    shares = (array.reshape(4, 2, 3, 3, 5) for array in (inputs, tangents[0]))
+    actual = jax.vmap(replica, axis_name="replicas")(*shares)
+    np.testing.assert_allclose(actual.reshape(inputs.shape), expected, atol=1e-12)
+
+
 def test_replicas_are_as_one() -> None:
     inputs, scale, bias = arguments(8, 3, 3, 5)
     expected, pull = jax.vjp(definition, inputs, scale, bias)

@@ -47,6 +47,12 @@ def test_max_pool_and_its_gradient(size: list[int], window: int, stride: int, pa
     outputs, pull = jax.vjp(pool, jnp.asarray(inputs))
     np.testing.assert_array_equal(outputs, expected)
     np.testing.assert_allclose(pull(jnp.asarray(weights))[0], gradient, atol=1e-12)
+    tangent = np.random.RandomState(2).standard_normal(inputs.shape)
+    (_, forward) = jax.jvp(pool, (jnp.asarray(inputs),), (jnp.asarray(tangent),))
+    assert (forward * weights).sum() == pytest.approx((gradient * tangent).sum(), abs=1e-12)
+    # Second derivatives of a maximum are zero: only those of the function behind it are left.
+    product = jax.jvp(jax.grad(lambda x: jnp.square(pool(x)).sum() / 2), (jnp.asarray(inputs),), (tangent,))[1]
+    np.testing.assert_allclose(product, pull(forward)[0], atol=1e-12)
 
 
 @pytest.mark.fast
