@@ -46,7 +46,7 @@ def state_at(number: int) -> TrainState:
 
 
 def position_at(number: int) -> dict[str, Any]:
-    position = Position(step=number - 1, epochs_tested=1, best_accuracy=0.1 + number, log_bytes=2**40)
+    position = Position(step=number - 1, epochs_done=1, best_accuracy=0.1 + number, log_bytes=2**40)
     position.epoch.sums["loss"] = 1 / 3
     return position.to_dict()
 
