@@ -63,7 +63,7 @@ def load_dataset(
 
 def is_table(name: str) -> bool:
     """Whether `name` is the path of a CSV file."""
-    return Path(name).suffix.lower() == ".csv" and Path(name).expanduser().is_file()
+    return Path(name).suffix.lower() == ".csv" and not Path(name).expanduser().is_dir()
 
 
 def is_path(name: str) -> bool:

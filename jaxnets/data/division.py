@@ -130,7 +130,9 @@ class Division:
             val = _lowest(positions[rest], labels[rest], self.val_share)
         if not val.any():
             advice = "give fewer folds" if self.fold else "add images, or give --val-share 0 to train on all"
-            raise InputError(f"too few training images to hold out a val part; {advice}")
+            raise InputError(
+                f"too few {'images' if self.group_by is None else 'groups'} to hold out a val part; {advice}"
+            )
         parts[rest[val]] = PARTS.index("val")
         return parts
 

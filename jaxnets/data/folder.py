@@ -160,7 +160,7 @@ def held_out(
                     "testing, or --test-share 0"
                 )
     positions = np.array([position_of(name) for name in names])
-    return division.divide(dataset, labels, positions, groups and groups["train"], FolderSource.subset)
+    return division.divide(dataset, labels, positions, None if groups is None else groups["train"], FolderSource.subset)
 
 
 def _same_classes(root: Path, train: Path, class_names: dict[str, Path], folder: Path) -> FolderSource:

@@ -84,11 +84,15 @@ def _read(file: Path) -> list[_Row]:
                     "perhaps part in its first line, each once"
                 )
             rows = [_row(name, header, lines.line_num, values) for values in lines if values]
+    except OSError as error:
+        raise InputError(
+            f"{name} can't be read ({error.strerror}); give a CSV file with a row for each image"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except csv.Error as error:
         raise InputError(
-            f"{name} is not a CSV file ({error}); expected a header path,label and a row an image"
+            f"{name} is not CSV ({error}); expected a header path,label and a row for each image"
         ) from None
     if not rows:
         raise InputError(f"{name} names no images; expected a row for each image after the header")
@@ -115,4 +119,4 @@ def _row(name: str, header: Sequence[str], line: int, values: Sequence[str]) -> 
     part = part_of(of["part"]) if "part" in of else "train"
     if part is None:
         raise InputError(f"{name} line {line}: part {of['part']!r}; expected train, val or test")
-    return _Row(line, of["path"], normalised(of["label"]), part, of)
+    return _Row(line, os.path.normpath(of["path"]), normalised(of["label"]), part, of)

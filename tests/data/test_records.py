@@ -69,7 +69,7 @@ def test_records_contain_the_resized_images_in_order(dataset: Dataset, tmp_path:
     records = load_dataset(str(tmp_path / "records"))
     assert list(records.parts) == ["train", "val"]
     assert replace(records, train=dataset.train, val=dataset.val) == dataset
-    for split in ("train", "test"):
+    for split in ("train", "val"):
         source, written = getattr(dataset, split), getattr(records, split)
         assert len(source) == len(written)
         for index in range(len(source)):

@@ -53,7 +53,7 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
     assert 0 < result["compile_seconds"] < result["seconds"]
     assert result["device"]
     assert (result["devices"], result["parallel"]) == (1, "jit")
-    assert result["best_test_accuracy"] == max(line["accuracy"] for line in metrics(trained) if line["split"] == "test")
+    assert result["best_val_accuracy"] == max(line["accuracy"] for line in metrics(trained) if line["split"] == "val")
     assert 0 <= result["waiting_for_data_seconds"] < result["seconds"]
     tests = [line for line in metrics(trained) if line["split"] == "test"]
     assert [line["count"] for line in tests] == [360, 360]

@@ -22,6 +22,7 @@ from jaxnets.training import trainer
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation, Evaluator
+from jaxnets.training.hooks import Hook
 from jaxnets.training.interruption import Interruption
 from jaxnets.training.loop import train
 from jaxnets.training.parallel import Compiled, Parallel
@@ -184,6 +185,74 @@ def test_the_best_is_kept_and_patience_ends(
     for which, number in (("best", best_epoch), ("latest", len(results))):
         variables = load_classifier(tmp_path / "run", which).variables
         jax.tree.map(np.testing.assert_array_equal, variables, tested[number - 1])
+
+
+class Kept(Hook):
+    """Keeps the network of each epoch."""
+
+    def __init__(self) -> None:
+        self.networks: list[Any] = []
+
+    def after_val(self, epoch: int, evaluation: Evaluation, variables: Any) -> None:
+        self.networks.append(jax.device_get(variables))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_test_part_chooses_nothing(tmp_path: Path) -> None:
+    """A test part that says the opposite of val would choose another epoch, but gets the network that val chose."""
+    val = greys(11)
+    opposite = ArraySource(val.images, 1 - val.labels)
+    kept = Kept()
+    config = Config("resnet20_cifar", replace(RECIPE, epochs=3), "greys")
+    dataset = replace(GREYS, val=val, test=opposite)
+    result = train(config, tmp_path / "run", dataset, hooks=[kept], parallel=JIT)
+    model = load_classifier(tmp_path / "run").model
+    preprocessing = load_classifier(tmp_path / "run").preprocessing
+    evaluate = Evaluator(model, preprocessing, 8, JIT)
+    by_val, by_test = (
+        [evaluate(variables, source).metrics for variables in kept.networks] for source in (val, opposite)
+    )
+
+    def choice(evaluations: list[dict[str, float]]) -> int:
+        return max(range(3), key=lambda epoch: (evaluations[epoch]["accuracy"], -evaluations[epoch]["loss"]))
+
+    chosen = choice(by_val)
+    assert chosen != choice(by_test)
+    assert result["best_epoch"] == chosen + 1
+    for part, evaluations in (("val", by_val), ("test", by_test)):
+        assert result[f"{part}_accuracy"] == evaluations[chosen]["accuracy"]
+        assert result[f"{part}_loss"] == pytest.approx(evaluations[chosen]["loss"], rel=1e-6)
+    assert result["test_loss"] > by_test[choice(by_test)]["loss"] + 0.01
+    best = load_classifier(tmp_path / "run").variables
+    jax.tree.map(np.testing.assert_array_equal, best, kept.networks[chosen])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_val_images_the_last_network_is_tested(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", replace(GREYS, val=None))
+    assert not lines(tmp_path / "run", "val")
+    (test,) = lines(tmp_path / "run", "test")
+    assert (test["epoch"], test["accuracy"], result["best_epoch"]) == (2, result["test_accuracy"], 2)
+    assert result["best_val_accuracy"] is None
+    assert "val_accuracy" not in result
+    with pytest.raises(InputError, match="patience_epochs=1 needs val images, of which greys has none"):
+        run(tmp_path / "patient", replace(GREYS, val=None), patience_epochs=1)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_test_images_val_is_judged(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", replace(GREYS, test=None))
+    assert (result["judged_on"], result["test_accuracy"]) == ("val", None)
+    assert not lines(tmp_path / "run", "test")
+    rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "part,index,image,class,predicted,probability,class_probability"
+    assert [row.split(",")[:2] for row in rows[1:]] == [["val", str(index)] for index in range(11)]
+    for row in rows[1:]:
+        *_, label, predicted, probability, own = row.split(",")
+        assert float(own) <= float(probability)
+        assert (label == predicted) == (own == probability)
+    with pytest.raises(InputError, match="greys has neither val nor test images"):
+        run(tmp_path / "none", replace(GREYS, val=None, test=None))
 
 
 @pytest.mark.slow
