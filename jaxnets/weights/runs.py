@@ -129,7 +129,7 @@ def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
             number = metadata["best"]
             metadata = files.read_metadata(manager, number)
         settings, origin = metadata["config"], Origin.from_dict(metadata)
-        trained = metadata["custom"].get("model")
+        trained = metadata.get("custom", {}).get("model")  # runs of earlier versions have no such entry
         if trained is not None and custom is None:
             raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
         model = network_of(settings, len(origin.class_names), origin.options, custom)

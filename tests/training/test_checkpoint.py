@@ -147,6 +147,33 @@ def test_a_classifier_knows_its_classes(saved: Path) -> None:
             classifier.check_classes(other)
 
 
+class Earlier(Contents):
+    """The metadata of a version without val parts."""
+
+    def to_dict(self) -> dict[str, Any]:
+        metadata = super().to_dict()
+        for name in ("val_share", "val_folder", "fold", "group_by"):
+            del metadata["config"][name]
+        del metadata["custom"]
+        return metadata
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, Earlier(CONFIG, PREPROCESSING, CLASSES, {"train": "a", "test": "b"})) as checkpoints:
+        for number in (1, 2):
+            checkpoints.save(number, state_at(number), position_at(number), best=number == 1)
+    for which, number in (("best", 1), ("latest", 2)):
+        classifier = load_classifier(tmp_path, which)
+        assert_same(classifier.variables, state_at(number).ema)
+        assert classifier.config == CONFIG
+    # But such a run can't go on: it was trained on what is the val part now.
+    with (
+        Checkpoints(tmp_path, replace(CONTENTS, fingerprints={"train": "a", "val": "c", "test": "b"})) as checkpoints,
+        pytest.raises(InputError, match=r"the val images are not those .*or the run is of an earlier version"),
+    ):
+        checkpoints.restore(state_at(0), print)
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda step: shutil.rmtree(step / name)
 

@@ -28,11 +28,12 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 ARCH = "small_resnet"
 TRUNK = ("conv1", "bn1", "layer1_0", "layer2_0")
 # Two other classes, with statistics of their own.
-OTHERS = Dataset("others", ("one", "other"), images(40, 5), images(16, 6), (0.9,) * 3, (0.1,) * 3, val=images(12, 7))
+OTHERS = Dataset("others", ("one", "other"), images(40, 5), images(16, 6), (0.9,) * 3, (0.1,) * 3)
 OTHERS = replace(
     OTHERS,
     train=ArraySource(images(40, 5).images, np.arange(40) % 2),
     test=ArraySource(images(16, 6).images, np.arange(16) % 2),
+    val=ArraySource(images(12, 7).images, np.arange(12) % 2),
 )
 
 
