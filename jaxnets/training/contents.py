@@ -56,13 +56,13 @@ class Contents:
         """Raises InputError unless a run with the metadata `before` can resume with these."""
         check_classes(before["class_names"], self.class_names)
         self.config.check_resumes(Config.from_dict(before["config"]))
-                for part, fingerprint in self.fingerprints.items():
+        check_same_parts(before.get("custom", {}), self.custom)
+        for part, fingerprint in self.fingerprints.items():
             if before["fingerprints"].get(part) != fingerprint:
                 raise InputError(
                     f"the {part} images are not those that the run began with (names, classes or contents differ, "
                     "or the run is of an earlier version); restore those, or train again in another --workdir"
                 )
-        check_same_parts(before["custom"], self.custom)
 
 
 def check_classes(trained: Sequence[str], class_names: Sequence[str]) -> None:
