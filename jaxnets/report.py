@@ -64,7 +64,7 @@ def write_report(workdir: Path) -> Path:
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(result['arch'])}: {result[result['judged_on'] + '_accuracy']:.2%}</title>"
+        f"<title>{html.escape(result['arch'])}: {result[_part(result) + '_accuracy']:.2%}</title>"
         f"<style>{_STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
@@ -73,9 +73,13 @@ def write_report(workdir: Path) -> Path:
     return path
 
 
+def _part(result: dict[str, Any]) -> str:
+    return str(result.get("judged_on", "test"))  # runs of earlier versions have none
+
+
 def _facts(result: dict[str, Any]) -> str:
     waiting = result["waiting_for_data_seconds"] / max(result["training_seconds"], 1e-9)
-    part = result["judged_on"]
+    part = _part(result)
     accuracy, images = result[f"{part}_accuracy"], result[f"{part}_images"]
     wrong = round(images * (1 - accuracy))
     facts = {
@@ -164,7 +168,7 @@ def _confusion_section(predictions: Sequence[dict[str, str]], names: Sequence[st
 
 def _classes_section(result: dict[str, Any]) -> str:
     columns = ("precision", "recall", "f1")
-    part = result["judged_on"]
+    part = _part(result)
     macro = {"class": "unweighted mean", "support": result[f"{part}_images"]}
     macro |= {column: result[f"{part}_macro_{column}"] for column in columns}
     rows = []

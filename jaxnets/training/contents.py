@@ -56,7 +56,7 @@ class Contents:
         """Raises InputError unless a run with the metadata `before` can resume with these."""
         check_classes(before["class_names"], self.class_names)
         self.config.check_resumes(Config.from_dict(before["config"]))
-        check_same_parts(before["custom"], self.custom)
+        check_same_parts(before.get("custom", {}), self.custom)
         for part, fingerprint in self.fingerprints.items():
             if before["fingerprints"].get(part) != fingerprint:
                 raise InputError(

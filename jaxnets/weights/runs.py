@@ -142,8 +142,13 @@ def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
         if which == "best" and metadata["best"] in manager.all_steps():
             number = metadata["best"]
             metadata = files.read_metadata(manager, number)
+<<<<<<< HEAD
         settings, origin = metadata["config"], origin_in(metadata)
         trained = metadata["custom"].get("model")
+=======
+        settings, origin = metadata["config"], Origin.from_dict(metadata)
+        trained = metadata.get("custom", {}).get("model")  # runs of earlier versions have no such entry
+>>>>>>> parts
         if trained is not None and custom is None:
             raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
         model = network_of(settings, len(origin.class_names), origin.options, custom)

@@ -33,6 +33,7 @@ OTHERS = replace(
     OTHERS,
     train=ArraySource(images(40, 5).images, np.arange(40) % 2),
     test=ArraySource(images(16, 6).images, np.arange(16) % 2),
+    val=ArraySource(images(12, 7).images, np.arange(12) % 2),
 )
 
 
@@ -148,7 +149,7 @@ def test_cached_features_train_the_same_head(
         monkeypatch.setattr(setup, "CACHE_BYTES", most)
         results[name] = train(run, tmp_path / name, OTHERS, parallel=cpus(devices))
         # The trunk sees each image once, whatever the epochs.
-        assert extracted == [len(OTHERS.train), len(OTHERS.test)]
+        assert extracted == [40, 12, 16]
     cached, computed = (variables(tmp_path / name) for name in ("cached", "computed"))
     for name, array in computed.items():
         np.testing.assert_allclose(cached[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
