@@ -28,9 +28,10 @@ _IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", st
 def configuration(words: Mapping[str, Any], before: Path | None = None) -> Config:
     """The configuration that `words` mean: fields of Config and of Recipe by name; `recipe` is the name of a recipe.
 
-    `lr` is the learning rate, as on the command line. What is not given is the recipe's, which depends on the network, the data set and whether there are weights, or the
-    default. `dataset` may be a Dataset. `before` is the folder of a run to continue: without `arch` the run keeps its
-    configuration. Raises InputError for an unknown word, and for a value that a word does not take.
+    `lr` is the learning rate, as on the command line. What is not given is the recipe's, which depends on the network,
+    the data set and whether there are weights, or the default. `dataset` may be a Dataset. `before` is the folder of a
+    run to continue: without `arch` the run keeps its configuration. Raises InputError for an unknown word, and for a
+    value that a word does not take.
     """
     words = {_SHORT.get(name, name): value for name, value in words.items()}
     dataset = words.get("dataset", "digits")
