@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from jaxnets.data.sources import Dataset
-from jaxnets.training.config import Config
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
@@ -29,7 +28,7 @@ def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
         **_images(dataset),
         "network": _network(run),
         "image size": _sizes(recipe),
-        "recipe": _recipe(config, dataset),
+        "recipe": _recipe(run),
         "optimizer": _optimizer(run),
         "length": length,
         "device": f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}",
@@ -90,18 +89,18 @@ def _sizes(recipe: Recipe) -> str:
     return f"{recipe.image_size} x {recipe.image_size} pixels{training}"
 
 
-def _recipe(config: Config, dataset: Dataset) -> str:
+def _recipe(run: Setup) -> str:
     """The nearest recipe, and the settings in which the run differs from it."""
-    differences = {}
-    for name in (None, *RECIPES):
-        other = recipe_for(config.arch, dataset, name)
+    config, is_own = run.contents.config, run.custom.model is not None
+    differences: dict[str | None, list[str]] = {}
+    for name in RECIPES if is_own else (None, *RECIPES):
+        other = recipe_for("resnet50" if is_own else config.arch, run.dataset, name)
         differences[name] = [
             f"{setting.name}={value}"
             for setting in fields(other)
             if (value := getattr(config.recipe, setting.name)) != getattr(other, setting.name)
         ]
-    name = min(differences, key=lambda name: len(differences[name]))
-    changed = differences[name]
+    name, changed = min(differences.items(), key=lambda of: len(of[1]))
     more = f" and {len(changed) - _NAMED_SETTINGS} more" if len(changed) > _NAMED_SETTINGS else ""
     settings = f" with {', '.join(changed[:_NAMED_SETTINGS])}{more}" if changed else ""
     return (name or f"the default of {config.arch}") + settings
