@@ -6,25 +6,30 @@ from pathlib import Path
 import numpy as np
 
 from jaxnets.data.sources import Dataset
+from jaxnets.errors import InputError
+from jaxnets.models.registry import family_of
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
 from jaxnets.training.setup import Setup
 
-# Classes that are listed one by one, and names of others.
-_LISTED, _NAMED = 10, 5
+# Classes that are listed one by one.
+_LISTED = 10
 _NAMED_SETTINGS = 8
 # More images in the largest class than in the smallest, as a factor, get a warning.
 _SKEW = 3.0
 
 
 def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
-    """The data by part and class, the network, the recipe, the optimiser, the length, and the run's folder."""
+    """The data by class, the network, the recipe, the optimiser, the length, and the run's folder.
+
+    `Dataset.summary` has the names of the classes.
+    """
     config, dataset = run.contents.config, run.dataset
     recipe = config.recipe
     length = f"{_count(recipe.epochs, 'epoch')}, {_count(run.steps, 'step')} of {_count(recipe.batch_size, 'image')}"
     rows = {
-        "data": f"{config.dataset}: {_classes(dataset.class_names)}",
+        "data": f"{config.dataset}, {len(dataset.class_names):,} classes",
         **_images(dataset),
         "network": _network(run),
         "image size": _sizes(recipe),
@@ -50,10 +55,6 @@ def skew_warnings(dataset: Dataset) -> list[str]:
     ]
 
 
-def _classes(names: tuple[str, ...]) -> str:
-    return f"{len(names):,} classes ({', '.join(map(repr, names[:_NAMED]))}{', ...' * (len(names) > _NAMED)})"
-
-
 def _images(dataset: Dataset) -> dict[str, str]:
     """A row a part: the number of images, and those of each class, or of the smallest and the largest class."""
     rows = {}
@@ -68,8 +69,6 @@ def _images(dataset: Dataset) -> dict[str, str]:
             fewest, most = min(counts), max(counts)
             of = [dataset.class_names[counts.index(count)] for count in (fewest, most)]
             row += f": {fewest:,} ({of[0]!r}) to {most:,} ({of[1]!r}) in a class"
-        if part == "test" and dataset.tested_on:
-            row += f"; {dataset.tested_on}"
         rows[part] = row
     return rows
 
@@ -91,10 +90,14 @@ def _sizes(recipe: Recipe) -> str:
 
 def _recipe(run: Setup) -> str:
     """The nearest recipe, and the settings in which the run differs from it."""
-    config, is_own = run.contents.config, run.custom.model is not None
+    config, arch = run.contents.config, run.contents.config.arch
+    try:
+        family_of(arch)
+    except InputError:  # the name of a network that was given to train()
+        arch = "resnet50"
     differences: dict[str | None, list[str]] = {}
-    for name in RECIPES if is_own else (None, *RECIPES):
-        other = recipe_for("resnet50" if is_own else config.arch, run.dataset, name)
+    for name in (None, *RECIPES):
+        other = recipe_for(arch, run.dataset, name)
         differences[name] = [
             f"{setting.name}={value}"
             for setting in fields(other)
@@ -103,7 +106,7 @@ def _recipe(run: Setup) -> str:
     name, changed = min(differences.items(), key=lambda of: len(of[1]))
     more = f" and {len(changed) - _NAMED_SETTINGS} more" if len(changed) > _NAMED_SETTINGS else ""
     settings = f" with {', '.join(changed[:_NAMED_SETTINGS])}{more}" if changed else ""
-    return (name or f"the default of {config.arch}") + settings
+    return (name or f"the default of {arch}") + settings
 
 
 def _optimizer(run: Setup) -> str:

@@ -38,9 +38,10 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 
 
 def test_each_cell_is_marked() -> None:
-    text = NOTEBOOK.read_text(encoding="utf-8")
-    cells = text.split("# %%")[1:]
+    first, *cells = re.split(r"^# %%", NOTEBOOK.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert first.startswith('"""')
     assert len(cells) > 10
     for cell in cells:
-        is_text = cell.startswith(" [markdown]\n")
-        assert all(line.startswith("#") for line in cell.strip().splitlines()[1:] if line) == is_text
+        head, *lines = cell.strip().splitlines()
+        assert head in ("", "[markdown]") or not cell.startswith(" [")
+        assert all(line.startswith("#") for line in lines) == cell.startswith(" [markdown]\n")
