@@ -186,6 +186,11 @@ def test_orbax_is_quiet_and_other_users_of_absl_are_heard(caplog: pytest.LogCapt
     def say(file: str) -> None:
         exec(compile("logging.warning('from ' + where)", file, "exec"), {"logging": logging, "where": Path(file).name})
 
-    say(str(Path(orbax.checkpoint.__file__).with_name("noisy.py")))
-    say("/home/me/mine.py")
+    level = logging.get_verbosity()  # which commands change
+    try:
+        logging.set_verbosity(logging.WARNING)
+        say(str(Path(orbax.checkpoint.__file__).with_name("noisy.py")))
+        say("/home/me/mine.py")
+    finally:
+        logging.set_verbosity(level)
     assert [record.message for record in caplog.records] == ["from mine.py"]

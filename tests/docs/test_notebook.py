@@ -42,6 +42,7 @@ def test_each_cell_is_marked() -> None:
     assert first.startswith('"""')
     assert len(cells) > 10
     for cell in cells:
-        head, *lines = cell.strip().splitlines()
-        assert head in ("", "[markdown]") or not cell.startswith(" [")
-        assert all(line.startswith("#") for line in lines) == cell.startswith(" [markdown]\n")
+        head, *lines = cell.strip("\n").splitlines() if cell.startswith(" ") else ["", *cell.strip().splitlines()]
+        assert head in ("", " [markdown]")
+        assert lines
+        assert all(line.startswith("#") for line in lines) == (head == " [markdown]")
