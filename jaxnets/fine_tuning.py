@@ -17,6 +17,9 @@ from jaxnets.training.new_workdir import workdir_or_new
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.words import configuration
 
+# How a run is launched, beside `parallel`; arguments of the training loop.
+_LAUNCH = ("steps_per_call", "checkpoint_interval", "tensorboard")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -59,8 +62,9 @@ def train(
 
     `dataset` is a folder of images, a name, or a Dataset. `words` are the command's options, by the names of the fields
     of Config and of Recipe: `recipe="fast"`, `epochs=3`, `learning_rate=0.01`, `weights="DEFAULT"`, `transfer="head"`,
-    `network_options={"activation": "gelu"}`. Without `workdir` the run gets a new folder under runs/; with `resume` it
-    continues the run in `workdir`. Raises InputError, before it writes anything, if the input is invalid.
+    `network_options={"activation": "gelu"}`; and `parallel`, `steps_per_call`, `checkpoint_interval` and
+    `tensorboard`. Without `workdir` the run gets a new folder under runs/; with `resume` it continues the run in
+    `workdir`. Raises InputError, before it writes anything, if the input is invalid.
     """
     return _run({**words, "arch": arch, "dataset": dataset}, workdir, resume)
 
@@ -85,7 +89,9 @@ def fine_tune(
 def _run(words: Mapping[str, Any], workdir: str | Path | None, resume: bool) -> Run:
     keep_memory()
     folder = None if workdir is None else Path(workdir).expanduser()
-    config, parallel = configuration(words), Parallel.choose()
+    launch = {name: words[name] for name in _LAUNCH if name in words}
+    config = configuration({name: value for name, value in words.items() if name not in ("parallel", *_LAUNCH)})
+    parallel = Parallel.choose(words.get("parallel", "auto"))
     dataset = words["dataset"] if isinstance(words["dataset"], Dataset) else None
     with workdir_or_new(folder, config, parallel) as path:
-        return Run(path, train_run(config, path, dataset, parallel=parallel, resume=resume))
+        return Run(path, train_run(config, path, dataset, parallel=parallel, resume=resume, **launch))

@@ -186,15 +186,19 @@ def checked_options(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key].checked(value) for key, value in values.items()}
 
 
+def built_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for `create_model(name)` of options from JSON. Raises InputError as `checked_options`."""
+    if all(isinstance(value, bool) for value in options.values()):  # switches need no conversion
+        return dict(options)
+    known = options_of(name)
+    return {key: known[key].built(value) for key, value in checked_options(name, options).items()}
+
+
 def model_with(
     name: str, options: Mapping[str, Any], *, num_classes: int = 1000, dtype: DTypeLike = jnp.float32
 ) -> nn.Module:
     """`create_model(name)` with options from JSON. Raises InputError as it does, and as `checked_options`."""
-    arguments = dict(options)
-    if not all(isinstance(value, bool) for value in options.values()):  # switches need no conversion
-        known = options_of(name)
-        arguments = {key: known[key].built(value) for key, value in checked_options(name, options).items()}
-    return create_model(name, num_classes=num_classes, dtype=dtype, **arguments)
+    return create_model(name, num_classes=num_classes, dtype=dtype, **built_options(name, options))
 
 
 def assignments(texts: Sequence[str]) -> dict[str, str]:

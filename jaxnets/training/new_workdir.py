@@ -15,7 +15,7 @@ def workdir_or_new(workdir: Path | None, config: Config, parallel: Parallel) -> 
     if workdir is not None:
         yield workdir
         return
-    new = parallel.broadcast(parallel.on_primary(lambda: str(_new_workdir(config))))
+    new = parallel.broadcast(parallel.on_primary(lambda: str(new_workdir(config))))
     try:
         yield Path(new)
     finally:
@@ -25,7 +25,7 @@ def workdir_or_new(workdir: Path | None, config: Config, parallel: Parallel) -> 
                     folder.rmdir()
 
 
-def _new_workdir(config: Config) -> Path:
+def new_workdir(config: Config) -> Path:
     """Creates runs/ARCH-DATASET, or with -2, -3, ... appended if that exists. Two processes never get the same."""
     name = Path(config.dataset).name if is_path(config.dataset) else config.dataset
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{config.arch}-{name}")

@@ -87,7 +87,7 @@ def _check_fits(variables: Any, run: Setup) -> None:
     """Raises InputError if initial weights have other shapes than the network, which options can change."""
     shapes, config = flatten_dict(run.declared.shapes), run.contents.config
     theirs = flatten_dict(variables)
-    for path in sorted(shapes.keys() | theirs.keys()):
+    for path in sorted(shapes.keys() | theirs.keys(), key=lambda path: (path[0] != "params", path)):
         ours, weights = (tree[path].shape if path in tree else "missing" for tree in (shapes, theirs))
         if ours != weights:
             options = ", ".join(f"{name}={value}" for name, value in config.network_options.items())

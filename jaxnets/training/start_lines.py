@@ -6,30 +6,34 @@ from pathlib import Path
 import numpy as np
 
 from jaxnets.data.sources import Dataset
-from jaxnets.training.config import Config
+from jaxnets.errors import InputError
+from jaxnets.models.registry import family_of
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
 from jaxnets.training.setup import Setup
 
-# Classes that are listed one by one, and names of others.
-_LISTED, _NAMED = 10, 5
+# Classes that are listed one by one.
+_LISTED = 10
 _NAMED_SETTINGS = 8
 # More images in the largest class than in the smallest, as a factor, get a warning.
 _SKEW = 3.0
 
 
 def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
-    """The data by part and class, the network, the recipe, the optimiser, the length, and the run's folder."""
+    """The data by class, the network, the recipe, the optimiser, the length, and the run's folder.
+
+    `Dataset.summary` has the names of the classes.
+    """
     config, dataset = run.contents.config, run.dataset
     recipe = config.recipe
     length = f"{_count(recipe.epochs, 'epoch')}, {_count(run.steps, 'step')} of {_count(recipe.batch_size, 'image')}"
     rows = {
-        "data": f"{config.dataset}: {_classes(dataset.class_names)}",
+        "data": f"{config.dataset}, {len(dataset.class_names):,} classes",
         **_images(dataset),
         "network": _network(run),
         "image size": _sizes(recipe),
-        "recipe": _recipe(config, dataset),
+        "recipe": _recipe(run),
         "optimizer": _optimizer(run),
         "length": length,
         "device": f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}",
@@ -49,10 +53,6 @@ def skew_warnings(dataset: Dataset) -> list[str]:
         f"{dataset.class_names[fewest]!r} only {counts[fewest]:,}; give small classes more weight with --class-weights "
         "balanced or --sampler balanced"
     ]
-
-
-def _classes(names: tuple[str, ...]) -> str:
-    return f"{len(names):,} classes ({', '.join(map(repr, names[:_NAMED]))}{', ...' * (len(names) > _NAMED)})"
 
 
 def _images(dataset: Dataset) -> dict[str, str]:
@@ -90,21 +90,25 @@ def _sizes(recipe: Recipe) -> str:
     return f"{recipe.image_size} x {recipe.image_size} pixels{training}"
 
 
-def _recipe(config: Config, dataset: Dataset) -> str:
+def _recipe(run: Setup) -> str:
     """The nearest recipe, and the settings in which the run differs from it."""
-    differences = {}
+    config, arch = run.contents.config, run.contents.config.arch
+    try:
+        family_of(arch)
+    except InputError:  # the name of a network that was given to train()
+        arch = "resnet50"
+    differences: dict[str | None, list[str]] = {}
     for name in (None, *RECIPES):
-        other = recipe_for(config.arch, dataset, name)
+        other = recipe_for(arch, run.dataset, name)
         differences[name] = [
             f"{setting.name}={value}"
             for setting in fields(other)
             if (value := getattr(config.recipe, setting.name)) != getattr(other, setting.name)
         ]
-    name = min(differences, key=lambda name: len(differences[name]))
-    changed = differences[name]
+    name, changed = min(differences.items(), key=lambda of: len(of[1]))
     more = f" and {len(changed) - _NAMED_SETTINGS} more" if len(changed) > _NAMED_SETTINGS else ""
     settings = f" with {', '.join(changed[:_NAMED_SETTINGS])}{more}" if changed else ""
-    return (name or f"the default of {config.arch}") + settings
+    return (name or f"the default of {arch}") + settings
 
 
 def _optimizer(run: Setup) -> str:

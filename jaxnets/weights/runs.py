@@ -17,7 +17,8 @@ from jaxnets.devices import devices
 from jaxnets.errors import InputError
 from jaxnets.models.contract import has_option
 from jaxnets.models.initialization import declaration
-from jaxnets.models.options import model_with
+from jaxnets.models.options import built_options
+from jaxnets.models.registry import create_model
 from jaxnets.weights.network_tensors import fault_of
 from jaxnets.weights.origin import Origin
 
@@ -67,7 +68,8 @@ def network_of(
     arch, recipe = settings["arch"], settings["recipe"]
     if model is None:
         options = {**options, **options_in(settings)}
-        model = model_with(arch, options, num_classes=num_classes, dtype=jnp.dtype(settings["dtype"]))
+        dtype = jnp.dtype(settings["dtype"])
+        model = create_model(arch, num_classes=num_classes, dtype=dtype, **built_options(arch, options))
     wanted = {name: recipe[name] for name, (unset, _) in _SETTINGS.items() if recipe[name] != unset}
     for name in wanted:
         if not has_option(model, name):
@@ -142,13 +144,8 @@ def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
         if which == "best" and metadata["best"] in manager.all_steps():
             number = metadata["best"]
             metadata = files.read_metadata(manager, number)
-<<<<<<< HEAD
         settings, origin = metadata["config"], origin_in(metadata)
-        trained = metadata["custom"].get("model")
-=======
-        settings, origin = metadata["config"], Origin.from_dict(metadata)
         trained = metadata.get("custom", {}).get("model")  # runs of earlier versions have no such entry
->>>>>>> parts
         if trained is not None and custom is None:
             raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
         model = network_of(settings, len(origin.class_names), origin.options, custom)

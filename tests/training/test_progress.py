@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from tqdm import tqdm
 
-from jaxnets.training.progress import Progress
+from jaxnets.training.progress import Progress, counting
 
 
 class Terminal(io.StringIO):
@@ -71,3 +71,22 @@ def test_a_quiet_process_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.advance(1, 1, 1, {}, 1.0)
         progress.end_epoch(1, 1, {}, {}, 0.0)
     assert terminal.getvalue() == ""
+
+
+def test_a_notebook_shows_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As ipykernel's stream is: no terminal, but "\r" goes back to the start of the line.
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("jaxnets.training.progress.tqdm", partial(tqdm, mininterval=0))
+    with Progress(2) as progress:
+        for step in (1, 2):
+            progress.advance(step, 1, 1, {"loss": 0.5, "accuracy": 0.75}, 123.4)
+        progress.say("a line that stays")
+    with counting("checking images", 3) as (done, _):
+        done(3)
+    text = stream.getvalue()
+    assert "\x1b" not in text  # no cursor movements, which older notebooks print as they are
+    first, _, rest = text.partition("a line that stays\n")
+    assert "\n" not in first
+    assert [line.split("|")[2].strip() for line in first.split("\r") if "step 2/2" in line]
+    assert "checking images: 100%" in rest

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from experiments.train import new_workdir
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
 from jaxnets.training.exclusive import LOCK, Exclusive
+from jaxnets.training.new_workdir import new_workdir
 from jaxnets.training.workdir import Workdir
 from jaxnets.weights import folder_path
 from tests.training.networks import STILL, arguments, checkpoints, config, start
