@@ -12,17 +12,18 @@ import jaxnets
 from jaxnets.models.alexnet import AlexNet
 from jaxnets.models.googlenet import GoogLeNet
 from jaxnets.models.initialization import initial_variables
-from jaxnets.models.layers import he_fan_out
+from jaxnets.models.layers import he_fan_in
 from jaxnets.models.resnet import BasicBlock, Bottleneck, ResNet
 
-CLASSES = 3
+# Three objects, and none: without it, a network may know the last object by the lack of the others.
+CLASSES, NOTHING = 4, 3
 _SIDE = 64
 # Names of the four families, each with a network and the stage whose maps are read, of 8x8 pixels where there is one.
 _small = partial(ResNet, stage_sizes=(1, 1, 1), num_classes=CLASSES, num_filters=16, stem="imagenet")
 FAMILIES: dict[str, tuple[Any, str]] = {
-    "alexnet": (AlexNet(num_classes=CLASSES, hidden_features=64, dropout_rate=0.0, kernel_init=he_fan_out), "conv5"),
+    "alexnet": (AlexNet(num_classes=CLASSES, hidden_features=64, dropout_rate=0.0, kernel_init=he_fan_in), "conv5"),
     "googlenet": (
-        GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0, kernel_init=he_fan_out),
+        GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0),
         "inception4e",
     ),
     "resnet": (_small(block=BasicBlock), "layer2"),
@@ -51,9 +52,9 @@ def objects(count: int, seed: int, side: int = _SIDE) -> Objects:
     size = side // 4
     rows, columns = np.indices((size, size)) - (size - 1) / 2
     shapes = np.stack(
-        [rows**2 + columns**2 <= (size / 2) ** 2, (abs(rows) < 2) | (abs(columns) < 2), np.floor(rows / 2) % 2 == 0]
+        [rows**2 + columns**2 <= (size / 2) ** 2, (abs(rows) < 2) | (abs(columns) < 2), np.floor(rows / 2) % 2 == 0, rows > side]
     )
-    images = generator.normal(0, 0.5, (count, side, side, 3)).astype(np.float32)
+    images = generator.normal(0, 0.25, (count, side, side, 3)).astype(np.float32)
     labels = generator.integers(0, CLASSES, count)
     corners = generator.integers(0, side - size + 1, (count, 2))
     colours = generator.choice([-2.0, 2.0], (count, 3))
