@@ -52,7 +52,12 @@ def objects(count: int, seed: int, side: int = _SIDE) -> Objects:
     size = side // 4
     rows, columns = np.indices((size, size)) - (size - 1) / 2
     shapes = np.stack(
-        [rows**2 + columns**2 <= (size / 2) ** 2, (abs(rows) < 2) | (abs(columns) < 2), np.floor(rows / 2) % 2 == 0, rows > side]
+        [
+            rows**2 + columns**2 <= (size / 2) ** 2,
+            (abs(rows) < 2) | (abs(columns) < 2),
+            np.floor(rows / 2) % 2 == 0,
+            rows > side,
+        ]
     )
     images = generator.normal(0, 0.25, (count, side, side, 3)).astype(np.float32)
     labels = generator.integers(0, CLASSES, count)

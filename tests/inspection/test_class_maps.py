@@ -143,7 +143,10 @@ def test_only_what_follows_the_stage_is_differentiated() -> None:
         return analysis["flops"]
 
     forward = flops(lambda variables, batch: model.apply(variables, batch[0], train=False))
-    maps = {stage: flops(partial(_step, model=model, stage=stage, method="grad_cam", top=1)) for stage in ("layer2.0", "conv1")}
+    maps = {
+        stage: flops(partial(_step, model=model, stage=stage, method="grad_cam", top=1))
+        for stage in ("layer2.0", "conv1")
+    }
     assert maps["layer2.0"] < 1.2 * forward
     assert maps["conv1"] > 1.5 * forward
 

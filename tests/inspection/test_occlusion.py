@@ -56,7 +56,9 @@ def test_equals_loops_over_the_squares(variables: dict, window: int, stride: int
 def test_the_default_is_the_most_probable_class_and_a_quarter_of_the_side(variables: dict) -> None:
     best = np.asarray(MODEL.apply(variables, images(), train=False)).argmax(axis=1)
     np.testing.assert_allclose(
-        occlusion(MODEL, variables, images()), occlusion(MODEL, variables, images(), best, window=2, stride=1), atol=1e-6
+        occlusion(MODEL, variables, images()),
+        occlusion(MODEL, variables, images(), best, window=2, stride=1),
+        atol=1e-6,
     )
 
 
