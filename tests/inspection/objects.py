@@ -18,17 +18,18 @@ from jaxnets.models.resnet import BasicBlock, Bottleneck, ResNet
 # Three objects, and none: without it, a network may know the last object by the lack of the others.
 CLASSES, NOTHING = 4, 3
 _SIDE = 64
-# Names of the four families, each with a network and the stage whose maps are read, of 8x8 pixels where there is one.
 _small = partial(ResNet, stage_sizes=(1, 1, 1), num_classes=CLASSES, num_filters=16, stem="imagenet")
-FAMILIES: dict[str, tuple[Any, str]] = {
-    "alexnet": (AlexNet(num_classes=CLASSES, hidden_features=64, dropout_rate=0.0, kernel_init=he_fan_in), "conv5"),
-    "googlenet": (
-        GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0),
-        "inception4e",
+# A network of each family, the image side [pixels], steps of training, and the stage and method of the maps. AlexNet's
+# dense layers read positions, and its later stages have 7x7 pixels with fields of view of half the image.
+FAMILIES: dict[str, tuple[Any, int, int, str, str]] = {
+    "alexnet": (
+        AlexNet(num_classes=CLASSES, hidden_features=64, dropout_rate=0.0, kernel_init=he_fan_in),
+        127, 120, "conv2", "hires_cam",
     ),
-    "resnet": (_small(block=BasicBlock), "layer2"),
-    "resnext": (_small(block=Bottleneck, groups=4, width_per_group=16), "layer2"),
-}
+    "googlenet": (GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0), 64, 100, "inception3b", "grad_cam"),
+    "resnet": (_small(block=BasicBlock), 64, 100, "layer2", "grad_cam"),
+    "resnext": (_small(block=Bottleneck, groups=4, width_per_group=16), 64, 100, "layer2", "grad_cam"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,14 @@ def trained(model: Any, steps: int, side: int = _SIDE, batch: int = 32, seed: in
             )
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updates
 
-        (value, updates), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        gradient, updates = jax.grad(loss, has_aux=True)(variables["params"])
         change, state = optimizer.update(gradient, state)
-        return {**variables, **updates, "params": optax.apply_updates(variables["params"], change)}, state, value
+        return {**variables, **updates, "params": optax.apply_updates(variables["params"], change)}, state
 
     state = optimizer.init(variables["params"])
     first = objects(batch, seed=0, side=side)
     step = jaxnets.compile(step, variables, state, first.images, first.labels)
     for number in range(steps):
         data = objects(batch, seed=1000 + number, side=side)
-        variables, state, value = step(variables, state, data.images, data.labels)
-        if number % 20 == 0 or number == steps - 1:
-            print(number, float(value), flush=True)
+        variables, state = step(variables, state, data.images, data.labels)
     return variables
