@@ -26,7 +26,10 @@ FAMILIES: dict[str, tuple[Any, int, int, str, str]] = {
         AlexNet(num_classes=CLASSES, hidden_features=64, dropout_rate=0.0, kernel_init=he_fan_in),
         127, 120, "conv2", "hires_cam",
     ),
-    "googlenet": (GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0), 64, 100, "inception3b", "grad_cam"),
+    "googlenet": (
+        GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0),
+        64, 100, "inception3b", "grad_cam",
+    ),
     "resnet": (_small(block=BasicBlock), 64, 100, "layer2", "grad_cam"),
     "resnext": (_small(block=Bottleneck, groups=4, width_per_group=16), 64, 100, "layer2", "grad_cam"),
 }  # fmt: skip
