@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[Any, int, int, str, str]] = {
     ),
     "googlenet": (
         GoogLeNet(num_classes=CLASSES, aux_logits=False, dropout_rate=0.0),
-        64, 100, "inception3b", "grad_cam",
+        64, 100, "inception3b", "hires_cam",
     ),
     "resnet": (_small(block=BasicBlock), 64, 100, "layer2", "grad_cam"),
     "resnext": (_small(block=Bottleneck, groups=4, width_per_group=16), 64, 100, "layer2", "grad_cam"),
