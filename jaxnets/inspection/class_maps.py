@@ -61,8 +61,10 @@ def class_maps(
     """Probabilities and class activation maps of normalised images [N, H, W, 3], from one forward pass.
 
     The maps are of `classes` [N, T], or of the `top` most probable ones. `stage` is by default the last one whose
-    output has more than one pixel; only what follows it is differentiated. `method` is one of `METHODS`. `done` gets
-    the number of images so far. Raises InputError for a stage without a map, and if outputs are not finite.
+    output has more than one pixel; only what follows it is differentiated. `method` is "grad_cam" or "hires_cam",
+    which are equal before a mean and a linear head, as in a ResNet. Before dense layers that read positions, as in
+    AlexNet, HiResCAM finds small objects that Grad-CAM misses, as it averages gradients over the image. `done` gets the
+    number of images so far. Raises InputError for a stage without a map, and if outputs are not finite.
     """
     images = checked_images(images)
     if method not in METHODS:
@@ -139,22 +141,5 @@ def _hires_cam(activations: jax.Array, gradient: jax.Array) -> jax.Array:
     return jax.nn.relu((gradient * activations).sum(axis=-1))
 
 
-def _layer_cam(activations: jax.Array, gradient: jax.Array) -> jax.Array:
-    return jax.nn.relu((jax.nn.relu(gradient) * activations).sum(axis=-1))
-
-
-def _grad_cam_pp(activations: jax.Array, gradient: jax.Array) -> jax.Array:
-    g2, g3 = gradient**2, gradient**3
-    bottom = 2 * g2 + activations.sum(axis=(1, 2), keepdims=True) * g3
-    alpha = jnp.where(g2 > 0, g2 / jnp.where(bottom == 0, 1, bottom), 0)
-    weights = (alpha * jax.nn.relu(gradient)).sum(axis=(1, 2), keepdims=True)
-    return jax.nn.relu((weights * activations).sum(axis=-1))
-
-
-METHODS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "grad_cam": _grad_cam,
-    "hires_cam": _hires_cam,
-    "layer_cam": _layer_cam,
-    "grad_cam_pp": _grad_cam_pp,
-}
+METHODS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"grad_cam": _grad_cam, "hires_cam": _hires_cam}
 _programs = Programs(_step)

@@ -49,7 +49,7 @@ details { margin-top: 1.2rem; } summary { cursor: pointer; }
 .filters { max-width: 26rem; }
 @media print {
   body { margin: 0; max-width: none; font-size: 12px; } section { break-inside: auto; }
-  details::details-content { content-visibility: visible; block-size: auto; }
+  details:not([open]) { display: none; }
   .row { grid-template-columns: repeat(6, 1fr); } .maps { grid-template-columns: repeat(2, 1fr); }
 }
 """

@@ -1,0 +1,37 @@
+"""Class maps and occlusion agree on where a pasted object is, for networks of all families trained to find it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import spearmanr
+
+from jaxnets.inspection import grad_cam, occlusion, resize_maps
+from tests.inspection.objects import FAMILIES, NOTHING, objects, trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_class_maps_and_occlusion_agree_on_the_object(family: str) -> None:
+    model, side, steps, stage, method = FAMILIES[family]
+    variables = trained(model, steps, side=side)
+    data = objects(48, seed=1, side=side)
+    shown = data.labels != NOTHING
+    images, labels, masks = data.images[shown], data.labels[shown], data.masks()[shown]
+    drops = occlusion(model, variables, images, labels, window=side // 4, stride=side // 16, batch_size=128)
+    maps = grad_cam(model, variables, images, labels, stage, method=method)
+
+    height, width = maps.shape[1:]
+    ranks = [
+        spearmanr(heat.ravel(), np.asarray(_averaged(np.maximum(drop, 0), height, width)).ravel()).statistic
+        for heat, drop in zip(maps, drops, strict=True)
+    ]
+    share = masks.mean()  # what a map without information has on the object
+    for heat in (resize_maps(maps, side, side), np.maximum(drops, 0)):
+        inside = [heat[i][masks[i]].sum() / heat[i].sum() for i in range(len(heat))]
+        assert np.mean(inside) > 2 * share
+    # Maps without a relation have correlations about 0.
+    assert np.mean(ranks) > 0.15, np.mean(ranks)
+
+
+def _averaged(values: np.ndarray, height: int, width: int) -> Image.Image:
+    return Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
