@@ -1,5 +1,7 @@
 """Images that a data set holds twice: python -m experiments.duplicates (DATASET | RUN) [--output FILE.csv|.html]."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from experiments.command import parser_of, run
@@ -38,8 +40,7 @@ def main() -> None:
             say(line)
         before = 0
         for part, source in parts.items():
-            start = before
-            sources[part] = readable(source, len(dataset.class_names), lambda n, start=start: done(start + n), say)
+            sources[part] = readable(source, len(dataset.class_names), partial(_done_after, done, before), say)
             before += len(source)
     with counting("comparing images", count) as (done, _):
         pairs = find_duplicates(sources, done)
@@ -57,6 +58,10 @@ def main() -> None:
     else:
         write_page(arguments.output, _page(pairs, sources, dataset))
     print(f"written to {arguments.output}")
+
+
+def _done_after(done: Callable[[int], None], before: int, count: int) -> None:
+    done(before + count)
 
 
 def _dataset(data: str, data_dir: str | None) -> Dataset:
@@ -93,8 +98,8 @@ def _page(pairs: list[Pair], sources: dict[str, Source], dataset: Dataset) -> st
     shown = pairs[:_DRAWN]
     lead = (
         f"{across} pairs across parts, {len(pairs) - across} within a part"
-        f"{f'; the first {_DRAWN} are shown' if len(pairs) > _DRAWN else ''}. An image that is both trained and tested on "
-        "makes the test too good: remove it from one of the parts."
+        f"{f'; the first {_DRAWN} are shown' if len(pairs) > _DRAWN else ''}. An image that is "
+        "both trained and tested on makes the test too good: remove it from one of the parts."
     )
     sections = [
         ("Across parts", [card(pair) for pair in shown if pair.part != pair.other_part]),

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--method",
         choices=("pca", "umap"),
-        help="how --plot gets two dimensions: principal components (default) or UMAP",
+        help="two dimensions by principal components (default) or UMAP",
     )
     arguments = parser.parse_args()
     output: Path = arguments.output
@@ -61,10 +61,10 @@ def _plot(path: Path, embeddings: np.ndarray, names: np.ndarray, stage: str, met
     classes = class_order(sorted(set(folders)))
     labels = np.array([classes.index(folder) for folder in folders])
     if method == "umap":
-        points, axes = umap_embedding(embeddings), ("UMAP 1", "UMAP 2")
+        points, axes = umap_embedding(embeddings), ["UMAP 1", "UMAP 2"]
     else:
         points, shares = principal_components(embeddings)
-        axes = tuple(f"component {number}: {share:.0%} of the variance" for number, share in enumerate(shares, 1))
+        axes = [f"component {number}: {share:.0%} of the variance" for number, share in enumerate(shares, 1)]
     figure = draw_embedding(points, labels, classes, axes=axes, title=f"features of {stage}, {len(names)} images")
     new = path.with_name(f"{path.name}.new")
     figure.savefig(new, format=path.suffix.lower().removeprefix("."), dpi=150)

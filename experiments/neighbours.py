@@ -67,24 +67,16 @@ def main() -> None:
     if arguments.output.suffix.lower() == ".csv":
         write_rows(arguments.output, COLUMNS, rows)
     else:
+        count = indices.shape[1]
         cards = [
-            (
-                images.where(row),
-                [
-                    Card([(images, row)], ["the image"]),
-                    *(
-                        Card(
-                            [(train, index)],
-                            [str(names[row, rank]), f"{similarities[row, rank]:.4f}", train.where(index)],
-                        )
-                        for rank, index in enumerate(indices[row].tolist())
-                    ),
-                ],
-            )
+            Card([(train, index)], [name, similarity, neighbour]) for _, _, similarity, index, neighbour, name in rows
+        ]
+        sections = [
+            (images.where(row), [Card([(images, row)], ["the image"]), *cards[row * count : (row + 1) * count]])
             for row in range(len(images))
         ]
         lead = f"Training images of {dataset.name} by the cosine similarity of the features of {stage}, nearest first."
-        write_page(arguments.output, contact_sheet("The most similar training images", lead, cards))
+        write_page(arguments.output, contact_sheet("The most similar training images", lead, sections))
     print(f"written to {arguments.output}")
 
 

@@ -1,8 +1,8 @@
-"""Images that occur twice: the same pixels, or copies that were resized, recompressed, cropped, brightened or mirrored."""
+"""Images that occur twice: with the same pixels, or as copies that were resized, recompressed, cropped or mirrored."""
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -27,7 +27,8 @@ _GAP, _MOST_TYPICAL = 2.0, 0.25
 _MOST_WITH_GAP = 0.6
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
     """Two images, as the name of their part and their index in it; `similarity` is the correlation after alignment."""
 
     part: str

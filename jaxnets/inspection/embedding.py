@@ -67,7 +67,7 @@ def draw_embedding(
     labels: np.ndarray | None = None,
     class_names: Sequence[str] = (),
     *,
-    axes: tuple[str, str] = ("1st component", "2nd component"),
+    axes: Sequence[str] = ("1st component", "2nd component"),
     title: str = "",
 ) -> Any:
     """A matplotlib figure of points [N, 2], coloured by their labels [N], with the names of the axes.
@@ -101,12 +101,10 @@ def draw_embedding(
     if named:
         for label in np.unique(classes):
             middle = np.median(points[classes == label], axis=0)
-            text = axis.annotate(
-                _short(class_names[label]), middle, ha="center", va="center", fontsize=9, weight="bold"
-            )
-            text.set_parse_math(False)
-            text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
-        legend = figure.legend(loc="outside right upper", frameon=False, fontsize=9, ncols=1 + (count > 25))
+            style: Any = {"ha": "center", "va": "center", "fontsize": 9, "weight": "bold", "parse_math": False}
+            name = axis.text(*middle, _short(class_names[label]), **style)
+            name.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+        legend: Any = figure.legend(loc="outside right upper", frameon=False, fontsize=9, ncols=1 + (count > 25))
         for text in legend.get_texts():
             text.set_parse_math(False)
         for handle in legend.legend_handles:

@@ -18,7 +18,7 @@ def nearest(
     leave_out_self: bool = False,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [M, k] into `features` [N, ...] and cosine similarities [M, k], the most similar first, for queries [M, ...].
+    """The most similar of `features` [N, ...] to queries [M, ...]: indices and cosine similarities [M, k], sorted.
 
     With `leave_out_self` the queries are the features, and an image is not its own neighbour. Of equal similarities the
     smaller index comes first. Features that are all zero have a similarity of 0 to all others. `k` is at most the

@@ -66,4 +66,5 @@ def _picture(source: Source, index: int) -> str:
     image.save(buffer, "PNG" if small else "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     css = ' class="small"' if small else ""
-    return f'<img{css} alt="{html.escape(source.where(index))}" src="data:image/{"png" if small else "jpeg"};base64,{data}">'
+    kind = "png" if small else "jpeg"
+    return f'<img{css} alt="{html.escape(source.where(index))}" src="data:image/{kind};base64,{data}">'
