@@ -22,8 +22,8 @@ COLUMNS = ("part", "index", "image", "class", "suggested", "likely_error", "clas
 def main() -> None:
     """Lists images of a run's data set whose label is probably wrong, and the hardest images.
 
-    It is confident learning (Northcutt et al. 2021). The network judges images of val and test. Training images, which the
-    network has learned, are judged by linear classifiers on its features, each by one that has not learned it.
+    It is confident learning (Northcutt et al. 2021). The network judges images of val and test. It has learned
+    the training images: these are judged by linear classifiers on its features, each by one that has not learned it.
     """
     parser = parser_of("label_errors", main.__doc__)
     add_classifier(parser)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_STEPS = 6
+_STEPS = 5
 # Pairs at a time.
 _BATCH = 512
 # Most change of scale and most shift, as a share of the side: those of a crop that leaves out an eighth of a side.

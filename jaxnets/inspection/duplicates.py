@@ -20,7 +20,7 @@ _COARSE, _FINE = 8, 12
 # The most similar images of each image that are compared more closely.
 _CANDIDATES = 6
 # What may be a copy before alignment: at this share of the distance to the last candidate, or of the typical one.
-_NEAR, _NEAR_TYPICAL = 0.75, 0.5
+_NEAR, _NEAR_TYPICAL = 0.65, 0.5
 # What is a copy: each other's nearest by a factor, or at this share of the typical distance between similar images.
 _GAP, _MOST_TYPICAL = 2.0, 0.25
 # With a gap alone, this share.
@@ -52,14 +52,18 @@ def find_duplicates(parts: Mapping[str, Source], done: Callable[[int], None] = l
     thumbnails, digests = read_thumbnails(parts, done)
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
     pairs = [
-        Pair(*places[first[of]], *places[index], True, False, 1.0)
+        _pair(places[first[of]], places[index], True, False, 1.0)
         for index, of in enumerate(group)
         if index != first[of]
     ]
     unique = np.sort(first)
     for one, other, mirrored, similarity in near_pairs(thumbnails[unique]):
-        pairs.append(Pair(*places[unique[one]], *places[unique[other]], False, mirrored, similarity))
+        pairs.append(_pair(places[unique[one]], places[unique[other]], False, mirrored, similarity))
     return sorted(pairs, key=lambda pair: (pair.part == pair.other_part, not pair.exact, -pair.similarity))
+
+
+def _pair(one: tuple[str, int], other: tuple[str, int], exact: bool, mirrored: bool, similarity: float) -> Pair:
+    return Pair(one[0], one[1], other[0], other[1], exact, mirrored, similarity)
 
 
 def read_thumbnails(

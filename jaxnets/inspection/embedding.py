@@ -102,7 +102,7 @@ def draw_embedding(
         for label in np.unique(classes):
             middle = np.median(points[classes == label], axis=0)
             style: Any = {"ha": "center", "va": "center", "fontsize": 9, "weight": "bold", "parse_math": False}
-            name = axis.text(*middle, _short(class_names[label]), **style)
+            name = axis.text(float(middle[0]), float(middle[1]), _short(class_names[label]), **style)
             name.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
         legend: Any = figure.legend(loc="outside right upper", frameon=False, fontsize=9, ncols=1 + (count > 25))
         for text in legend.get_texts():
