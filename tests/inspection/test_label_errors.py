@@ -42,9 +42,8 @@ def noisy(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def joint_by_loops(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Equation 1 of the paper, one image and one class at a time."""
     classes = probabilities.shape[1]
-    thresholds = [
-        np.mean([p[j] for p, label in zip(probabilities, labels, strict=True) if label == j]) for j in range(classes)
-    ]
+    pairs = list(zip(probabilities, labels, strict=True))
+    thresholds = [np.mean([p[j] for p, label in pairs if label == j]) for j in range(classes)]
     joint = np.zeros((classes, classes), int)
     for p, label in pairs:
         reached = [j for j in range(classes) if p[j] >= thresholds[j]]
