@@ -13,6 +13,9 @@ COMMANDS = {
     "inspect": "Show what a network sees in images, on an HTML page.",
     "list": "List the networks, with their sizes and published weights.",
     "summary": "List the layers of a network, with shapes, parameters and multiply-adds.",
+    "neighbours": "List the training images that are most similar to other images.",
+    "duplicates": "Find images that a data set holds twice, in one part or in two.",
+    "label_errors": "List images whose label is probably wrong, and the hardest ones.",
     "convert": "Convert weights between PyTorch files, safetensors and runs.",
     "export": "Write a network and its weights as a StableHLO program.",
     "prepare": "Download a data set, or resize images once for faster training.",
@@ -30,7 +33,7 @@ def usage() -> str:
         "Train and use AlexNet, GoogLeNet, ResNet and ResNeXt in JAX.",
         "",
         "commands:",
-        *(f"  {name:11}{line}" for name, line in COMMANDS.items()),
+        *(f"  {name:13}{line}" for name, line in COMMANDS.items()),
         "",
         "jaxnets COMMAND --help lists the options of a command.",
     ]
