@@ -1,0 +1,182 @@
+"""Several runs on one page."""
+
+import os
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from jaxnets.errors import InputError
+from jaxnets.evaluation import mcnemar
+from jaxnets.report import figures
+from jaxnets.report.judgement import accuracy_text, calibration_error
+from jaxnets.report.page import escape, paragraph, percent, plot, section, table, write_page
+from jaxnets.report.run_files import RunFiles
+from jaxnets.report.settings import differences
+from jaxnets.report.single import curve_of, curve_x
+
+_MOST_CLASSES = 15
+
+
+def write_comparison(workdirs: Sequence[Path], output: Path) -> Path:
+    """Writes one page on two or more runs and returns its path; InputError if a folder holds no run."""
+    if len({path.resolve() for path in workdirs}) < len(workdirs):
+        raise InputError("a run is given twice; give each run once")
+    runs = [RunFiles.read(workdir) for workdir in workdirs]
+    names = _names(workdirs)
+    heading = f"<header><h1>{len(runs)} runs</h1>{_legend(names)}</header>"
+    sections = [heading, _results(runs, names), _curves(runs, names), _settings(runs, names)]
+    sections += [_tests(runs, names), _classes(runs, names)]
+    return write_page(output, f"{len(runs)} runs: {', '.join(names)}", sections)
+
+
+def _names(workdirs: Sequence[Path]) -> list[str]:
+    """The paths without the folders that all of them are in."""
+    paths = [str(path.resolve()) for path in workdirs]
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, shared) for path in paths]
+
+
+def _legend(names: Sequence[str]) -> str:
+    items = "".join(f"<li>{figures.swatch(place)}{escape(name)}</li>" for place, name in enumerate(names))
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    columns = ("run", "judged on", "accuracy (95 % interval)", "macro F1", "calibration error")
+    head = (*columns, "network", "data", "epochs", "s in total")
+    rows: list[tuple[object, ...]] = []
+    for run, name in zip(runs, names, strict=True):
+        data = Path(run.config["dataset"]).name
+        if run.result is None:
+            done = f"{len(run.epochs)} of {run.config['recipe']['epochs']}"
+            rows.append((name, "not finished", "", "", "", run.config["arch"], data, done, ""))
+            continue
+        error = "" if run.answers is None else percent(calibration_error(run.answers))
+        judged = f"{run.number('images'):,} {run.part} images"
+        numbers = (accuracy_text(run), percent(run.number("macro_f1")), error)
+        seconds = f"{run.result['seconds']:,.0f}"
+        rows.append((name, judged, *numbers, run.config["arch"], data, run.result["epochs"], seconds))
+    return section("Results", table(head, rows, "results of the runs"))
+
+
+def _curves(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    axis = "epoch" if all(curve_x(run)[0] == "epoch" for run in runs if run.metrics) else "step"
+    drawings = []
+    evaluated = " or ".join(dict.fromkeys(run.evaluated for run in runs))
+    for title, split, metric in (
+        (f"{evaluated} accuracy", None, "accuracy"),
+        (f"{evaluated} loss", None, "loss"),
+        ("train loss", "train", "loss"),
+        ("learning rate", "train", "learning_rate"),
+    ):
+        lines = []
+        for place, (run, name) in enumerate(zip(runs, names, strict=True)):
+            x, y = curve_of(run, split or run.evaluated, metric)
+            if x and curve_x(run)[0] == axis:
+                lines.append(figures.Curve(name, x, y, place, split is None))
+        if lines:
+            drawings.append(plot(figures.curves(title, lines, axis, legend=False)))
+    if not drawings:
+        return section("Learning", paragraph("Nothing is logged yet."))
+    return section("Learning", _legend(names), f'<div class="plots">{"".join(drawings)}</div>')
+
+
+def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    rows = differences([run.config for run in runs])
+    if not rows:
+        return section("Settings", paragraph("All settings are the same."))
+    return section(
+        "Settings",
+        paragraph("These differ; all others are the same."),
+        table(("setting", *names), rows, "settings that differ", style="text"),
+    )
+
+
+def _tests(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    rows: list[tuple[object, ...]] = []
+    refused: list[str] = []
+    for (one, first), (other, second) in combinations(zip(runs, names, strict=True), 2):
+        reason = _differ(one, other)
+        if reason:
+            refused.append(f"{first} and {second} are not compared: {reason}.")
+            continue
+        own, theirs = _paired(one, other)
+        p = mcnemar(own, theirs)
+        difference = 100 * (own.mean() - theirs.mean())
+        rows.append(
+            (
+                f"{first} and {second}",
+                f"{difference:+.1f} points",
+                int((own & ~theirs).sum()),
+                int((~own & theirs).sum()),
+                f"{p:.3f}" if p >= 0.001 else f"{p:.0e}",
+                "yes" if p < 0.05 else "no",
+            )
+        )
+    head = ("runs", "difference of accuracy", "only first right", "only second right", "p", "p < 0.05")
+    return section(
+        "Is the difference more than chance?",
+        paragraph(
+            "McNemar's exact test compares the images that only one of two runs classifies rightly. p is the "
+            "probability of a difference at least as large as this if both runs are equally good. It does not account "
+            "for the number of pairs, nor for what another seed would change."
+        )
+        if rows
+        else "",
+        table(head, rows, "paired tests of the accuracies") if rows else "",
+        *(paragraph(line) for line in refused),
+    )
+
+
+def _differ(one: RunFiles, other: RunFiles) -> str | None:
+    """Why two runs can't be compared image by image; None if they can."""
+    if one.answers is None or other.answers is None:
+        return "one of them is not finished" if None in (one.result, other.result) else "predictions.csv is missing"
+    if one.part != other.part:
+        return f"one was judged on {one.part}, the other on {other.part}"
+    first, second = ({*run.answers.images} for run in (one, other) if run.answers)
+    if len(first) < len(one.answers.images) or len(second) < len(other.answers.images):
+        return "two of their images have the same name"
+    if first != second:
+        return f"they were judged on different images ({len(first & second):,} of {len(first | second):,} are the same)"
+    if _classes_by_image(one) != _classes_by_image(other):
+        return "their images have the same names, but other classes"
+    return None
+
+
+def _classes_by_image(run: RunFiles) -> dict[str, str]:
+    answers = run.answers
+    return (
+        {name: run.class_names[label] for name, label in zip(answers.images, answers.labels, strict=True)}
+        if answers
+        else {}
+    )
+
+
+def _paired(one: RunFiles, other: RunFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Which answers of two runs are right, [N] and [N], in the order of the first."""
+    assert one.answers is not None
+    assert other.answers is not None
+    place = {name: row for row, name in enumerate(other.answers.images)}
+    return one.answers.right, other.answers.right[[place[name] for name in one.answers.images]]
+
+
+def _classes(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    judged = [(run, name) for run, name in zip(runs, names, strict=True) if run.number("per_class")]
+    if len(judged) < 2:
+        return ""
+    title = "Classes where they differ most"
+    if any(run.class_names != judged[0][0].class_names for run, _ in judged):
+        return section(title, paragraph("The runs have other classes; these are not compared."))
+    recalls = np.array([[row["recall"] for row in run.number("per_class")] for run, _ in judged])
+    support = [row["support"] for row in judged[0][0].number("per_class")]
+    spread = recalls.max(axis=0) - recalls.min(axis=0)
+    order = [i for i in np.argsort(-spread, kind="stable")[:_MOST_CLASSES] if spread[i] > 0]
+    if not order:
+        return section(title, paragraph("The recall of each class is the same in all runs."))
+    classes = judged[0][0].class_names
+    rows = [(classes[i], *map(float, recalls[:, i]), f"{support[i]:,}") for i in order]
+    head = ("class", *(f"recall, {name}" for _, name in judged), "images")
+    return section(title, table(head, rows, "classes where the runs differ most"))
