@@ -57,7 +57,7 @@ def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
         judged = f"{run.number('images'):,} {run.part} images"
         numbers = (accuracy_text(run), percent(run.number("macro_f1")), error)
         seconds = f"{run.result['seconds']:,.0f}"
-        rows.append((name, judged, *numbers, run.config["arch"], data, run.result["epochs"], seconds))
+        rows.append((name, judged, *numbers, run.config["arch"], data, str(run.result["epochs"]), seconds))
     return section("Results", table(head, rows, "results of the runs"))
 
 
@@ -90,7 +90,7 @@ def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     return section(
         "Settings",
         paragraph("These differ; all others are the same."),
-        table(("setting", *names), rows, "settings that differ", style="text"),
+        table(("setting", *names), rows, "settings that differ"),
     )
 
 
@@ -177,6 +177,6 @@ def _classes(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     if not order:
         return section(title, paragraph("The recall of each class is the same in all runs."))
     classes = judged[0][0].class_names
-    rows = [(classes[i], *map(float, recalls[:, i]), f"{support[i]:,}") for i in order]
+    rows = [(classes[i], *map(float, recalls[:, i]), support[i]) for i in order]
     head = ("class", *(f"recall, {name}" for _, name in judged), "images")
     return section(title, table(head, rows, "classes where the runs differ most"))

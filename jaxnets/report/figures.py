@@ -66,16 +66,15 @@ def swatch(place: int) -> str:
 
 def reliability(confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray, error: float) -> str:
     """The accuracy of the images of each range of confidence [B], beside the confidence, and the counts of images."""
-    figure, axis = _figure(4.6, 4.4)
-    below = axis.inset_axes((0, -0.42, 1, 0.24))
+    figure, (axis, below) = _figure(4.4, 4.8, height_ratios=(4, 1))
     present = counts > 0
     edges = np.linspace(0, 1, len(counts) + 1)
     axis.plot([0, 1], [0, 1], color="#777777", linestyle=":", label="perfectly calibrated")
     axis.plot(confidence[present], accuracy[present], color=COLOURS[0], marker="o", markersize=5, label="network")
-    axis.set(xlim=(0, 1.01), ylim=(0, 1.02), ylabel="accuracy", xlabel="probability of the prediction")
+    axis.set(xlim=(0, 1.01), ylim=(0, 1.02), ylabel="accuracy")
     axis.legend(frameon=False, loc="upper left")
     below.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=COLOURS[4], edgecolor="white")
-    below.set(xlim=(0, 1.01), ylabel="images")
+    below.set(xlim=(0, 1.01), ylabel="images", xlabel="probability of the prediction")
     for one in (axis, below):
         one.grid(alpha=0.25)
         one.spines[["top", "right"]].set_visible(False)
@@ -93,7 +92,7 @@ def confusion_image(counts: np.ndarray) -> str:
     padding = -size % step
     shares = np.pad(shares, ((0, padding), (0, padding)))
     cells = shares.reshape(len(shares) // step, step, -1, step).max(axis=(1, 3))
-    figure, axis = _figure(6, 5.2)
+    figure, axis = _figure(4.8, 4.2)
     extent = (-0.5, len(shares) - 0.5, len(shares) - 0.5, -0.5)
     # The square root shows single errors.
     image = axis.imshow(np.sqrt(cells), cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=extent)
@@ -115,12 +114,13 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.nda
     return means[0], means[1]
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    # pyplot would need a display and keep figures alive.
+def _figure(width: float, height: float, **rows: Any) -> tuple[Any, Any]:
+    # pyplot would need a display and keep figures alive. A layout that is computed draws each figure several times.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left=0.7 / width, right=1 - 0.15 / width, bottom=0.55 / height, top=1 - 0.35 / height)
+    return figure, figure.subplots(len(next(iter(rows.values()), "1")), **rows)
 
 
 def _svg(figure: Any, label: str) -> str:

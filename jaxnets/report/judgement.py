@@ -13,7 +13,7 @@ from jaxnets.report.run_files import Answers, RunFiles
 
 _MANY_CLASSES = 20
 _MOST_CONFUSIONS = 20
-_MOST_TYPICAL = 48
+_MOST_TYPICAL = 24
 
 
 def accuracy_text(run: RunFiles) -> str:
@@ -49,10 +49,10 @@ def _classes(run: RunFiles) -> str:
     if many:
         per_class = sorted(per_class, key=lambda row: row["f1"])
     columns = ("precision", "recall", "f1")
-    rows = [(row["class"], *(float(row[name]) for name in columns), f"{row['support']:,}") for row in per_class]
+    rows = [(row["class"], *(float(row[name]) for name in columns), int(row["support"])) for row in per_class]
     mean = ("mean of the classes", *(float(run.number(f"macro_{name}")) for name in columns))
-    rows.insert(0, (*mean, f"{run.number('images'):,}"))
-    head = ("class", "precision", "recall", "F1", f"{run.part} images")
+    rows.insert(0, (*mean, int(run.number("images"))))
+    head = ("class", "precision", "recall", "F1", "images")
     return section(
         "Classes",
         paragraph("The classes with the lowest F1 come first.") if many else "",
@@ -87,7 +87,7 @@ def _confusion(answers: Answers, names: Sequence[str], part: str) -> str:
 def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     style = ' class="long"' if max(map(len, names)) > 3 else ""
-    head = "".join(f'<th scope="col"{style}>{escape(name)}</th>' for name in names)
+    head = "".join(f'<th scope="col"{style}><span>{escape(name)}</span></th>' for name in names)
     lines = []
     for name, row, row_shares in zip(names, counts, shares, strict=True):
         cells = "".join(
@@ -98,6 +98,7 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     return box(
         f'<table class="matrix"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>',
         "confusion matrix",
+        "whole",
     )
 
 

@@ -36,15 +36,16 @@ figcaption { font-size: .85rem; line-height: 1.3; margin-top: .25rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 td, th { padding: .2rem .7rem; text-align: right; font-weight: 400; overflow-wrap: normal; }
 thead th { font-weight: 600; vertical-align: bottom; background: var(--ground); position: sticky; top: 0; z-index: 1; }
-tbody th, th:first-child, .text td, .text th { text-align: left; } tbody tr { border-top: 1px solid var(--line); }
-tbody th { min-width: 5.5rem; max-width: 14rem; overflow-wrap: anywhere; } .text td { min-width: 5rem; }
+tbody th, th:first-child, .text { text-align: left; } tbody tr { border-top: 1px solid var(--line); }
+tbody th { min-width: 5.5rem; max-width: 14rem; overflow-wrap: anywhere; } td.text { min-width: 5rem; }
 td.bar { background: linear-gradient(90deg, var(--bar) var(--v), transparent var(--v)); }
 .matrix td { padding: .1rem; min-width: 2.1rem; height: 2.1rem; text-align: center; border: 1px solid var(--ground);
   background: rgb(var(--heat) / var(--v)); } .matrix td.dark { color: #fff; }
-.matrix tbody th { min-width: 0; max-width: 9rem; position: sticky; left: 0; background: var(--ground); }
+.matrix tbody th { max-width: 9rem; position: sticky; left: 0; background: var(--ground); }
 .matrix tr { border: 0; } .matrix thead th { text-align: center; padding: .3rem .2rem; }
-.matrix thead th.long { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; max-height: 10rem;
-  position: static; }
+.matrix thead th.long span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 10rem; display: inline-block;
+  text-align: left; } .scroll.whole { max-height: none; } .matrix thead th { position: static; }
+@media (max-width: 30rem) { td, th { padding: .2rem .4rem; } table { font-size: .85rem; } }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; list-style: none; padding: 0; margin: .4rem 0 .8rem; }
 .legend svg { width: 2rem; height: .8rem; margin-right: .4rem; vertical-align: middle; }
 pre { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; overflow-x: auto; font-size: .85rem; }
@@ -62,6 +63,7 @@ summary { cursor: pointer; } :focus-visible { outline: 2px solid #2b6fd4; outlin
 _MARK = '<meta name="generator" content="jaxnets report">'
 _THUMBNAIL = 160
 _PIXELATED = 64
+_TEXT = ' class="text"'
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> Path:
@@ -110,24 +112,32 @@ def facts(values: Mapping[str, str]) -> str:
     return f'<dl class="facts">{cells}</dl>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], label: str, *, style: str = "") -> str:
-    """A table in a box that scrolls. Its first column has the names of the rows; a cell that is a float is a share."""
-    lines = []
-    for first, *rest in rows:
-        cells = "".join(
-            f'<td class="bar" style="--v:{100 * cell:.0f}%">{percent(cell)}</td>'
-            if isinstance(cell, float)
-            else f"<td>{escape(cell)}</td>"
-            for cell in rest
-        )
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
-    header = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    return box(f'<table class="{style}"><thead><tr>{header}</tr></thead><tbody>{"".join(lines)}</tbody></table>', label)
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], label: str) -> str:
+    """A table in a box that scrolls. Its first column names the rows; floats are shares, shown with a bar."""
+    texts = [bool(rows) and isinstance(cell, str) for cell in (rows[0] if rows else head)]
+    names = "".join(
+        f'<th scope="col"{_TEXT if is_text else ""}>{escape(name)}</th>'
+        for name, is_text in zip(head, texts, strict=True)
+    )
+    lines = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows
+    )
+    return box(f"<table><thead><tr>{names}</tr></thead><tbody>{lines}</tbody></table>", label)
 
 
-def box(content: str, label: str) -> str:
+def _cell(value: object) -> str:
+    match value:
+        case float():
+            return f'<td class="bar" style="--v:{100 * value:.0f}%">{percent(value)}</td>'
+        case int():
+            return f"<td>{value:,}</td>"
+        case _:
+            return f"<td{_TEXT}>{escape(value)}</td>"
+
+
+def box(content: str, label: str, style: str = "") -> str:
     """A box that scrolls, with the keyboard too."""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>'
+    return f'<div class="scroll {style}" role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>'
 
 
 def plot(svg: str, caption: str = "", style: str = "") -> str:

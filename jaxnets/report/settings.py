@@ -23,8 +23,8 @@ def settings_section(config: Mapping[str, Any]) -> str:
     return section(
         "Settings",
         paragraph("These differ from the defaults:") if changed else paragraph("All are the defaults."),
-        table(head, rows(changed), "settings that differ from the defaults", style="text") if changed else "",
-        details(f"All {len(values)} settings", table(head, rows(list(values)), "all settings", style="text")),
+        table(head, rows(changed), "settings that differ from the defaults") if changed else "",
+        details(f"All {len(values)} settings", table(head, rows(list(values)), "all settings")),
     )
 
 

@@ -101,7 +101,7 @@ def _facts(run: RunFiles) -> str:
     values |= {
         "training images": f"{result['train_images']:,}",
         "images/s in training": f"{result['train_images_per_second']:,.0f}",
-        "of the training time waiting for data": f"{waiting:.0%}",
+        "of the training time waiting for data": f"{100 * waiting:.0f}\N{NO-BREAK SPACE}%",
         "s of compilation": f"{result['compile_seconds']:,.1f}",
         "s in total": f"{result['seconds']:,.0f}",
     }
