@@ -17,6 +17,11 @@ from jaxnets.report.settings import differences
 from jaxnets.report.single import curve_of, curve_x
 
 _MOST_CLASSES = 15
+_ABOUT_THE_TEST = (
+    "McNemar's exact test compares the images that only one of two runs classifies rightly. p is the probability of a "
+    "difference at least as large as this if both runs are equally good. It does not account for the number of pairs, "
+    "nor for what another seed would change."
+)
 
 
 def write_comparison(workdirs: Sequence[Path], output: Path) -> Path:
@@ -25,7 +30,7 @@ def write_comparison(workdirs: Sequence[Path], output: Path) -> Path:
         raise InputError("a run is given twice; give each run once")
     runs = [RunFiles.read(workdir) for workdir in workdirs]
     names = _names(workdirs)
-    heading = f"<header><h1>{len(runs)} runs</h1>{_legend(names)}</header>"
+    heading = f"<header><h1>{len(runs)} runs</h1>{paragraph(', '.join(map(str, workdirs)), 'soft')}</header>"
     sections = [heading, _results(runs, names), _curves(runs, names), _settings(runs, names)]
     sections += [_tests(runs, names), _classes(runs, names)]
     return write_page(output, f"{len(runs)} runs: {', '.join(names)}", sections)
@@ -80,7 +85,7 @@ def _curves(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
             drawings.append(plot(figures.curves(title, lines, axis, legend=False)))
     if not drawings:
         return section("Learning", paragraph("Nothing is logged yet."))
-    return section("Learning", _legend(names), f'<div class="plots">{"".join(drawings)}</div>')
+    return section("Learning", _legend(names), f'<div class="plots wide">{"".join(drawings)}</div>')
 
 
 def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
@@ -96,87 +101,63 @@ def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
 
 def _tests(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     rows: list[tuple[object, ...]] = []
-    refused: list[str] = []
+    refused = []
+    unjudged = [name for run, name in zip(runs, names, strict=True) if run.answers is None]
+    if unjudged:
+        refused.append(f"Not compared, as they have no predictions.csv: {', '.join(unjudged)}.")
     for (one, first), (other, second) in combinations(zip(runs, names, strict=True), 2):
-        reason = _differ(one, other)
-        if reason:
+        if one.answers is None or other.answers is None:
+            continue
+        if reason := _differ(one, other):
             refused.append(f"{first} and {second} are not compared: {reason}.")
             continue
-        own, theirs = _paired(one, other)
+        place = {name: row for row, name in enumerate(other.answers.images)}
+        own, theirs = one.answers.right, other.answers.right[[place[name] for name in one.answers.images]]
         p = mcnemar(own, theirs)
-        difference = 100 * (own.mean() - theirs.mean())
-        rows.append(
-            (
-                f"{first} and {second}",
-                f"{difference:+.1f} points",
-                int((own & ~theirs).sum()),
-                int((~own & theirs).sum()),
-                f"{p:.3f}" if p >= 0.001 else f"{p:.0e}",
-                "yes" if p < 0.05 else "no",
-            )
-        )
+        difference = f"{100 * (own.mean() - theirs.mean()):+.1f} points"
+        alone = int((own & ~theirs).sum()), int((~own & theirs).sum())
+        shown = f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+        rows.append((f"{first} and {second}", difference, *alone, shown, "yes" if p < 0.05 else "no"))
     head = ("runs", "difference of accuracy", "only first right", "only second right", "p", "p < 0.05")
-    return section(
-        "Is the difference more than chance?",
-        paragraph(
-            "McNemar's exact test compares the images that only one of two runs classifies rightly. p is the "
-            "probability of a difference at least as large as this if both runs are equally good. It does not account "
-            "for the number of pairs, nor for what another seed would change."
-        )
-        if rows
-        else "",
-        table(head, rows, "paired tests of the accuracies") if rows else "",
-        *(paragraph(line) for line in refused),
-    )
+    tested = [paragraph(_ABOUT_THE_TEST), table(head, rows, "paired tests of the accuracies")] if rows else []
+    return section("Is the difference more than chance?", *tested, *map(paragraph, refused))
 
 
 def _differ(one: RunFiles, other: RunFiles) -> str | None:
     """Why two runs can't be compared image by image; None if they can."""
-    if one.answers is None or other.answers is None:
-        return "one of them is not finished" if None in (one.result, other.result) else "predictions.csv is missing"
     if one.part != other.part:
         return f"one was judged on {one.part}, the other on {other.part}"
-    first, second = ({*run.answers.images} for run in (one, other) if run.answers)
-    if len(first) < len(one.answers.images) or len(second) < len(other.answers.images):
+    first, second = _classes_of_images(one), _classes_of_images(other)
+    if first.keys() != second.keys():
+        same, all_of_them = len(first.keys() & second.keys()), len(first.keys() | second.keys())
+        return f"they were judged on different images ({same:,} of {all_of_them:,} are the same)"
+    if any(len(run.answers.images) > len(first) for run in (one, other) if run.answers):
         return "two of their images have the same name"
     if first != second:
-        return f"they were judged on different images ({len(first & second):,} of {len(first | second):,} are the same)"
-    if _classes_by_image(one) != _classes_by_image(other):
         return "their images have the same names, but other classes"
     return None
 
 
-def _classes_by_image(run: RunFiles) -> dict[str, str]:
+def _classes_of_images(run: RunFiles) -> dict[str, str]:
     answers = run.answers
-    return (
-        {name: run.class_names[label] for name, label in zip(answers.images, answers.labels, strict=True)}
-        if answers
-        else {}
-    )
-
-
-def _paired(one: RunFiles, other: RunFiles) -> tuple[np.ndarray, np.ndarray]:
-    """Which answers of two runs are right, [N] and [N], in the order of the first."""
-    assert one.answers is not None
-    assert other.answers is not None
-    place = {name: row for row, name in enumerate(other.answers.images)}
-    return one.answers.right, other.answers.right[[place[name] for name in one.answers.images]]
+    if answers is None:
+        return {}
+    return {name: run.class_names[label] for name, label in zip(answers.images, answers.labels, strict=True)}
 
 
 def _classes(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
-    judged = [(run, name) for run, name in zip(runs, names, strict=True) if run.number("per_class")]
+    judged = [(run, name) for run, name in zip(runs, names, strict=True) if run.answers is not None]
     if len(judged) < 2:
         return ""
-    title = "Classes where they differ most"
-    if any(run.class_names != judged[0][0].class_names for run, _ in judged):
-        return section(title, paragraph("The runs have other classes; these are not compared."))
+    title, first = "Classes where they differ most", judged[0][0]
+    if any(_differ(first, run) for run, _ in judged[1:]):
+        return section(title, paragraph("The runs were judged on different images, so this is not compared."))
     recalls = np.array([[row["recall"] for row in run.number("per_class")] for run, _ in judged])
-    support = [row["support"] for row in judged[0][0].number("per_class")]
     spread = recalls.max(axis=0) - recalls.min(axis=0)
     order = [i for i in np.argsort(-spread, kind="stable")[:_MOST_CLASSES] if spread[i] > 0]
     if not order:
         return section(title, paragraph("The recall of each class is the same in all runs."))
-    classes = judged[0][0].class_names
-    rows = [(classes[i], *map(float, recalls[:, i]), support[i]) for i in order]
+    support = [row["support"] for row in first.number("per_class")]
+    rows = [(first.class_names[i], *map(float, recalls[:, i]), support[i]) for i in order]
     head = ("class", *(f"recall, {name}" for _, name in judged), "images")
     return section(title, table(head, rows, "classes where the runs differ most"))

@@ -72,7 +72,7 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray
     axis.plot([0, 1], [0, 1], color="#777777", linestyle=":", label="perfectly calibrated")
     axis.plot(confidence[present], accuracy[present], color=COLOURS[0], marker="o", markersize=5, label="network")
     axis.set(xlim=(0, 1.01), ylim=(0, 1.02), ylabel="accuracy")
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False)
     below.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=COLOURS[4], edgecolor="white")
     below.set(xlim=(0, 1.01), ylabel="images", xlabel="probability of the prediction")
     for one in (axis, below):

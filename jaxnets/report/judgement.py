@@ -50,7 +50,7 @@ def _classes(run: RunFiles) -> str:
         per_class = sorted(per_class, key=lambda row: row["f1"])
     columns = ("precision", "recall", "f1")
     rows = [(row["class"], *(float(row[name]) for name in columns), int(row["support"])) for row in per_class]
-    mean = ("mean of the classes", *(float(run.number(f"macro_{name}")) for name in columns))
+    mean = ("unweighted mean", *(float(run.number(f"macro_{name}")) for name in columns))
     rows.insert(0, (*mean, int(run.number("images"))))
     head = ("class", "precision", "recall", "F1", "images")
     return section(

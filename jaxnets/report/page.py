@@ -26,6 +26,7 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } p { margin: .4rem 0 .8rem; max-w
 .facts dt { color: var(--soft); font-size: .85rem; line-height: 1.3; } .facts dd { font-size: 1.25rem; margin: 0;
   font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .8rem; }
+.plots.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; } .plot svg { display: block; width: 100%; height: auto; } .single { max-width: 34rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .9rem .8rem; }
 .gallery.pairs { grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); }
@@ -37,14 +38,14 @@ caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 td, th { padding: .2rem .7rem; text-align: right; font-weight: 400; overflow-wrap: normal; }
 thead th { font-weight: 600; vertical-align: bottom; background: var(--ground); position: sticky; top: 0; z-index: 1; }
 tbody th, th:first-child, .text { text-align: left; } tbody tr { border-top: 1px solid var(--line); }
-tbody th { min-width: 5.5rem; max-width: 14rem; overflow-wrap: anywhere; } td.text { min-width: 5rem; }
+tbody th { min-width: 4rem; max-width: 14rem; overflow-wrap: break-word; } td.text { min-width: 5rem; }
 td.bar { background: linear-gradient(90deg, var(--bar) var(--v), transparent var(--v)); }
 .matrix td { padding: .1rem; min-width: 2.1rem; height: 2.1rem; text-align: center; border: 1px solid var(--ground);
   background: rgb(var(--heat) / var(--v)); } .matrix td.dark { color: #fff; }
 .matrix tbody th { max-width: 9rem; position: sticky; left: 0; background: var(--ground); }
 .matrix tr { border: 0; } .matrix thead th { text-align: center; padding: .3rem .2rem; }
-.matrix thead th.long span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 10rem; display: inline-block;
-  text-align: left; } .scroll.whole { max-height: none; } .matrix thead th { position: static; }
+.matrix thead th.long span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 10rem;
+  display: inline-block; text-align: left; } .scroll.whole { max-height: none; } .matrix thead th { position: static; }
 @media (max-width: 30rem) { td, th { padding: .2rem .4rem; } table { font-size: .85rem; } }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; list-style: none; padding: 0; margin: .4rem 0 .8rem; }
 .legend svg { width: 2rem; height: .8rem; margin-right: .4rem; vertical-align: middle; }
@@ -55,7 +56,7 @@ summary { cursor: pointer; } :focus-visible { outline: 2px solid #2b6fd4; outlin
   font-size: 11px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { max-height: none; overflow: visible; } thead th, .matrix tbody th { position: static; }
   .matrix td { min-width: 1.4rem; height: 1.4rem; } .facts { grid-template-columns: repeat(5, 1fr); }
-  .plots { grid-template-columns: repeat(3, 1fr); } .gallery { grid-template-columns: repeat(8, 1fr); }
+  .plots, .plots.wide { grid-template-columns: repeat(3, 1fr); } .gallery { grid-template-columns: repeat(8, 1fr); }
   .gallery.pairs { grid-template-columns: repeat(5, 1fr); } h2 { break-after: avoid; }
   figure, tr, .facts div { break-inside: avoid; } }
 """

@@ -14,7 +14,7 @@ _MISSING = "\N{EM DASH}"
 def settings_section(config: Mapping[str, Any]) -> str:
     """The settings of a run: those that differ from the defaults of its network and data set, and all, folded."""
     values, defaults, help = flat(config), _defaults(config), _help()
-    changed = [name for name in values if name not in defaults or values[name] != defaults[name]]
+    changed = [name for name in values if name in defaults and values[name] != defaults[name]]
     head = ("setting", "value", "default", "meaning")
 
     def rows(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -61,7 +61,7 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
     assert sum(line["count"] for line in metrics(trained) if line["split"] == "train") == 2900
     assert result["class_names"] == list("0123456789")
     page = (trained / "report.html").read_text()
-    assert f"{result['test_accuracy']:.2%}" in page
+    assert f"<b>{100 * result['test_accuracy']:.1f}\N{NO-BREAK SPACE}%</b>" in page
     # Self-contained: nothing is loaded from elsewhere.
     loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert loaded
@@ -132,7 +132,12 @@ def test_the_report_can_be_made_again(trained: Path, monkeypatch: pytest.MonkeyP
     page.unlink()
     monkeypatch.setattr(sys, "argv", ["report", str(trained)])
     report.main()
-    assert len(page.read_text()) == pytest.approx(len(before), rel=0.01)
+    # With a heat map of each mistake that is shown.
+    shown = len(list((trained / "mistakes").glob("*-map.png")))
+    assert shown > 0
+    again = page.read_text()
+    assert again.count("<img") == before.count("<img") + shown
+    assert again.count("heat map of ") == shown
 
 
 @pytest.mark.slow
@@ -256,7 +261,7 @@ def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, re
     refuses("predict", tmp_path, tmp_path / "text.png", words=("holds no run",))
     refuses("evaluate", tmp_path / "nowhere", words=("nowhere", "holds no run"))
     refuses("evaluate", "x" * 300, words=("holds no run",))
-    refuses("report", tmp_path, words=("holds no finished run",))
+    refuses("report", tmp_path, words=("holds no run",))
     refuses("prepare", "digits", words=("nothing to do for digits", "--output"))
     refuses("prepare", "digits", "--output", tmp_path, words=("is not empty", "--output"))
     refuses("prepare", "digits", "--output", "records", "--size", 0, words=("size=0",))
