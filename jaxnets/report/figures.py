@@ -93,6 +93,7 @@ def confusion_image(counts: np.ndarray) -> str:
     shares = np.pad(shares, ((0, padding), (0, padding)))
     cells = shares.reshape(len(shares) // step, step, -1, step).max(axis=(1, 3))
     figure, axis = _figure(4.8, 4.2)
+    figure.subplots_adjust(right=0.88)
     extent = (-0.5, len(shares) - 0.5, len(shares) - 0.5, -0.5)
     # The square root shows single errors.
     image = axis.imshow(np.sqrt(cells), cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=extent)
@@ -126,7 +127,8 @@ def _figure(width: float, height: float, **rows: Any) -> tuple[Any, Any]:
 def _svg(figure: Any, label: str) -> str:
     from matplotlib import rc_context
 
-    figure.patch.set_alpha(0)
+    for drawn in (figure, *figure.axes):
+        drawn.patch.set_alpha(0)
     buffer = io.StringIO()
     # The browser has fonts for names in any script; matplotlib has not, and warns.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():

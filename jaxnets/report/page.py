@@ -49,11 +49,11 @@ td.bar { background: linear-gradient(90deg, var(--bar) var(--v), transparent var
 @media (max-width: 30rem) { td, th { padding: .2rem .4rem; } table { font-size: .85rem; } }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; list-style: none; padding: 0; margin: .4rem 0 .8rem; }
 .legend svg { width: 2rem; height: .8rem; margin-right: .4rem; vertical-align: middle; }
-pre { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; overflow-x: auto; font-size: .85rem; }
+pre { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; white-space: pre-wrap; font-size: .85rem; }
 summary { cursor: pointer; } :focus-visible { outline: 2px solid #2b6fd4; outline-offset: 2px; }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --ground: #fff; --card: #f2f4f8;
+@media print { :root { font-size: 11px; color-scheme: light; --ink: #000; --soft: #444; --ground: #fff; --card: #f2f4f8;
   --line: #bbb; --bar: #cfe0f7; --heat: 31 95 173; } .plot svg { filter: none; } body { max-width: none; padding: 0;
-  font-size: 11px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  font-size: 1rem; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { max-height: none; overflow: visible; } thead th, .matrix tbody th { position: static; }
   .matrix td { min-width: 1.4rem; height: 1.4rem; } .facts { grid-template-columns: repeat(5, 1fr); }
   .plots, .plots.wide { grid-template-columns: repeat(3, 1fr); } .gallery { grid-template-columns: repeat(8, 1fr); }

@@ -16,7 +16,13 @@ def visit(browser: str, page: str, folder: Path, script: str) -> tuple[str, str]
     """The document after `script` ran in the page of this HTML, and what the browser logged."""
     file = folder / "visited.html"
     file.write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
     logs = ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000"]
     done = subprocess.run(
         [browser, *options, *logs, "--window-size=600,900", "--dump-dom", file.as_uri()],
