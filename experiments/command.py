@@ -157,8 +157,8 @@ def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         choices=CHECKPOINTS,
-        default="latest",
-        help="the latest checkpoint (default), or that of the best test",
+        default="best",
+        help="the best checkpoint by val (default; the latest if there is none), or the latest",
     )
     return parser
 
@@ -170,7 +170,27 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder in --dataset with the class folders to train on, if names such as train/ do not say so",
     )
-    parser.add_argument("--test-folder", metavar="FOLDER", help="folder in --dataset with the class folders to test on")
+    for part, purpose in (("val", "choose the best epoch by"), ("test", "test on")):
+        help = f"folder in --dataset with the class folders to {purpose}"
+        parser.add_argument(f"--{part}-folder", metavar="FOLDER", help=help)
+
+
+def add_division(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say how parts are held out; those that are not given are absent."""
+    help = "share of the training images to hold out if there are no {} images (default: {})"
+    absent = argparse.SUPPRESS
+    parser.add_argument("--val-share", type=float, metavar="X", default=absent, help=help.format("val", 0.1))
+    parser.add_argument("--test-share", type=float, metavar="X", default=absent, help=help.format("val or test", 0.2))
+    parser.add_argument(
+        "--fold", metavar="K/N", default=absent, help="take fold K of N of the training images as val, such as 1/5"
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX|COLUMN",
+        default=absent,
+        help="keep images together whose paths have the same match (or its first group), or, in a CSV file, the same "
+        "value in a column",
+    )
 
 
 def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> argparse.ArgumentParser:
@@ -186,8 +206,8 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
     parser.add_argument(
         "--checkpoint",
         choices=CHECKPOINTS,
-        default="latest",
-        help="the latest checkpoint (default), or that of the best test",
+        default="best",
+        help="the best checkpoint by val (default; the latest if there is none), or the latest",
     )
     if images:
         parser.add_argument("--batch-size", type=int, default=32, help="images computed at once (default: 32)")

@@ -24,7 +24,7 @@ def main() -> None:
         "--arch", help="network of the weights, such as resnet50, or package.module:factory; a run knows it"
     )
     parser.add_argument("--output", type=Path, required=True, help=f"the file, ending in {', '.join(SUFFIXES)}")
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="latest", help="of a run (default: latest)")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="best", help="of a run (default: best)")
     parser.add_argument(
         "--weights-key", metavar="KEY", help="entry of a torch checkpoint to convert, such as model_ema"
     )

@@ -1,6 +1,7 @@
 """Evaluate a classifier: python -m experiments.evaluate (WORKDIR | --arch NAME --weights W)."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from jaxnets.weights.catalogue import same_classes
 
 
 def main() -> None:
-    """Evaluates a run, or other weights, on the test images of a data set, by default that of the run."""
+    """Evaluates a run, or other weights, on a part of a data set, by default that of the run."""
     parser = parser_of("evaluate", main.__doc__)
     add_weights(parser)
     parser.add_argument("--dataset", help="folder, or name of a data set (default: the one that the run trained on)")
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        help="evaluate on this part of the data set (default: as in training)",
+        help="evaluate on this part of the data set (default: test, or val if there is no test part)",
     )
     add_folders(parser)
     parser.add_argument(
@@ -60,16 +61,19 @@ def main() -> None:
     dataset = dataset_of(arguments, config)
     if not same_classes(classifier.categories, dataset.class_names):
         check_classes(classifier.categories, dataset.class_names)
-    with counting("checking images", len(dataset.test)) as (done, say):
-        for line in (*dataset.warnings, f"{len(dataset.test):,} test images ({dataset.tested_on})"):
+    part = arguments.split or dataset.judged_on
+    source = dataset.judged(part)
+    with counting("checking images", len(source)) as (done, say):
+        for line in (*dataset.warnings, f"{len(source):,} {part} images ({dataset.origins[part]})"):
             say(line)
-        test, bad, _ = usable(dataset.test, len(dataset.class_names), done)
+        test, bad, _ = usable(source, len(dataset.class_names), done)
         on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
         # As in training, the limit is a share of all images.
-        judge(bad, len(dataset.test) + (dataset.train is not dataset.test) * len(dataset.train), on_bad_image, say)
-        if trained and not arguments.split and test.fingerprint() != trained.fingerprints["test"]:
+        judge(bad, sum(map(len, {id(one): one for one in dataset.parts.values()}.values())), on_bad_image, say)
+        expected = trained.fingerprints.get(part) if trained else None
+        if expected is not None and test.fingerprint() != expected:
             say(
-                "warning: these are not the test images of the run: some were added, removed, renamed or changed "
+                f"warning: these are not the {part} images of the run: some were added, removed, renamed or changed "
                 "since, and some may have been trained on (runs of earlier versions get this warning always)"
             )
     parallel = Parallel.choose()
@@ -81,8 +85,8 @@ def main() -> None:
     count = round(result.metrics["count"])
     right = round(result.metrics["accuracy"] * count)
     print(
-        f"test accuracy {result.metrics['accuracy']:.2%} ({right} of {count} images), "
-        f"test loss {result.metrics['loss']:.4f}"
+        f"{part} accuracy {result.metrics['accuracy']:.2%} ({right} of {count} images), "
+        f"{part} loss {result.metrics['loss']:.4f}"
     )
     classes = class_metrics(result.labels, result.predicted, classifier.categories)
     print(
@@ -98,27 +102,15 @@ def main() -> None:
 
 def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
     """The data set that is asked for, or else that of the run with the configuration `config`."""
-    test_folder = arguments.test_folder
-    if arguments.split is not None and test_folder is not None:
-        raise InputError(f"--split {arguments.split} and --test-folder {test_folder} both name test images; give one")
+    folders = {f"{part}_folder": getattr(arguments, f"{part}_folder") for part in ("train", "val", "test")}
     if config is None:
-        data_dir, test_share, train_folder = None, 0.2, None
-    else:
-        data_dir, test_share, train_folder = config.data_dir, config.test_share, config.train_folder
-        test_folder = test_folder or (config.test_folder if arguments.split is None else None)
-        if arguments.dataset is not None:  # another data set may have its parts elsewhere
-            root = Path(arguments.dataset).expanduser()
-            train_folder = _if_there(root, train_folder)
-            test_folder = arguments.test_folder or _if_there(root, test_folder)
-    return load_dataset(
-        arguments.dataset or (config.dataset if config else ""),
-        data_dir=arguments.data_dir or data_dir,
-        test_share=test_share,
-        train_folder=arguments.train_folder or train_folder,
-        test_folder=test_folder,
-        split=arguments.split,
-        only_test=True,
-    )
+        return load_dataset(arguments.dataset or "", data_dir=arguments.data_dir, **folders, only_test=True)
+    before = {name: getattr(config, name) for name in folders}
+    if arguments.dataset is not None:  # another data set may have other parts, elsewhere
+        before = {name: _if_there(Path(arguments.dataset).expanduser(), folder) for name, folder in before.items()}
+        config = replace(config, dataset=arguments.dataset, fold=None, group_by=None)
+    folders = {name: folder or before[name] for name, folder in folders.items()}
+    return replace(config, data_dir=arguments.data_dir or config.data_dir, **folders).load_dataset(only_test=True)
 
 
 def _if_there(root: Path, folder: str | None) -> str | None:

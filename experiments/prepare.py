@@ -1,15 +1,19 @@
 """Prepares data once: python -m experiments.prepare NAME, or python -m experiments.prepare SOURCE --output DIR."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
-from experiments.command import add_folders, parser_of, run
+from experiments.command import add_division, add_folders, parser_of, run
 from jaxnets.data.datasets import absolute, is_path, load_dataset
+from jaxnets.data.division import Division
 from jaxnets.data.records import write_records
 from jaxnets.data.tfds import prepare_tfds
 from jaxnets.data.verification import ON_BAD_IMAGE, verify, write_bad_images
 from jaxnets.errors import InputError
 from jaxnets.training.progress import counting
+
+_DIVISION = {setting.name for setting in fields(Division)}
 
 
 def main() -> None:
@@ -21,9 +25,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of TFDS data sets (default: that of TFDS)")
     parser.add_argument("--output", type=Path, help="folder for the records (a value of train's --dataset)")
     parser.add_argument("--size", type=int, default=256, help="short side of the records in pixels (default: 256)")
-    parser.add_argument(
-        "--test-share", type=float, default=0.2, help="share held out if there are no test images (default: 0.2)"
-    )
+    add_division(parser)
     add_folders(parser)
     parser.add_argument(
         "--on-bad-image",
@@ -52,11 +54,12 @@ def write(arguments: argparse.Namespace) -> None:
     dataset = load_dataset(
         absolute(arguments.source),
         data_dir=arguments.data_dir,
-        test_share=arguments.test_share,
+        division=Division(**{name: value for name, value in vars(arguments).items() if name in _DIVISION}),
         train_folder=arguments.train_folder,
+        val_folder=arguments.val_folder,
         test_folder=arguments.test_folder,
     )
-    count = len(dataset.train) + len(dataset.test)
+    count = sum(map(len, dataset.parts.values()))
     with counting("checking images", count) as (done, say):
         for line in (*dataset.warnings, dataset.summary()):
             say(line)

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import add_folders, parser_of, run
+from experiments.command import add_division, add_folders, parser_of, run
 from jaxnets.data.datasets import absolute, is_path
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
@@ -52,11 +52,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--arch", help="network, such as resnet50 (jaxnets.list_models()), or package.module:factory")
     parser.add_argument(
         "--dataset",
-        help="folder of images (train/CLASS/*.jpg and val/ or test/, or CLASS/*.jpg) or of prepared records, name of a "
-        "TFDS data set, or digits (default), which needs no download",
+        help="folder of images (train/CLASS/*.jpg with val/ and test/, or CLASS/*.jpg) or of prepared records, CSV "
+        "file (path,label,part), name of a TFDS data set, or digits (default), which needs no download",
     )
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps its data sets (default: its own choice)")
-    parser.add_argument("--test-share", type=float, help="share to hold out if there are no test images (default: 0.2)")
+    add_division(parser)
     add_folders(parser)
     parser.add_argument(
         "--on-bad-image",
@@ -252,10 +252,11 @@ def main() -> None:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]
         if waiting > _WAITING_SHARE and result["waiting_for_data_seconds"] > 1:
             print(f"{waiting:.0%} of the training time was spent waiting for data; see python -m experiments.prepare")
+        part = result.get("judged_on", "test")  # a finished run of an earlier version has none
+        val = f", val accuracy {result['val_accuracy']:.2%}" if part == "test" and "val_accuracy" in result else ""
         print(
-            f"test accuracy {result['test_accuracy']:.2%} (best: {result['best_test_accuracy']:.2%} after epoch "
-            f"{result['best_epoch']}), top-5 {result['test_top5_accuracy']:.2%}, after {result['seconds']:.0f} s; "
-            f"see {workdir}/report.html"
+            f"{part} accuracy {result[f'{part}_accuracy']:.2%}, top-5 {result[f'{part}_top5_accuracy']:.2%}{val}, of "
+            f"epoch {result['best_epoch']}, after {result['seconds']:.0f} s; see {workdir}/report.html"
         )
 
 

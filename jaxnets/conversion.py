@@ -56,7 +56,7 @@ def convert_weights(
     return origin
 
 
-def convert_run(workdir: Path, output: Path, which: str = "latest", arch: str | None = None) -> tuple[str, Origin]:
+def convert_run(workdir: Path, output: Path, which: str = "best", arch: str | None = None) -> tuple[str, Origin]:
     """Writes a run's weights as a state dict, which torchvision loads if it has the network.
 
     Returns the network's name and the weights' origin. Raises InputError if they can't be read or written, or are of

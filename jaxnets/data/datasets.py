@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxnets.data.division import Division, even_positions
 from jaxnets.data.folder import load_folder
 from jaxnets.data.records import holds_records, load_records
 from jaxnets.data.sources import ArraySource, Dataset
+from jaxnets.data.table import load_table
 from jaxnets.data.tfds import load_tfds
 from jaxnets.errors import InputError
 
@@ -18,44 +20,59 @@ def load_dataset(
     name: str,
     *,
     data_dir: str | None = None,
-    test_share: float = 0.2,
+    division: Division = Division(),  # noqa: B008
     train_folder: str | None = None,
+    val_folder: str | None = None,
     test_folder: str | None = None,
-    split: str | None = None,
     only_test: bool = False,
 ) -> Dataset:
-    """Loads the data set `name`: digits, a folder of images or prepared records, or a TFDS data set in `data_dir`.
+    """Loads the data set `name`: digits, a folder of images or of prepared records, a CSV file, or a TFDS data set in
+    `data_dir`.
 
-    If the data set has no test images, `test_share` of its training images is held out. `train_folder` and
-    `test_folder`, relative to a folder of images, hold its training and test images. `split` chooses the test images:
-    "val" or "test"; None is the default of the data set. With `only_test`, a folder of images needs no training images.
-    Raises InputError if the data set does not exist.
+    The parts that it lacks are held out of its training images as `division` says. `train_folder`, `val_folder` and
+    `test_folder`, relative to a folder of images, hold the images of the parts. With `only_test`, image files need no
+    training images. Raises InputError if the data set does not exist.
     """
-    if not 0 < test_share < 1:
-        raise InputError(f"test_share={test_share}; expected a fraction between 0 and 1, such as 0.2")
-    folder = Path(name).expanduser()
-    if name != "digits" and folder.is_dir() and not holds_records(folder):
+    path = Path(name).expanduser()
+    if name != "digits" and path.is_dir() and not holds_records(path):
         return load_folder(
-            folder, test_share, train_folder=train_folder, test_folder=test_folder, split=split, only_test=only_test
+            path,
+            division,
+            train_folder=train_folder,
+            val_folder=val_folder,
+            test_folder=test_folder,
+            only_test=only_test,
         )
-    for flag, value in (("--train-folder", train_folder), ("--test-folder", test_folder)):
+    for part, value in (("train", train_folder), ("val", val_folder), ("test", test_folder)):
         if value is not None:
-            raise InputError(f"{flag} {value} is for folders of images, which {name} is not; leave it out")
-    if name == "digits" or folder.is_dir():
-        if split is not None:
-            raise InputError(f"{name} has one set of test images; leave out --split {split}")
-        return digits() if name == "digits" else load_records(folder)
-    if folder.exists():
-        raise InputError(f"{name} is a file; expected a folder of images or the name of a data set")
+            raise InputError(f"--{part}-folder {value} is for folders of images, which {name} is not; leave it out")
+    if is_table(name):
+        return load_table(path, division, only_test=only_test)
+    if division.group_by is not None:
+        raise InputError(f"--group-by {division.group_by} is for image files, which {name} is not; leave it out")
+    if name == "digits":
+        return digits(division)
+    if path.is_dir():
+        return load_records(path, division)
+    if path.exists():
+        raise InputError(f"{name} is a file; expected a folder of images, a .csv file or the name of a data set")
     if is_path(name):
         raise InputError(f"{name}: no such folder; give a folder of images, digits, or the name of a TFDS data set")
-    return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), test_share, split)
+    return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), division)
+
+
+def is_table(name: str) -> bool:
+    """Whether `name` is the path of a CSV file."""
+    return Path(name).suffix.lower() == ".csv" and not Path(name).expanduser().is_dir()
 
 
 def is_path(name: str) -> bool:
     """Whether `name` is a path rather than the name of a data set."""
     return name != "digits" and (
-        Path(name).expanduser().is_dir() or name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
+        Path(name).expanduser().is_dir()
+        or is_table(name)
+        or name.startswith((".", "~", os.sep))
+        or name.endswith(os.sep)
     )
 
 
@@ -64,26 +81,27 @@ def absolute(name: str) -> str:
     return str(Path(name).expanduser().absolute()) if is_path(name) else name
 
 
-def digits() -> Dataset:
-    """The 1,797 scanned digits of scikit-learn (8x8 px, 17 grey levels): 1,437 for training, 360 for testing.
+def digits(division: Division = Division()) -> Dataset:  # noqa: B008
+    """The 1,797 scanned digits of scikit-learn (8x8 px, 17 grey levels): 1,437 for training and val, 360 for testing.
 
-    The split is fixed and stratified by class.
+    The test images are fixed and stratified by class; val images are held out of the others as `division` says.
     Source: the test set of Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, CC BY 4.0.
     """
     # tests/references/make_digits.py writes the file; importing scikit-learn here would be slow.
     with np.load(_DIGITS) as file:
-        train, test = (
-            ArraySource(file[f"{part}_images"], file[f"{part}_labels"].astype(np.int32), f"digits {part} image")
-            for part in ("train", "test")
+        images, labels, test_images, test_labels = (
+            file[f"{part}_{what}"] for part in ("train", "test") for what in ("images", "labels")
         )
-    pixels = train.images / 255.0
+    pixels = images / 255.0
     mean, std = (round(float(value), 4) for value in (pixels.mean(), pixels.std()))
-    return Dataset(
+    labels, test_labels = labels.astype(np.int32), test_labels.astype(np.int32)
+    whole = Dataset(
         name="digits",
         class_names=tuple("0123456789"),
-        train=train,
-        test=test,
+        train=ArraySource(images, labels, "digits train image"),
+        test=ArraySource(test_images, test_labels, "digits test image"),
         mean=(mean, mean, mean),
         std=(std, std, std),
-        tested_on="the fixed split of jaxnets",
+        origins={"test": "the fixed split of jaxnets"},
     )
+    return division.divide(whole, labels, even_positions(labels), subset=ArraySource.subset)

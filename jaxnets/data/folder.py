@@ -1,17 +1,19 @@
-"""Image folders: train/CLASS/IMAGE with an optional val/ or test/ folder, or just CLASS/IMAGE."""
+"""Image folders: train/CLASS/IMAGE with an optional val/ and test/ folder, or just CLASS/IMAGE."""
 
 import hashlib
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from jaxnets.data.division import Division, check_groups, groups_of, position_of
 from jaxnets.data.image_files import (
     has_images_below,
     images_below,
@@ -60,6 +62,10 @@ class FolderSource:
     def where(self, index: int) -> str:
         return printable(self.root / self.files[index][0])
 
+    def subset(self, indices: np.ndarray) -> "FolderSource":
+        """The files at `indices` [N], in this order."""
+        return FolderSource(self.root, [self.files[index] for index in indices.tolist()])
+
     def fingerprint(self) -> str:
         """A SHA-256 of names, labels and contents. Reads the files that have not been read yet."""
 
@@ -96,40 +102,79 @@ def named_images(paths: Sequence[Path]) -> FolderSource:
 
 def load_folder(
     root: Path,
-    test_share: float,
+    division: Division,
     *,
     train_folder: str | None = None,
+    val_folder: str | None = None,
     test_folder: str | None = None,
-    split: str | None = None,
     only_test: bool = False,
 ) -> Dataset:
-    """Loads the images below `root`. Without a folder of test images, about `test_share` of each class is held out.
+    """Loads the images below `root`. Parts without a folder are held out of the training images as `division` says.
 
-    The parts are found by the names of the folders (see `layout.find_layout`); `train_folder` and `test_folder` name
-    them, relative to `root`. `split` is the part to test on, "val" or "test"; by default the first that is there. With
-    `only_test` there need not be training images; `train` may then be the same images as `test`.
-    Class names are the names of the folders, in the order of `class_order`. Raises InputError if the layout is
-    different, if a class is empty, if there is only one class, or if the training and test classes differ.
+    The parts are found by the names of the folders (see `layout.find_layout`); `train_folder`, `val_folder` and
+    `test_folder` name them, relative to `root`. With `only_test` there need not be training images; `train` is then the
+    same images as `test`, or else `val`. Class names are the names of the folders, in the order of `class_order`.
+    Raises InputError if the layout is different, if a class is empty, if there is only one class, or if the classes of
+    the parts differ.
     """
-    layout = find_layout(root, train_folder, test_folder, split, only_test=only_test)
-    train, test = layout.train, layout.test
-    class_names = _classes(train, layout.left_out)
-    whole = _source(root, train, class_names)
-    if test is None:
-        sources = _divided(root, train, whole, list(class_names), test_share)
-        tested_on = f"about {test_share:.0%} of each class, held out"
-    else:
-        test_names = _classes(test)
-        if class_names.keys() != test_names.keys():
-            only_one = sorted(class_names.keys() ^ test_names.keys())[0]
-            present, absent = (train, test) if only_one in class_names else (test, train)
-            raise InputError(
-                f"class {only_one!r} is in {present} but not in {absent} ({len(class_names)} training and "
-                f"{len(test_names)} test classes); expected the same class folders in both"
-            )
-        sources = whole, whole if test == train else _source(root, test, test_names)
-        tested_on = f"from {printable(os.path.relpath(test, root))}/"
-    return Dataset(root.name, tuple(class_names), *sources, tested_on=tested_on, warnings=layout.warnings)
+    layout = find_layout(root, train_folder, val_folder, test_folder, only_test=only_test)
+    class_names = _classes(layout.train, layout.left_out)
+    train = _source(root, layout.train, class_names)
+    given: dict[str, FolderSource] = {}
+    origins: dict[str, str] = {}
+    for part, folder in (("val", layout.val), ("test", layout.test)):
+        if folder is not None:
+            given[part] = train if folder == layout.train else _same_classes(root, layout.train, class_names, folder)
+            origins[part] = f"from {printable(os.path.relpath(folder, root))}/"
+    prefix = os.path.relpath(layout.train, root)
+    val, test = given.get("val"), given.get("test")
+    dataset = Dataset(root.name, tuple(class_names), train, test, val=val, origins=origins, warnings=layout.warnings)
+    if train in (val, test):  # there are no training images
+        return dataset
+    groups = None
+    if division.group_by is not None:
+        groups = {
+            part: groups_of([sort_key(name)[0] for name, _ in source.files], division.group_by)
+            for part, source in {"train": train, **given}.items()
+        }
+    return held_out(dataset, division, [os.path.relpath(name, prefix) for name, _ in train.files], groups)
+
+
+def held_out(
+    dataset: Dataset, division: Division, names: Sequence[str], groups: Mapping[str, Sequence[str]] | None
+) -> Dataset:
+    """The data set of image files with the parts that it lacks, held out of its training images.
+
+    `names` [N] of the training images decide, or else `groups`, the names of each part's groups. The name decides so
+    that a network is never tested on images that it was trained on before others came and went.
+    """
+    train: Any = dataset.train
+    labels = np.array([label for _, label in train.files])
+    if groups is not None:
+        check_groups(groups)
+    elif "test" in division.lacking(dataset):
+        for label, count in enumerate(np.bincount(labels).tolist()):
+            if count == 1:
+                raise InputError(
+                    f"class {dataset.class_names[label]!r} has only one image; expected at least two, one of them for "
+                    "testing, or --test-share 0"
+                )
+    positions = np.array([position_of(name) for name in names])
+    return division.divide(dataset, labels, positions, None if groups is None else groups["train"], FolderSource.subset)
+
+
+def _same_classes(root: Path, train: Path, class_names: dict[str, Path], folder: Path) -> FolderSource:
+    """The images of a part, whose classes must be those of training."""
+    names = _classes(folder)
+    if class_names.keys() != names.keys():
+        only_one = sorted(class_names.keys() ^ names.keys())[0]
+        present, absent = (train, folder) if only_one in class_names else (folder, train)
+        raise InputError(
+            f"class {only_one!r} is in {present} but not in {absent} ({len(class_names)} and {len(names)} classes); "
+            "expected the same class folders in both; rename them, or name the parts to use with "
+            "--train-folder and --val-folder or --test-folder"
+        )
+    return _source(root, folder, names)
 
 
 def class_order(names: Sequence[str]) -> list[str]:
@@ -177,32 +222,3 @@ def _source(root: Path, part: Path, classes: dict[str, Path]) -> FolderSource:
             )
         files += [(os.path.relpath(path, root), label) for path in images]
     return FolderSource(root, files)
-
-
-def _divided(
-    root: Path, part: Path, whole: FolderSource, class_names: Sequence[str], test_share: float
-) -> tuple[FolderSource, FolderSource]:
-    """Holds out about `test_share` of each class, and at least one image.
-
-    The hash of an image's own name decides, so that an image stays where it is when others come and go: a network is
-    never tested on images that it was trained on before. Only a class that would lack training or test images gives
-    one of them to the other side.
-    """
-    limit, prefix = test_share * 2**64, os.path.relpath(part, root)
-    members: dict[int, list[tuple[int, tuple[str, int]]]] = {label: [] for label in range(len(class_names))}
-    for file in whole.files:
-        members[file[1]].append((_hash(os.path.relpath(file[0], prefix)), file))
-    held_out: set[tuple[str, int]] = set()
-    for name, files in zip(class_names, members.values(), strict=True):
-        if len(files) < 2:
-            raise InputError(f"class {name!r} has only one image; expected at least two, one of them for testing")
-        files.sort()
-        count = min(max(sum(number < limit for number, _ in files), 1), len(files) - 1)
-        held_out.update(file for _, file in files[:count])
-    train, test = ([file for file in whole.files if (file in held_out) == side] for side in (False, True))
-    return FolderSource(root, train), FolderSource(root, test)
-
-
-def _hash(name: str) -> int:
-    """64 bits of the SHA-256 of a name."""
-    return int.from_bytes(hashlib.sha256(sort_key(name)[0].encode("utf-8", "surrogateescape")).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""Which folders of a data set hold the training images, the test images and the classes."""
+"""Which folders of a data set hold the training, val and test images and the classes."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from typing import get_args
 
 from jaxnets.data.image_files import printable, sort_key
 from jaxnets.data.part_names import SPLITS, Part, is_numbered_piece, names_images, part_of, without_part, words_of
-from jaxnets.data.top_folders import TopFolder, only_inner, top_folders, unwrapped, with_images
+from jaxnets.data.top_folders import TopFolder, only_inner, top_folders, unwrapped
 from jaxnets.errors import InputError
 
 # Folders beside train/ and val/ that a data set may have; more of them are rather classes.
@@ -20,49 +20,68 @@ _ITSELF = "--train-folder . takes the folders themselves for classes"
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders that hold the class folders of training and of testing; `test` is None if there are no test images.
+    """The folders that hold the class folders of each part; `val` and `test` are None if there are no such images.
 
     `left_out` are folders in `train` that are not classes.
     """
 
     train: Path
+    val: Path | None = None
     test: Path | None = None
     left_out: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def judged(self) -> tuple[Path, ...]:
+        """The folders of val and test images."""
+        return tuple(part for part in (self.val, self.test) if part is not None)
 
 
 def find_layout(
     root: Path,
     train_folder: str | None = None,
+    val_folder: str | None = None,
     test_folder: str | None = None,
-    split: str | None = None,
     *,
     only_test: bool = False,
 ) -> Layout:
-    """Finds the folders of training and test images below `root`, by their names or as given (relative to `root`).
+    """Finds the folders of the parts of a data set below `root`, by their names or as given (relative to `root`).
 
-    `split` is the part to test on, "val" or "test"; by default the first of them that is there. With `only_test` there
-    need not be training images; `train` then is the same folder as `test`. Raises InputError if the names do not say
-    which folders are parts and which are classes.
+    With `only_test` there need not be training images; `train` then is the same folder as `test`, or else `val`. Raises
+    InputError if the names do not say which folders are parts and which are classes.
     """
     root = Path(os.path.abspath(root))
+    val = None if val_folder is None else _folder(root, val_folder, "--val-folder")
     test = None if test_folder is None else _folder(root, test_folder, "--test-folder")
-    if only_test and test is not None and train_folder is None:
-        return Layout(test, test)
+    given = tuple(part for part in (val, test) if part is not None)
+    if only_test and given and train_folder is None:
+        return Layout(test or given[0], val, test)
     if train_folder is None:
-        layout = _by_name(root, split, test, only_test)
-        if layout.train == layout.test:
+        layout = _by_name(root, given, only_test)
+        if layout.train in layout.judged:
             return layout
     else:
-        layout = _given(root, train_folder, split, test)
-    if test is not None:
-        layout = replace(layout, test=test)
-    if layout.test is not None:
-        if layout.train.is_relative_to(layout.test):
-            raise InputError(f"the training images in {printable(layout.train)} are test images too; give two folders")
-        if layout.test.is_relative_to(layout.train):
-            inside = layout.train / layout.test.relative_to(layout.train).parts[0]
+        layout = _given(root, train_folder, given)
+    layout = replace(layout, val=val or layout.val, test=test or layout.test)
+    for name, part in (("val", layout.val), ("test", layout.test)):
+        if part is None:
+            continue
+        if layout.train.is_relative_to(part):
+            raise InputError(
+                f"the training images in {printable(layout.train)} are {name} images too; give two folders"
+            )
+        if part.is_relative_to(layout.train):
+            inside = layout.train / part.relative_to(layout.train).parts[0]
             layout = replace(layout, left_out=(*layout.left_out, inside))
+    if (
+        layout.val
+        and layout.test
+        and (layout.val.is_relative_to(layout.test) or layout.test.is_relative_to(layout.val))
+    ):
+        raise InputError(
+            f"the images in {' and '.join(map(printable, layout.judged))} are the same, for val and for test; give two "
+            "folders"
+        )
     return layout
 
 
@@ -73,39 +92,36 @@ def _folder(root: Path, name: str, flag: str) -> Path:
     return path if path == Path(os.path.normpath(root)) else unwrapped(path)
 
 
-def _given(root: Path, train_folder: str, split: str | None, test: Path | None) -> Layout:
+def _given(root: Path, train_folder: str, given: Sequence[Path]) -> Layout:
     """The layout with the folder of training images that the user names."""
     train = _folder(root, train_folder, "--train-folder")
-    tops, empty = top_folders(root, test)
-    if split is not None:
-        names = [sort_key(path.name)[0] for path in with_images(train)[0]]
-        return Layout(train, _test_part(root, tops, empty, names, split, []))
-    unused = [top.label for top in tops if top.part in SPLITS and not train.is_relative_to(top.path)]
-    if train == root or test is not None:
+    tops, _ = top_folders(root, given)
+    unused = [top for top in tops if top.part in SPLITS and not train.is_relative_to(top.path)]
+    if train == root or given:
         unused = []
-    warnings = [f"warning: {name}/ is not used; to test on it, give --test-folder {name}" for name in unused]
-    return Layout(train, None, (), tuple(warnings))
+    warnings = [f"warning: {top.label}/ is not used; to use it, give --{top.part}-folder {top.label}" for top in unused]
+    return Layout(train, warnings=tuple(warnings))
 
 
-def _by_name(root: Path, split: str | None, test: Path | None, only_test: bool) -> Layout:
-    """The layout as the names of the folders say. `test` is a folder of test images that is known already."""
+def _by_name(root: Path, given: Sequence[Path], only_test: bool) -> Layout:
+    """The layout as the names of the folders say. `given` are folders of val or test images that are known already."""
     here = root
-    tops, empty = top_folders(here, test)
-    while len(tops) == 1 and (tops[0].part is None or tops[0].has_parts) and (inner := only_inner(here, test)):
+    tops, empty = top_folders(here, given)
+    while len(tops) == 1 and (tops[0].part is None or tops[0].has_parts) and (inner := only_inner(here, given)):
         here = inner
-        tops, empty = top_folders(here, test)
+        tops, empty = top_folders(here, given)
     training = [top for top in tops if top.part == "train" and top.names]
     if not training:
-        return _classes_themselves(here, tops, split, only_test)
+        return _classes_themselves(here, tops, only_test)
     train = _one(here, training, "--train-folder")
     only = train.names[0] if len(train.names) == 1 else ""
     if names_images(only) or part_of(only) == "train":
         raise _without_classes(here, train.inner / only, "train/")
     itself = f"--train-folder {train.label} takes the folders in it for classes"
-    _refuse_parts(train.inner, top_folders(train.inner, test)[0], itself)
+    _refuse_parts(train.inner, top_folders(train.inner, given)[0], itself)
     warnings: list[str] = []
     others = [top.path for top in tops if top.part is None]
-    has_tests = test is not None or any(top.part in SPLITS for top in tops)
+    has_tests = bool(given) or any(top.part in SPLITS for top in tops)
     if others and (not has_tests or len(others) > _MOST_IGNORED):
         raise InputError(
             f"{printable(others[0])} has images but is not a split; expected only train, val or test in "
@@ -114,56 +130,42 @@ def _by_name(root: Path, split: str | None, test: Path | None, only_test: bool) 
     others += [top.path for top in tops if top.part == "train" and top is not train]
     if others:
         warnings.append(f"warning: ignored beside {train.label}/: {_list(path.name + '/' for path in others)}")
-    if test is None:
-        test = _test_part(here, tops, empty, train.names, split, warnings)
-    return Layout(train.inner, test, (), tuple(warnings))
+    val, test = (_part(here, tops, empty, train.names, part, warnings) for part in SPLITS)
+    return Layout(train.inner, val, test, (), tuple(warnings))
 
 
-def _test_part(
-    root: Path,
-    tops: Sequence[TopFolder],
-    empty: Sequence[Path],
-    classes: Sequence[str],
-    split: str | None,
-    say: list[str],
+def _part(
+    root: Path, tops: Sequence[TopFolder], empty: Sequence[Path], classes: Sequence[str], part: str, say: list[str]
 ) -> Path | None:
-    """The folder of test images; what is not used goes to `say`. Raises InputError if there is none for `split`."""
-    for wanted in SPLITS if split is None else (split,):
-        labelled = []
-        for top in tops:
-            if top.part == wanted:
-                if len(top.names) > 1 or set(top.names) & set(classes):
-                    labelled.append(top)
-                else:
-                    say.append(f"warning: {top.label}/ is ignored: its images are not in class folders")
-        say += [
-            f"warning: {printable(path.name)}/ is ignored: it has no images"
-            for path in empty
-            if part_of(path.name) == wanted
-        ]
-        if labelled:
-            return _one(root, labelled, "--test-folder").inner
-    if split is not None:
-        raise InputError(f"{printable(root)} has no {split}/ with class folders; leave out --split {split}")
-    return None
+    """The folder of val or test images, or None; what is not used goes to `say`."""
+    labelled = []
+    for top in tops:
+        if top.part == part:
+            if len(top.names) > 1 or set(top.names) & set(classes):
+                labelled.append(top)
+            else:
+                say.append(f"warning: {top.label}/ is ignored: its images are not in class folders")
+    say += [
+        f"warning: {printable(path.name)}/ is ignored: it has no images" for path in empty if part_of(path.name) == part
+    ]
+    return _one(root, labelled, f"--{part}-folder").inner if labelled else None
 
 
-def _classes_themselves(here: Path, tops: Sequence[TopFolder], split: str | None, only_test: bool) -> Layout:
+def _classes_themselves(here: Path, tops: Sequence[TopFolder], only_test: bool) -> Layout:
     """The layout of a folder without a folder of training images: each folder is a class."""
     nested = any(top.part is None and len(top.names) > 1 for top in tops)
     tests = [top for top in tops if top.part in SPLITS and (nested or not top.is_flat)]
     if tests:
-        if only_test and (part := _test_part(here, tests, (), tests[0].names, split, [])):
-            return Layout(part, part)
+        if only_test:
+            val, test = (_part(here, tests, (), tests[0].names, part, []) for part in SPLITS)
+            if judged := test or val:
+                return Layout(judged, val, test)
         others = [top for top in tops if top not in tests]
         # As in rps/ and rps-test-set/.
         stem = without_part(tests[0].path.name)
-        if (
-            len(tests) == len(others) == 1
-            and stem == tuple(words_of(others[0].path.name))
-            and split in (None, tests[0].part)
-        ):
-            return Layout(others[0].inner, tests[0].inner)
+        if len(tests) == len(others) == 1 and stem == tuple(words_of(others[0].path.name)):
+            is_val = tests[0].part == "val"
+            return Layout(others[0].inner, *((tests[0].inner, None) if is_val else (None, tests[0].inner)))
         raise InputError(
             f"{printable(here)} has {tests[0].label}/ but no train/; expected train/CLASS/IMAGE; give the folder "
             f"of training images as --train-folder ({_ITSELF})"
@@ -171,8 +173,6 @@ def _classes_themselves(here: Path, tops: Sequence[TopFolder], split: str | None
     flat = {part: [top.path.name for top in tops if top.part == part and top.is_flat] for part in get_args(Part)}
     if flat["train"] and (flat["val"] or flat["test"]):
         raise _without_classes(here, here / flat["train"][0], "train/")
-    if split is not None:
-        raise InputError(f"{printable(here)} has no {split}/ with class folders; leave out --split {split}")
     copies = _nested_copies(tops)
     tops = [top for top in tops if top not in copies]
     _refuse_parts(here, tops)
@@ -189,7 +189,7 @@ def _classes_themselves(here: Path, tops: Sequence[TopFolder], split: str | None
             f"warning: {mixed[0].label}/ is one class with the images of all its folders "
             f"({_list(mixed[0].names)}){more}"
         )
-    return Layout(here, None, tuple(top.path for top in copies), tuple(warnings))
+    return Layout(here, None, None, tuple(top.path for top in copies), tuple(warnings))
 
 
 def _refuse_parts(here: Path, tops: Sequence[TopFolder], itself: str = _ITSELF) -> None:
@@ -220,7 +220,8 @@ def _refuse_parts(here: Path, tops: Sequence[TopFolder], itself: str = _ITSELF) 
                     raise InputError(
                         f"{printable(here)} has parts rather than classes: {_list(top.path.name for top in tops)} have "
                         f"the same class folders ({_list(shared)}); name the part to train on with --train-folder, "
-                        f"such as --train-folder {other.label}, and that to test on with --test-folder ({itself})"
+                        f"such as --train-folder {other.label}, and others with --val-folder and --test-folder "
+                        f"({itself})"
                     )
             owners |= {name: top for name in top.names if name not in owners}
     if is_numbered_piece([top.path.name for top in tops]):

@@ -1,6 +1,6 @@
 """Prepared records: a data set's resized images as raw pixels, in a few memory-mapped files.
 
-A folder has records.json and, for each split, SPLIT.pixels (the RGB images, concatenated) and SPLIT.index (an `_ENTRY`
+A folder has records.json and, for each part, PART.pixels (the RGB images, concatenated) and PART.index (an `_ENTRY`
 per image: offset, size, label, CRC-32). Writing can resume after a kill, because index entries are written after their
 pixels, and records.json last.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from jaxnets.data.decoding import open_image, pixels_of
+from jaxnets.data.division import PARTS, Division, even_positions
 from jaxnets.data.pipeline import in_order
 from jaxnets.data.preprocessing import resized
 from jaxnets.data.sources import Dataset, Record, Source
@@ -29,18 +30,17 @@ _DONE, _STARTED, _PARTIAL = "records.json", "started.json", ".partial"
 _ENTRY = np.dtype([("offset", "<u8"), ("height", "<u4"), ("width", "<u4"), ("label", "<i4"), ("crc32", "<u4")])
 _RECORDS_PER_FLUSH = 64
 _SAMPLE_SIZE = 32
-_SPLITS = ("train", "test")
 
 
 class RecordSource:
-    """One split of prepared records. The first read of a record verifies its checksum."""
+    """One part of prepared records. The first read of a record verifies its checksum."""
 
-    def __init__(self, folder: Path, split: str, index_sha256: str) -> None:
-        self._path = folder / f"{split}.pixels"
-        index = (folder / f"{split}.index").read_bytes()
+    def __init__(self, folder: Path, part: str, index_sha256: str) -> None:
+        self._path = folder / f"{part}.pixels"
+        index = (folder / f"{part}.index").read_bytes()
         if hashlib.sha256(index).hexdigest() != index_sha256:
             raise InputError(
-                f"{folder / f'{split}.index'} does not match its checksum; remove the records and prepare them again"
+                f"{folder / f'{part}.index'} does not match its checksum; remove the records and prepare them again"
             )
         self._index = np.frombuffer(index, _ENTRY)
         sizes = self._index["height"].astype(np.int64) * self._index["width"] * 3
@@ -67,6 +67,11 @@ class RecordSource:
             self._checked[index] = True
         return Record(pixels.reshape(height, width, 3), label)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels [N]."""
+        return self._index["label"].astype(np.int64)
+
     def where(self, index: int) -> str:
         return f"{self._path} record {index}"
 
@@ -79,8 +84,12 @@ def holds_records(folder: Path) -> bool:
     return (folder / _DONE).exists() or (folder / _STARTED).exists()
 
 
-def load_records(folder: Path) -> Dataset:
-    """Loads a data set from a folder of prepared records. Raises InputError if they are unfinished or damaged."""
+def load_records(folder: Path, division: Division = Division(0, 0)) -> Dataset:  # noqa: B008
+    """Loads a data set from a folder of prepared records.
+
+    Parts that were not prepared are held out of the training images as `division` says. Raises InputError if the
+    records are unfinished or damaged.
+    """
     if not (folder / _DONE).exists():
         raise InputError(f"{folder} has unfinished records; run the same prepare command again")
     try:
@@ -90,15 +99,28 @@ def load_records(folder: Path) -> Dataset:
                 f"{folder} has records of format {info['format']}; expected {_FORMAT}; remove the folder and prepare "
                 "the records again"
             )
-        train, test = (RecordSource(folder, split, info["index_sha256"][split]) for split in _SPLITS)
+        sources = {
+            part: RecordSource(folder, part, info["index_sha256"][part])
+            for part in PARTS
+            if part in info["index_sha256"]
+        }
         if info.pop("sha256") != _sha256(info):
             raise InputError(
                 f"{folder / _DONE} does not match its checksum; remove the folder and prepare the records again"
             )
-        mean, std = tuple(info["mean"]), tuple(info["std"])
-        return Dataset(
-            info["name"], tuple(info["class_names"]), train, test, mean, std, tested_on="those that were prepared"
+        mean, std, class_names = tuple(info["mean"]), tuple(info["std"]), tuple(info["class_names"])
+        labels = sources["train"].labels
+        dataset = Dataset(
+            info["name"],
+            class_names,
+            sources["train"],
+            sources.get("test"),
+            mean,
+            std,
+            sources.get("val"),
+            {part: "as prepared" for part in sources if part != "train"},
         )
+        return division.divide(dataset, labels, even_positions(labels))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
@@ -123,21 +145,22 @@ def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callabl
         "class_names": list(dataset.class_names),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "sources": {split: getattr(dataset, split).fingerprint() for split in _SPLITS},
+        "sources": {part: source.fingerprint() for part, source in dataset.parts.items()},
     }
     if not _start(folder, plan):
         written = load_records(folder)
-        for before, part in ((0, written.train), (len(written.train), written.test)):
-            for index, _ in enumerate(in_order(part.__getitem__, range(len(part)))):
+        before = 0
+        for source in written.parts.values():
+            for index, _ in enumerate(in_order(source.__getitem__, range(len(source)))):
                 done(before + index + 1)
+            before += len(source)
         return False
     _check_space(dataset, folder, short_side)
     before, checksums = 0, {}
-    for split in _SPLITS:
-        source: Source = getattr(dataset, split)
-        _write_split(source, folder / split, short_side, partial(_report, done, before))
+    for part, source in dataset.parts.items():
+        _write_part(source, folder / part, short_side, partial(_report, done, before))
         before += len(source)
-        checksums[split] = hashlib.sha256((folder / f"{split}.index").read_bytes()).hexdigest()
+        checksums[part] = hashlib.sha256((folder / f"{part}.index").read_bytes()).hexdigest()
     info = {**plan, "index_sha256": checksums}
     _write_json(folder / _DONE, {**info, "sha256": _sha256(info)})
     (folder / _STARTED).unlink(missing_ok=True)
@@ -175,7 +198,7 @@ def _start(folder: Path, plan: dict[str, Any]) -> bool:
 
 
 def _check_space(dataset: Dataset, folder: Path, short_side: int) -> None:
-    count = len(dataset.train) + len(dataset.test)
+    count = sum(map(len, dataset.parts.values()))
     sample = range(0, len(dataset.train), max(1, len(dataset.train) // _SAMPLE_SIZE))
     sizes = [_shrunk(dataset.train, index, short_side)[0].size for index in sample]
     needed = int(np.mean(sizes) * count)
@@ -188,7 +211,7 @@ def _check_space(dataset: Dataset, folder: Path, short_side: int) -> None:
         )
 
 
-def _write_split(source: Source, path: Path, short_side: int, done: Callable[[int], None]) -> None:
+def _write_part(source: Source, path: Path, short_side: int, done: Callable[[int], None]) -> None:
     with _open(path.with_suffix(".pixels")) as pixels, _open(path.with_suffix(".index")) as index:
         written, end = _resume(pixels, index)
         entries: list[tuple[int, ...]] = []

@@ -1,5 +1,6 @@
 """The interface of all data sets: sources of labelled images in a fixed order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple, Protocol
@@ -45,29 +46,49 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images with their classes. A label is an index into `class_names`.
+    """The images of each part, "train", "val" and "test", with their classes. A label is an index into `class_names`.
 
-    `mean` and `std` are per channel, for pixel values from 0 to 1. `tested_on` says where the test images come from,
-    such as "from val/", and `warnings` what a user may not expect.
+    `val` and `test` may be None. `mean` and `std` are per channel, for pixel values from 0 to 1. `origins` says where
+    the images of val and test come from, such as "from val/", and `warnings` what a user may not expect.
     """
 
     name: str
     class_names: tuple[str, ...]
     train: Source
-    test: Source
+    test: Source | None
     mean: Channels = PHOTO_MEAN
     std: Channels = PHOTO_STD
-    tested_on: str = field(default="", compare=False)
+    val: Source | None = None
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def parts(self) -> dict[str, Source]:
+        """The parts that are there, in the order train, val, test."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: source for part, source in parts.items() if source is not None}
+
+    @property
+    def judged_on(self) -> str:
+        """The part that a finished network is judged on: "test", or "val" without a test part."""
+        return "val" if self.test is None else "test"
+
+    def judged(self, part: str | None = None) -> Source:
+        """The images of "val" or "test", by default those of `judged_on`; InputError if there are none."""
+        source = self.parts.get(part or self.judged_on)
+        if source is None:
+            present = ", ".join(self.parts)
+            raise InputError(f"{self.name} has no {part or 'val or test'} images, only {present}; choose another part")
+        return source
+
     def summary(self) -> str:
-        """One line: the classes, and the numbers of training and test images."""
+        """One line: the classes, and the number of images of each part."""
         names, more = ", ".join(map(repr, self.class_names[:_NAMED])), ", ..." * (len(self.class_names) > _NAMED)
-        origin = self.tested_on and f" ({self.tested_on})"
-        return (
-            f"{len(self.class_names)} classes ({names}{more}), {len(self.train):,} training images, "
-            f"{len(self.test):,} test images{origin}"
-        )
+        counts = [f"{len(self.train):,} training images"]
+        for part, source in list(self.parts.items())[1:]:
+            origin = f" ({self.origins[part]})" if part in self.origins else ""
+            counts.append(f"{len(source):,} {part} images{origin}")
+        return f"{len(self.class_names)} classes ({names}{more}), {', '.join(counts)}"
 
     def __post_init__(self) -> None:
         first: dict[str, int] = {}
@@ -105,6 +126,10 @@ class ArraySource:
 
     def where(self, index: int) -> str:
         return f"{self.name} {index}"
+
+    def subset(self, indices: np.ndarray) -> "ArraySource":
+        """The images at `indices` [N], in this order."""
+        return ArraySource(self.images[indices], self.labels[indices], self.name)
 
     def fingerprint(self) -> str:
         arrays = (self.images, self.labels)

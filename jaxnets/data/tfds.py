@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxnets.data.hashing import mix64
+from jaxnets.data.division import Division, even_positions
 from jaxnets.data.part_names import part_of
-from jaxnets.data.sources import Dataset, Record, Source, Subset
+from jaxnets.data.sources import Dataset, Record
 from jaxnets.data.tfrecord import convert, example_parser, one_line
 from jaxnets.errors import InputError
 
@@ -87,12 +87,12 @@ class TfdsSource:
         return digest.hexdigest()
 
 
-def load_tfds(name: str, data_dir: Path | None, test_share: float, split: str | None = None) -> Dataset:
+def load_tfds(name: str, data_dir: Path | None, division: Division) -> Dataset:
     """Loads the TFDS data set NAME[/CONFIG][:VERSION] from `data_dir`, by default TFDS's own folder.
 
-    The test images are those of `split`, "val" or "test". By default they are the first labelled split of test and
-    validation (or val, dev, ...), or else a fixed `test_share` of each class. Raises InputError if the data set is not
-    prepared, is damaged, or is not for image classification.
+    The val and test images are those of the first labelled splits validation (or val, dev, ...) and test. What the data
+    set lacks is held out of the split train as `division` says. Raises InputError if the data set is not prepared, is
+    damaged, or is not for image classification.
     """
     builder = _find(name, data_dir)
     if builder is None:
@@ -109,23 +109,29 @@ def load_tfds(name: str, data_dir: Path | None, test_share: float, split: str | 
     train = _source(name, builder, training[0])
     warnings: list[str] = []
     class_names = tuple(builder.info.features[train.label_key].names)
-    for wanted in ("test", "val") if split is None else (split,):
-        for candidate in _named(present, wanted):
-            test = _source(name, builder, candidate)
-            sample = np.unique(np.linspace(0, len(test) - 1, _LABEL_SAMPLE).astype(int)).tolist()
-            if _UNLABELLED not in _labels(test, sample):
-                return Dataset(name, class_names, train, test, tested_on=f"split {candidate}", warnings=tuple(warnings))
+    given: dict[str, TfdsSource] = {}
+    origins: dict[str, str] = {}
+    for part in ("val", "test"):
+        for candidate in _named(present, part):
+            source = _source(name, builder, candidate)
+            sample = np.unique(np.linspace(0, len(source) - 1, _LABEL_SAMPLE).astype(int)).tolist()
+            if _UNLABELLED not in _labels(source, sample):
+                given[part], origins[part] = source, f"split {candidate}"
+                break
             warnings.append(f"warning: the split {candidate} of {name} has images without labels and is not used")
-    if split is not None:
-        reason = warnings[0].removeprefix("warning: ") if warnings else f"{name} has no split {split}"
-        raise InputError(f"{reason}; leave out --split {split}")
-    return Dataset(
+    dataset = Dataset(
         name,
         class_names,
-        *_divided(train, test_share),
-        tested_on=f"{test_share:.0%} of each class, held out of the split {training[0]}",
+        train,
+        given.get("test"),
+        val=given.get("val"),
+        origins=origins,
         warnings=tuple(warnings),
     )
+    if not division.lacking(dataset):
+        return dataset
+    labels = _labels(train, range(len(train)))
+    return division.divide(dataset, labels, even_positions(labels))
 
 
 def _named(splits: Sequence[str], part: str) -> list[str]:
@@ -260,23 +266,6 @@ def _key(name: str, builder: Any, feature_type: type) -> str:
             f"{''.join(f' {key}' for key in keys)}; expected one; choose another data set"
         )
     return keys[0]
-
-
-def _divided(train: TfdsSource, test_share: float) -> tuple[Source, Source]:
-    """Splits the records in a fixed random way, each class for itself.
-
-    A class with one image has no test image. A record without a label stays in the training images.
-    """
-    labels = _labels(train, range(len(train)))
-    order = np.argsort(mix64(np.arange(len(train), dtype=np.uint64)))
-    is_test = np.zeros(len(train), bool)
-    for label in range(train.classes):
-        members = order[labels[order] == label]
-        count = min(max(round(test_share * len(members)), 1), len(members) - 1) if len(members) else 0
-        is_test[members[:count]] = True
-    if not is_test.any():
-        raise InputError(f"no class of {train.name} has two images, one of them for testing; choose another data set")
-    return Subset(train, np.flatnonzero(~is_test)), Subset(train, np.flatnonzero(is_test))
 
 
 def _labels(source: TfdsSource, indices: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The folders in a data set that have images, and what their names say."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,11 @@ class TopFolder:
         return printable(self.path.name)
 
 
-def top_folders(folder: Path, test: Path | None = None) -> tuple[list[TopFolder], list[Path]]:
-    """The folders with images, and those without. `test` is left out."""
+def top_folders(folder: Path, left_out: Sequence[Path] = ()) -> tuple[list[TopFolder], list[Path]]:
+    """The folders with images, and those without, but for those of `left_out`."""
     present, empty = with_images(folder)
     tops = map(_top, present)
-    return [top for top in tops if test is None or test not in (top.path, top.inner)], empty
+    return [top for top in tops if top.path not in left_out and top.inner not in left_out], empty
 
 
 def _top(path: Path) -> TopFolder:
@@ -65,15 +66,16 @@ def unwrapped(folder: Path) -> Path:
     return folder
 
 
-def only_inner(folder: Path, test: Path | None = None) -> Path | None:
+def only_inner(folder: Path, left_out: Sequence[Path] = ()) -> Path | None:
     """The only folder with images in `folder`, if it has folders of images itself; None if it may be a class.
 
-    `test` is left out.
+    Those of `left_out` do not count.
     """
     if has_loose_images(folder):
         return None
     present, empty = with_images(folder)
-    present = [path for path in present if test is None or test not in (path, unwrapped(path))]
+    if left_out:
+        present = [path for path in present if path not in left_out and unwrapped(path) not in left_out]
     if len(present) != 1 or has_loose_images(present[0]):
         return None
     # An empty folder is a class whose images are missing.

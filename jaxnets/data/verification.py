@@ -44,7 +44,7 @@ def verify(
     A JPEG that can be read whole in spite of its damage stays in the data set, and has `BadImage.used`. `done` is
     called with the number of images checked so far. With several processes each checks its share, and
     `gather` collects the results of all. Raises InputError for bad images as `judge` does, for a class without training
-    images, and if no test images are left.
+    images, and for a part without images.
     """
     check = partial(
         usable,
@@ -53,14 +53,26 @@ def verify(
         process_count=process_count,
         gather=gather,
     )
-    train, train_bad, train_labels = check(dataset.train, done=done)
-    test, test_bad, _ = check(dataset.test, done=lambda count: done(len(dataset.train) + count))
-    bad = train_bad + test_bad
-    judge(bad, len(dataset.train) + len(dataset.test), on_bad_image, say)
+    usable_parts: dict[str, Any] = {}
+    bad: list[BadImage] = []
+    before = 0
+    for part, source in dataset.parts.items():
+        kept, of_part, labels = check(source, done=partial(_count, done, before))
+        usable_parts[part] = kept
+        bad += of_part
+        before += len(source)
+        if part == "train":
+            train_labels = labels
+    judge(bad, before, on_bad_image, say)
     check_labels(dataset.class_names, train_labels)
-    if not len(test):
-        raise InputError("all test images are bad; fix them, or add others")
-    return replace(dataset, train=train, test=test), bad
+    for part, kept in usable_parts.items():
+        if not len(kept):
+            raise InputError(f"all {part} images are bad; fix them, or add others")
+    return replace(dataset, **usable_parts), bad
+
+
+def _count(done: Callable[[int], None], before: int, count: int) -> None:
+    done(before + count)
 
 
 def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[[str], None]) -> None:

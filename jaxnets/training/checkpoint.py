@@ -18,16 +18,16 @@ from jaxnets.training.contents import Contents, TrainedClassifier
 from jaxnets.training.state import TrainState
 from jaxnets.weights.runs import FOLDER, check_is_damage, first_line, orbax_files, read_run
 
-CHECKPOINTS = ("latest", "best")
+CHECKPOINTS = ("best", "latest")
 
 
 class Checkpoints:
     """The checkpoints of a run: the two latest, and the best. Use as a context manager.
 
-    They are written in the background. The number of a checkpoint is the number of steps and tests before it. Without a
-    folder, as in processes that write no files, nothing is saved. `complete` is called in `poll`, `wait` and `save` for
-    each checkpoint that is complete on the disk, with the number of steps before it and its folder. Raises InputError
-    if a checkpoint can't be written.
+    They are written in the background. The number of a checkpoint is the number of steps and finished epochs before it.
+    Without a folder, as in processes that write no files, nothing is saved. `complete` is called in `poll`, `wait` and
+    `save` for each checkpoint that is complete on the disk, with the number of steps before it and its folder. Raises
+    InputError if a checkpoint can't be written.
     """
 
     def __init__(
@@ -136,6 +136,25 @@ class Checkpoints:
             )
         return None
 
+    def read_best(self, like: Any) -> Any:
+        """The variables of the best checkpoint; `like` are variables of the same shapes and types.
+
+        Raises InputError if it can't be read.
+        """
+        self.wait()
+        number, files = self._best, orbax_files()
+        try:
+            metadata = files.read_metadata(self._manager, number)
+            return files.read_arrays(self._manager, number, "variables", metadata, like)
+        except InputError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise many types
+            check_is_damage(error, self._folder / str(number))
+            raise InputError(
+                f"the best checkpoint, {self._folder / str(number)}, is damaged ({first_line(error)}); restore it and "
+                "resume, or evaluate the run with --checkpoint latest"
+            ) from None
+
     def wait(self) -> None:
         """Waits until all checkpoints are complete on the disk."""
         if self._opened is None:
@@ -181,8 +200,8 @@ class Checkpoints:
         return InputError(f"a checkpoint can't be written to {self._folder} ({first_line(error)}); {advice}")
 
 
-def load_classifier(workdir: Path, which: str = "latest", *, model: nn.Module | None = None) -> TrainedClassifier:
-    """The classifier in the "latest" or the "best" checkpoint of a run.
+def load_classifier(workdir: Path, which: str = "best", *, model: nn.Module | None = None) -> TrainedClassifier:
+    """The classifier in the "best" checkpoint of a run, or in the "latest" if there is no best or if that is asked for.
 
     If `train` was given a `model`, it has to be given here too. Raises InputError if the checkpoint can't be read.
     """

@@ -8,6 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxnets.data.datasets import load_dataset
+from jaxnets.data.division import Division
+from jaxnets.data.sources import Dataset
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
 from jaxnets.models.contract import check_network
@@ -18,16 +21,17 @@ from jaxnets.weights.runs import network_of
 DTYPES = ("float32", "bfloat16", "float64")
 # What a resumed run may change: where the images are (they are compared by themselves), how often metrics are logged,
 # and rematerialisation.
-_MAY_CHANGE = ("dataset", "data_dir", "train_folder", "test_folder", "log_every", "remat")
+_MAY_CHANGE = ("dataset", "data_dir", "train_folder", "val_folder", "test_folder", "log_every", "remat")
 
 
 @dataclass(frozen=True)
 class Config:
     """All that determines the numbers of a run. The network computes in `dtype`.
 
-    `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `test_share` is the share to hold out of a
-    data set without test images. `train_folder` and `test_folder`, relative to a folder of images, hold its training
-    and its test images (None: found by name). `on_bad_image` is "error", "skip" or "strict". Metrics are logged every
+    `data_dir` is the folder of TFDS's data sets (None: the default of TFDS). `val_share`, `test_share`, `fold` and
+    `group_by` say how the parts that the data set lacks are held out of its training images, as in `Division`.
+    `train_folder`, `val_folder` and `test_folder`, relative to a folder of images, hold the images of its parts (None:
+    found by name). `on_bad_image` is "error", "skip" or "strict". Metrics are logged every
     `log_every` steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry
     of a torch checkpoint to read; `transfer` says what is trained: "full" (the same as None), "partial" (from the stage
     `train_from` on) or "head".
@@ -48,17 +52,39 @@ class Config:
     train_folder: str | None = None
     test_folder: str | None = None
     weights_key: str | None = None
+    val_share: float = 0.1
+    fold: str | None = None
+    group_by: str | None = None
+    val_folder: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"unknown dtype {self.dtype!r}; expected {', '.join(DTYPES)}")
         self._check_transfer()
+        _ = self.division
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise InputError(f"on_bad_image={self.on_bad_image!r}; expected {', '.join(ON_BAD_IMAGE)}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed={self.seed}; expected a whole number from 0 to {2**32 - 1}")
         if self.log_every < 1:
             raise InputError(f"log_every={self.log_every}; expected at least 1 step")
+
+    @property
+    def division(self) -> Division:
+        """How the parts that the data set lacks are held out; InputError for other values."""
+        return Division(self.val_share, self.test_share, self.fold, self.group_by)
+
+    def load_dataset(self, *, only_test: bool = False) -> Dataset:
+        """Loads the data set; with `only_test`, image files need no training images."""
+        return load_dataset(
+            self.dataset,
+            data_dir=self.data_dir,
+            division=self.division,
+            train_folder=self.train_folder,
+            val_folder=self.val_folder,
+            test_folder=self.test_folder,
+            only_test=only_test,
+        )
 
     def warnings(self) -> list[str]:
         """Warnings about settings that are probably mistakes."""

@@ -17,7 +17,7 @@ from jaxnets.training.custom import check_same_parts
 class TrainedClassifier:
     """A network with its weights, the preprocessing that they were trained with, and the names of the classes.
 
-    `fingerprints` are those of the images that it was trained ("train") and tested on ("test").
+    `fingerprints` are those of the images of each part: "train", "val" and "test".
     """
 
     config: Config
@@ -57,10 +57,10 @@ class Contents:
         check_classes(before["class_names"], self.class_names)
         self.config.check_resumes(Config.from_dict(before["config"]))
         check_same_parts(before["custom"], self.custom)
-        for split, fingerprint in self.fingerprints.items():
-            if before["fingerprints"][split] != fingerprint:
+        for part, fingerprint in self.fingerprints.items():
+            if before["fingerprints"].get(part) != fingerprint:
                 raise InputError(
-                    f"the {split} images are not those that the run began with (names, classes or contents differ, "
+                    f"the {part} images are not those that the run began with (names, classes or contents differ, "
                     "or the run is of an earlier version); restore those, or train again in another --workdir"
                 )
 

@@ -20,10 +20,16 @@ class Hook:
         `metrics` are read while the next step runs, so the call comes up to one step late.
         """
 
-    def after_test(self, epoch: int, evaluation: Evaluation, variables: Any) -> None:
-        """Called after the test that follows each epoch, counted from 1.
+    def after_val(self, epoch: int, evaluation: Evaluation, variables: Any) -> None:
+        """Called after each epoch, counted from 1, with the evaluation of the val part; not called without one.
 
-        `variables` are the tested ones, on the devices; read them during the call only, as training then goes on.
+        `variables` are the evaluated ones, on the devices; read them during the call only, as training then goes on.
+        """
+
+    def after_test(self, epoch: int, evaluation: Evaluation, variables: Any) -> None:
+        """Called once, at the end of the run, with the evaluation of the test part; not called without one.
+
+        `variables` are those of the best `epoch` by val, or of the last epoch without a val part.
         """
 
     def after_checkpoint(self, step: int, folder: Path) -> None:

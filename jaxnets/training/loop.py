@@ -48,12 +48,13 @@ def train(
 ) -> dict[str, Any]:
     """Trains a classifier as `config` says, writes the files of the run to `workdir`, and returns its result.json.
 
-    - `dataset` takes the place of the data set that `config` names; the run then has its name.
+    - `dataset` takes the place of the data set that `config` names; the run then has its name. Its parts are used as
+      they are: without a val part the run trains on all training images, and its last network counts.
     - `model` takes the place of the network `config.arch`, which is then only the name in the result.
     - `optimizer` takes the place of the recipe's optimiser, learning rate, schedule and weight decay.
-    - `metrics` are functions of logits [N, K] and labels [N] that return [N] or [N, ...], for training and test. Their
+    - `metrics` are functions of logits [N, K] and labels [N] that return [N] or [N, ...], for every part. Their
       means over images are in metrics.jsonl, in the progress line (if they are single numbers) and in the result.
-    - `hooks` are called in process 0 after steps, tests and checkpoints.
+    - `hooks` are called in process 0 after steps, evaluations and checkpoints.
     - `resume` continues the run in `workdir` from its last checkpoint, or starts it if there is none. The continued run
       must be given the same model, metrics and optimiser; their class, names and state sizes are checked.
     - `checkpoint_interval` is the time between checkpoints [seconds].
@@ -87,38 +88,41 @@ def train(
 
         folder = workdir if files else None
         with Trainer(run, parallel, folder, interruption, schedule, resume=resume, started=started) as trainer:
-            test = None
             for epoch in trainer.epochs_left():
                 trainer.train_epoch(epoch)
-                test = trainer.test(epoch)
+                trainer.finish_epoch(epoch)
+            evaluations = trainer.judge()
             trainer.wait_for_checkpoints()
-            if test is None:  # The run stopped after its last epoch, before its result was written.
-                test = trainer.test_again()
 
-        result = _result(trainer, parallel, test)
+        result = _result(trainer, parallel, evaluations)
         if files:
-            files.finish(result, run.dataset, test, run.test_picture)
+            files.finish(result, run.dataset, evaluations[run.dataset.judged_on], run.picture)
             write_report(workdir)
         return result
 
 
-def _result(trainer: Trainer, parallel: Parallel, test: Evaluation) -> dict[str, Any]:
+def _result(trainer: Trainer, parallel: Parallel, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     run, log, position = trainer.run, trainer.log, trainer.log.position
     device, names = parallel.devices[0], run.dataset.class_names
-    tested = {name: value for name, value in test.metrics.items() if name != "count"}
-    tested |= class_metrics(test.labels, test.predicted, names)
+    judged: dict[str, Any] = {"test_accuracy": None}
+    for part, evaluation in evaluations.items():
+        judged[f"{part}_images"] = round(evaluation.metrics["count"])
+        values = {name: json_value(value) for name, value in evaluation.metrics.items() if name != "count"}
+        values |= class_metrics(evaluation.labels, evaluation.predicted, names)
+        judged |= {f"{part}_{name}": value for name, value in values.items()}
     return {
         "arch": run.contents.config.arch,
         "dataset": run.contents.config.dataset,
         "num_params": run.num_params,
         "num_trained_params": run.num_trained,
-        "epochs": position.epochs_tested,
+        "epochs": position.epochs_done,
         "steps": position.step,
         "train_images": len(run.dataset.train),
         "bad_images": sum(not image.used for image in run.bad_images),
         "blemished_images": sum(image.used for image in run.bad_images),
-        "best_test_accuracy": position.best_accuracy,
-        "best_epoch": position.best_epoch,
+        "best_val_accuracy": position.best_accuracy if "val" in evaluations else None,
+        "best_epoch": trainer.judged_epoch,
+        "judged_on": run.dataset.judged_on,
         "train_images_per_second": position.images / position.training_seconds,
         "training_seconds": position.training_seconds,
         "waiting_for_data_seconds": position.waiting_seconds,
@@ -127,8 +131,7 @@ def _result(trainer: Trainer, parallel: Parallel, test: Evaluation) -> dict[str,
         "parallel": parallel.kind,
         "jax": jax.__version__,
         "class_names": list(names),
-        "test_images": round(test.metrics["count"]),
-        **{f"test_{name}": value if name == "per_class" else json_value(value) for name, value in tested.items()},
+        **judged,
         "compile_seconds": trainer.compile_seconds,
         "first_step_seconds": log.first_step_seconds,
         "seconds": log.seconds,

@@ -67,16 +67,23 @@ class Progress:
         epoch: int,
         epochs: int,
         train: Mapping[str, Any],
-        test: Mapping[str, Any],
+        val: Mapping[str, Any] | None,
         seconds_left: float,
     ) -> None:
-        """Prints the metrics of an epoch and of its test."""
+        """Prints the metrics of an epoch, and of the val part after it if there is one."""
         self._said = time.perf_counter()
         self.say(
             f"epoch {epoch}/{epochs}: train loss {_number(train, 'loss', '.3f')}, "
-            f"train accuracy {_number(train, 'accuracy', '.1%')}, test accuracy {_number(test, 'accuracy', '.2%')}"
-            f"{self._others(test, 'test ')}, {self._speed:.0f} images/s, {clock(seconds_left)} left"
+            f"train accuracy {_number(train, 'accuracy', '.1%')}, {'' if val is None else self._judged('val', val)}"
+            f"{self._speed:.0f} images/s, {clock(seconds_left)} left"
         )
+
+    def end_run(self, epoch: int, test: Mapping[str, Any]) -> None:
+        """Prints the metrics of the test part, of the network after `epoch`."""
+        self.say(f"after epoch {epoch}: {self._judged('test', test).removesuffix(', ')}")
+
+    def _judged(self, part: str, metrics: Mapping[str, Any]) -> str:
+        return f"{part} accuracy {_number(metrics, 'accuracy', '.2%')}{self._others(metrics, f'{part} ')}, "
 
     def _others(self, metrics: Mapping[str, Any], split: str = "") -> str:
         parts = []

@@ -89,7 +89,7 @@ class Recipe(AugmentationSettings):
         "test an exponential moving average of weights and statistics with this decay; 0: none", 0.0, most=0.999999
     )
     remat: bool = setting("recompute activations in the backward pass, to save memory", False)
-    patience_epochs: int = setting("stop after this number of epochs without a better test accuracy; 0: never", 0)
+    patience_epochs: int = setting("stop after this number of epochs without a better val accuracy; 0: never", 0)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -32,7 +32,7 @@ class Position:
     """
 
     step: int = 0
-    epochs_tested: int = 0
+    epochs_done: int = 0
     best_accuracy: float = -1.0
     best_loss: float = sys.float_info.max
     best_epoch: int = 0
@@ -47,8 +47,8 @@ class Position:
 
     @property
     def number(self) -> int:
-        """The number of steps and tests, which differs for any two states of a run."""
-        return self.step + self.epochs_tested
+        """The number of steps and finished epochs, which differs for any two states of a run."""
+        return self.step + self.epochs_done
 
     def to_dict(self) -> dict[str, Any]:
         """The position as JSON."""
@@ -168,7 +168,7 @@ class RunLog:
         self._epoch_images += recipe.batch_size
         at.images += recipe.batch_size
         speed = self._epoch_images / (time.perf_counter() - self._epoch_started)
-        epoch = at.epochs_tested + 1
+        epoch = at.epochs_done + 1
         self._progress.advance(at.step, epoch, recipe.epochs, at.epoch.means(), speed)
         if at.step % self._log_every == 0 or at.step == self._steps_through(epoch):
             if self._metrics_log is not None:
@@ -211,28 +211,38 @@ class RunLog:
         self.catch_up()
         self._training_since = None
 
-    def tested(self, metrics: dict[str, Any]) -> bool:
-        """Logs the metrics of a test; returns whether it is the best so far, by accuracy, then by loss."""
-        at = self.position
-        accuracy, loss = metrics["accuracy"], metrics["loss"]
-        loss = loss if math.isfinite(loss) else sys.float_info.max
-        better = (accuracy, -loss) > (at.best_accuracy, -at.best_loss)
-        if better:
-            at.best_accuracy, at.best_loss, at.best_epoch = accuracy, loss, at.epochs_tested + 1
+    def finished_epoch(self, val: dict[str, Any] | None) -> bool:
+        """Logs the metrics of the val part, if there is one, after an epoch.
+
+        Returns whether they are the best so far, by accuracy, then by loss.
+        """
+        at, better = self.position, False
+        if val is not None:
+            accuracy, loss = val["accuracy"], val["loss"]
+            loss = loss if math.isfinite(loss) else sys.float_info.max
+            better = (accuracy, -loss) > (at.best_accuracy, -at.best_loss)
+            if better:
+                at.best_accuracy, at.best_loss, at.best_epoch = accuracy, loss, at.epochs_done + 1
         train = at.epoch.means()
-        at.epochs_tested += 1
+        at.epochs_done += 1
         at.epoch = Totals()
-        if self._metrics_log is not None:
-            self._metrics_log.add("test", at.step, at.epochs_tested, metrics | {"seconds": self.seconds})
-        left = (time.perf_counter() - self._epoch_started) * (self._recipe.epochs - at.epochs_tested)
-        self._progress.end_epoch(at.epochs_tested, self._recipe.epochs, train, metrics, left)
+        if self._metrics_log is not None and val is not None:
+            self._metrics_log.add("val", at.step, at.epochs_done, val | {"seconds": self.seconds})
+        left = (time.perf_counter() - self._epoch_started) * (self._recipe.epochs - at.epochs_done)
+        self._progress.end_epoch(at.epochs_done, self._recipe.epochs, train, val, left)
         return better
+
+    def tested(self, epoch: int, metrics: dict[str, Any]) -> None:
+        """Logs the metrics of the test part, of the network after `epoch`."""
+        if self._metrics_log is not None:
+            self._metrics_log.add("test", self._steps_through(epoch), epoch, metrics | {"seconds": self.seconds})
+        self._progress.end_run(epoch, metrics)
 
     @property
     def is_over(self) -> bool:
-        """Whether the last `patience_epochs` have brought no better test."""
+        """Whether the last `patience_epochs` have brought no better val."""
         patience, at = self._recipe.patience_epochs, self.position
-        return bool(patience) and at.epochs_tested - at.best_epoch >= patience
+        return bool(patience) and at.epochs_done - at.best_epoch >= patience
 
 
 def _when_ready(sums: Sums) -> float:

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import optax
 
-from jaxnets.data.datasets import load_dataset
 from jaxnets.data.pipeline import CACHE_BYTES, Preprocessed, cached_if_small
 from jaxnets.data.preprocessing import NoPreprocessing, Preprocessing
 from jaxnets.data.sources import Dataset, Source
@@ -39,7 +38,7 @@ class Setup:
     `network` is the plain network, `model` the same for training on several devices, and `head_model` what trains in
     the epochs of the head alone. `declared` lists the variables of `network`. `frozen` names the modules that never
     train. `inputs` turns the images of a batch into inputs of the networks. `rates` are the learning rates [steps], or
-    None with an optimiser of the user's own.
+    None with an optimiser of the user's own. `evaluated` holds the images of val and test.
     """
 
     dataset: Dataset
@@ -47,7 +46,7 @@ class Setup:
     preprocessing: Preprocessing
     contents: Contents
     feed: TrainingFeed
-    test_images: Source | Preprocessed
+    evaluated: dict[str, Source | Preprocessed]
     network: nn.Module
     declared: Declaration
     model: Any
@@ -61,9 +60,9 @@ class Setup:
     optimizer: optax.GradientTransformation
     custom: Custom
 
-    def test_picture(self, index: int) -> np.ndarray:
-        """The pixels [S, S, 3] of a test image, as the network sees them."""
-        return self.preprocessing.pixels(self.dataset.test[index].image)
+    def picture(self, index: int) -> np.ndarray:
+        """The pixels [S, S, 3] of an image of the part that the run is judged on, as the network sees them."""
+        return self.preprocessing.pixels(self.dataset.judged()[index].image)
 
     def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":
         """The run with each image replaced by its features, if it trains the head alone.
@@ -72,7 +71,7 @@ class Setup:
         from epoch to epoch, or if the features would need too much memory, the run is returned as it is.
         """
         recipe, side = self.contents.config.recipe, self.contents.config.recipe.train_image_size(0)
-        images = len(self.dataset.train) + len(self.dataset.test)
+        images = _count(self.dataset)
         if self.contents.config.transfer != "head" or recipe.augments:
             return self
         width = variables["params"][head_of(self.network)]["kernel"].shape[0]
@@ -80,15 +79,19 @@ class Setup:
             return self
         stage, size = head_inputs(self.network), recipe.batch_size
         train = FeatureExtractor(self.network, resized(self.preprocessing, side), stage, size, parallel)
-        test = FeatureExtractor(self.network, self.preprocessing, stage, size, parallel)
+        judge = FeatureExtractor(self.network, self.preprocessing, stage, size, parallel)
         with counting("computing features", images, quiet=not parallel.is_primary) as (done, _):
             train_images = Preprocessed(*train(variables, self.feed.images(side), done))
+            evaluated: dict[str, Source | Preprocessed] = {}
             before = len(train_images)
-            test_images = Preprocessed(*test(variables, self.test_images, lambda count: done(before + count)))
+            for part, source in self.evaluated.items():
+                features = judge(variables, source, lambda count, before=before: done(before + count))  # type: ignore[misc]
+                evaluated[part] = Preprocessed(*features)
+                before += len(source)
         return replace(
             self,
             feed=self.feed.with_images(train_images),
-            test_images=test_images,
+            evaluated=evaluated,
             network=make_head(self.network),
             model=make_head(self.network, parallel.axis_name),
             inputs=NoPreprocessing(),
@@ -111,14 +114,9 @@ def set_up(
     process = (parallel.process_index, parallel.process_count)
     _check_batch_size(recipe, parallel)
     if dataset is None:
-        dataset = load_dataset(
-            config.dataset,
-            data_dir=config.data_dir,
-            test_share=config.test_share,
-            train_folder=config.train_folder,
-            test_folder=config.test_folder,
-        )
-    parallel.check_agreement(f"{dataset.class_names} {len(dataset.train)} {len(dataset.test)}")
+        dataset = config.load_dataset()
+    _check_judged(dataset, recipe)
+    parallel.check_agreement(f"{dataset.class_names} {[len(source) for source in dataset.parts.values()]}")
     preprocessing = _preprocessing(recipe, dataset, origin)
     options = _options(config, origin)
     network = config.create_model(len(dataset.class_names), custom.model, **options)
@@ -129,7 +127,7 @@ def set_up(
     params = declared.shapes["params"]
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     trained = {name: tree for name, tree in params.items() if name not in frozen}
-    with counting("checking images", len(dataset.train) + len(dataset.test), quiet=quiet) as (done, say):
+    with counting("checking images", _count(dataset), quiet=quiet) as (done, say):
         for line in (*dataset.warnings, dataset.summary()):
             say(line)
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
@@ -140,15 +138,19 @@ def set_up(
         )
     # Only process 0 compares and stores them.
     fingerprints = parallel.broadcast(
-        parallel.on_primary(lambda: {"train": dataset.train.fingerprint(), "test": dataset.test.fingerprint()})
+        parallel.on_primary(lambda: {part: source.fingerprint() for part, source in dataset.parts.items()})
     )
     contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options, custom.describe(trained))
 
     feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process)
     with counting("decoding training images", len(dataset.train), quiet=quiet) as (done, _):
         feed.images(recipe.train_image_size(0), done)
-    with counting("decoding test images", len(dataset.test), quiet=quiet) as (done, _):
-        test_images = cached_if_small(dataset.test, preprocessing, done)
+    evaluated: dict[str, Source | Preprocessed] = {}
+    if dataset.val is not None:
+        with counting("decoding val images", len(dataset.val), quiet=quiet) as (done, _):
+            evaluated["val"] = cached_if_small(dataset.val, preprocessing, done)
+    if dataset.test is not None:
+        evaluated["test"] = dataset.test  # read once, at the end
     steps = feed.steps_through(recipe.epochs)
     optimizer, rates = _optimizer(recipe, network, custom, steps, len(dataset.train))
     model: Any = with_frozen_norms(with_batch_norm(network, recipe.batch_norm, parallel.axis_name), frozen)
@@ -161,7 +163,7 @@ def set_up(
         preprocessing=preprocessing,
         contents=contents,
         feed=feed,
-        test_images=test_images,
+        evaluated=evaluated,
         network=network,
         declared=declared,
         model=head_model if config.transfer == "head" else model,
@@ -175,6 +177,23 @@ def set_up(
         optimizer=optimizer,
         custom=custom,
     )
+
+
+def _count(dataset: Dataset) -> int:
+    return sum(map(len, dataset.parts.values()))
+
+
+def _check_judged(dataset: Dataset, recipe: Recipe) -> None:
+    if dataset.val is None and dataset.test is None:
+        raise InputError(
+            f"{dataset.name} has neither val nor test images to judge the network on; give another --val-share or "
+            "--test-share than 0"
+        )
+    if dataset.val is None and recipe.patience_epochs:
+        raise InputError(
+            f"patience_epochs={recipe.patience_epochs} needs val images, of which {dataset.name} has none; give "
+            "another --val-share than 0"
+        )
 
 
 def _check_batch_size(recipe: Recipe, parallel: Parallel) -> None:

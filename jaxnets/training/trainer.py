@@ -1,4 +1,4 @@
-"""A run in progress: its state, and what can be done with it: train an epoch, test, save."""
+"""A run in progress: its state, and what can be done with it: train an epoch, evaluate, save."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, nullcontext
@@ -85,6 +85,7 @@ class Trainer:
             self._steps = self._compiled_steps()
             size, metrics = run.contents.config.recipe.batch_size, run.custom.metrics
             self._evaluate = Evaluator(run.network, run.inputs, size, parallel, self._save_before_compiling, metrics)
+            self._best_val: Evaluation | None = None
             self._recalibrate = Recalibration(run.model, run.preprocessing, parallel, self._save_before_compiling)
             self._stack = stack.pop_all()
 
@@ -103,7 +104,7 @@ class Trainer:
 
     def epochs_left(self) -> Iterator[int]:
         """The epochs (from 1) that are not finished, until the recipe's patience is over."""
-        for epoch in range(self.log.position.epochs_tested + 1, self.run.contents.config.recipe.epochs + 1):
+        for epoch in range(self.log.position.epochs_done + 1, self.run.contents.config.recipe.epochs + 1):
             if self.log.is_over:
                 return
             yield epoch
@@ -129,19 +130,46 @@ class Trainer:
             batch_stats = self._recalibrate(self.state.variables, source, config, self._stop_if_asked)
             self.state = self.state.with_batch_stats(batch_stats)
 
-    def test(self, epoch: int) -> Evaluation:
-        """Tests the network, logs the result, and saves it if it is the best or the last."""
-        test = self._evaluate(self.state.variables, self.run.test_images, self._stop_if_asked)
-        better = self.log.tested(test.metrics)
-        for hook in self._hooks:
-            hook.after_test(epoch, test, self.state.variables)
+    def finish_epoch(self, epoch: int) -> None:
+        """Evaluates the val part, if there is one, logs it, and saves the network if it is the best or the last."""
+        val = None
+        if "val" in self.run.evaluated:
+            val = self._evaluate(self.state.variables, self.run.evaluated["val"], self._stop_if_asked)
+        better = self.log.finished_epoch(None if val is None else val.metrics)
+        if better:
+            self._best_val = val
+        if val is not None:
+            for hook in self._hooks:
+                hook.after_val(epoch, val, self.state.variables)
         if better or self.log.is_over or epoch == self.run.contents.config.recipe.epochs:
             self.save(best=better)
-        return test
 
-    def test_again(self) -> Evaluation:
-        """Tests the network of a run whose epochs are all finished, without logging."""
-        return self._evaluate(self.state.variables, self.run.test_images)
+    @property
+    def judged_epoch(self) -> int:
+        """The epoch whose network the run ends with: the best by val, or the last without a val part."""
+        return self.log.position.best_epoch or self.log.position.epochs_done
+
+    def judge(self) -> dict[str, Evaluation]:
+        """The evaluation of the network of `judged_epoch` on val and, for the first time, on test.
+
+        It is the same for a run that stopped after its last epoch and was resumed.
+        """
+        variables, epoch, evaluations = self._judged_variables(), self.judged_epoch, {}
+        for part, source in self.run.evaluated.items():
+            known = self._best_val if part == "val" else None
+            evaluations[part] = known or self._evaluate(variables, source, self._stop_if_asked)
+        if "test" in evaluations:
+            self.log.tested(epoch, evaluations["test"].metrics)
+            for hook in self._hooks:
+                hook.after_test(epoch, evaluations["test"], variables)
+        return evaluations
+
+    def _judged_variables(self) -> Any:
+        if self.judged_epoch == self.log.position.epochs_done:
+            return self.state.variables
+        like = self._parallel.fetch(self.state.variables)
+        best = self._parallel.on_primary(lambda: self._checkpoints.read_best(like))
+        return self._parallel.replicate(like if best is None else best)
 
     def save(self, *, best: bool = False) -> None:
         """Starts to write a checkpoint; `best` marks it as the best so far."""

@@ -27,7 +27,7 @@ _MAX_SAMPLES = 100
 
 @dataclass(frozen=True)
 class Workdir:
-    """The files of a run: configuration, classes, result, predictions and a few test images. A context manager.
+    """The files of a run: configuration, classes, result, predictions and a few images. A context manager.
 
     Other modules write the checkpoints, the metrics and the report. Until the end of the context no other run can use
     the folder.
@@ -108,21 +108,23 @@ class Workdir:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def finish(
-        self, result: Mapping[str, Any], dataset: Dataset, test: Evaluation, picture: Callable[[int], np.ndarray]
+        self, result: Mapping[str, Any], dataset: Dataset, evaluation: Evaluation, picture: Callable[[int], np.ndarray]
     ) -> None:
-        """Writes predictions.csv (one row a test image), some images, and last result.json.
+        """Writes predictions.csv (one row an image), some images, and last result.json.
 
-        samples/ holds the most confident right answers of each class as class-INDEX.png and class-INDEX-2.png;
-        mistakes/ holds the most confident wrong answers, by index in the test set. `picture(index)` returns the pixels
-        [S, S, 3] that the network saw.
+        The images are those of the part that the run is judged on. samples/ holds the most confident right answers of
+        each class as class-INDEX.png and class-INDEX-2.png; mistakes/ holds the most confident wrong answers, by index
+        in the part. `picture(index)` returns the pixels [S, S, 3] that the network saw.
         """
-        names, labels = dataset.class_names, test.labels
-        predicted, confidence = test.predicted, test.probabilities.max(axis=1)
+        names, labels, source = dataset.class_names, evaluation.labels, dataset.judged()
+        predicted, confidence = evaluation.predicted, evaluation.probabilities.max(axis=1)
+        own = evaluation.probabilities[np.arange(len(labels)), labels]
+        header = ("part", "index", "image", "class", "predicted", "probability", "class_probability")
         rows = [
-            (index, dataset.test.where(index), names[label], names[guess], f"{share:.6f}")
-            for index, (label, guess, share) in enumerate(zip(labels, predicted, confidence, strict=True))
+            (dataset.judged_on, i, source.where(i), names[label], names[guess], f"{most:.6f}", f"{share:.6f}")
+            for i, (label, guess, most, share) in enumerate(zip(labels, predicted, confidence, own, strict=True))
         ]
-        _write_csv(self.path / "predictions.csv", ("index", "image", "class", "predicted", "probability"), rows)
+        _write_csv(self.path / "predictions.csv", header, rows)
         surest = np.argsort(-confidence, kind="stable")
         wrong = surest[predicted[surest] != labels[surest]]
         pictures = {f"mistakes/{index}.png": index for index in wrong[:_MAX_MISTAKES]}

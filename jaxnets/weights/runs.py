@@ -43,7 +43,7 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
 class RunWeights:
     """A network with a run's weights. `settings` are the run's configuration as JSON has it.
 
-    `fingerprints` are those of its training and test images.
+    `fingerprints` are those of the images of its parts.
     """
 
     arch: str
@@ -92,8 +92,10 @@ def read_contents(workdir: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_run(workdir: Path, which: str = "latest", model: nn.Module | None = None) -> RunWeights:
-    """The weights of a run's "latest" or "best" checkpoint, with the `model` that `train` was given, if any.
+def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None) -> RunWeights:
+    """The weights of a run's "best" checkpoint, or the "latest" if there is no best or if that is asked for.
+
+    `model` is the one that `train` was given, if any.
 
     Raises InputError if it can't be read.
     """
