@@ -14,7 +14,7 @@ from jaxnets.report.judgement import accuracy_text, calibration_error
 from jaxnets.report.page import escape, paragraph, percent, plot, section, table, write_page
 from jaxnets.report.run_files import RunFiles
 from jaxnets.report.settings import differences
-from jaxnets.report.single import curve_of, curve_x
+from jaxnets.report.single import axis_of, curve_of
 
 _MOST_CLASSES = 15
 _ABOUT_THE_TEST = (
@@ -55,7 +55,7 @@ def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     for run, name in zip(runs, names, strict=True):
         data = Path(run.config["dataset"]).name
         if run.result is None:
-            done = f"{len(run.epochs)} of {run.config['recipe']['epochs']}"
+            done = f"{max(run.ends.values(), default=0)} of {run.config['recipe']['epochs']}"
             rows.append((name, "not finished", "", "", "", run.config["arch"], data, done, ""))
             continue
         error = "" if run.answers is None else percent(calibration_error(run.answers))
@@ -67,7 +67,8 @@ def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
 
 
 def _curves(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
-    axis = "epoch" if all(curve_x(run)[0] == "epoch" for run in runs if run.metrics) else "step"
+    # A run that has not finished an epoch is left out, unless none has.
+    axis = "epoch" if any(run.ends for run in runs) else "step"
     drawings = []
     evaluated = " or ".join(dict.fromkeys(run.evaluated for run in runs))
     for title, split, metric in (
@@ -79,7 +80,7 @@ def _curves(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
         lines = []
         for place, (run, name) in enumerate(zip(runs, names, strict=True)):
             x, y = curve_of(run, split or run.evaluated, metric)
-            if x and curve_x(run)[0] == axis:
+            if x and axis_of(run) == axis:
                 lines.append(figures.Curve(name, x, y, place, split is None))
         if lines:
             drawings.append(plot(figures.curves(title, lines, axis, legend=False)))

@@ -70,9 +70,17 @@ class RunFiles:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl that end an epoch."""
+        """The lines of metrics.jsonl that evaluate the network after an epoch."""
         val = [line for line in self.metrics if line["split"] == "val"]
         return val or [line for line in self.metrics if line["split"] == "test"]
+
+    @property
+    def ends(self) -> dict[int, int]:
+        """The finished epochs by their last step."""
+        last = {line["epoch"]: line["step"] for line in self.metrics if line["split"] == "train"}
+        # The last epoch may be unfinished.
+        ends = {step: epoch for epoch, step in last.items() if epoch < max(last)}
+        return ends | {line["step"]: line["epoch"] for line in self.epochs}
 
     @property
     def evaluated(self) -> str:

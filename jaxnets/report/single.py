@@ -31,23 +31,18 @@ def write_report(workdir: Path, output: Path | None = None, *, heat_maps: bool =
     return write_page(output or workdir / "report.html", f"{run.title}: {accuracy_text(run)}", sections)
 
 
-def curve_x(run: RunFiles) -> tuple[str, dict[int, float]]:
-    """The name of the axis, "epoch" or "step", and the places of the ends of epochs on it by their steps."""
-    ends = {line["step"]: float(line["epoch"]) for line in run.epochs}
-    return ("epoch", {0: 0.0, **ends}) if ends else ("step", {})
+def axis_of(run: RunFiles) -> str:
+    """What curves of the run are drawn over: "epoch", or "step" if no epoch is finished."""
+    return "epoch" if run.ends else "step"
 
 
 def curve_of(run: RunFiles, split: str, name: str) -> tuple[list[float], list[float]]:
     """The places and the values of a metric in the lines of a split, without values that are not finite."""
     lines = run.epochs if split == run.evaluated else [line for line in run.metrics if line["split"] == split]
     lines = [line for line in lines if line.get(name) is not None]
-    _, ends = curve_x(run)
-    steps = [line["step"] for line in lines]
-    if len(ends) > 1:
-        last_step, last_epoch = max(ends), max(ends.values())
-        # All epochs have about the same number of steps.
-        steps = [step * last_epoch / last_step for step in steps]
-    return steps, [line[name] for line in lines]
+    # All epochs have about the same number of steps.
+    epochs_a_step = max(run.ends.values()) / max(run.ends) if run.ends else 1
+    return [line["step"] * epochs_a_step for line in lines], [line[name] for line in lines]
 
 
 def _heading(run: RunFiles) -> str:
@@ -67,7 +62,7 @@ def _heading(run: RunFiles) -> str:
 
 
 def _standing(run: RunFiles) -> str:
-    epochs, of = len(run.epochs), run.config["recipe"]["epochs"]
+    epochs, of = max(run.ends.values(), default=0), run.config["recipe"]["epochs"]
     step = max((line["step"] for line in run.metrics), default=0)
     folder = run.path / "checkpoints"
     numbers = sorted(int(one.name) for one in folder.iterdir() if one.name.isdecimal()) if folder.is_dir() else []
@@ -111,7 +106,7 @@ def _facts(run: RunFiles) -> str:
 
 
 def _curves(run: RunFiles) -> str:
-    axis, _ = curve_x(run)
+    axis = axis_of(run)
     drawings = []
     for name in ("loss", "accuracy", "learning_rate"):
         lines = []
