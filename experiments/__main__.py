@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "Test a trained network again.",
     "predict": "Classify images.",
     "embed": "Write the features of images to a file.",
+    "inspect": "Show what a network sees in images, on an HTML page.",
     "list": "List the networks, with their sizes and published weights.",
     "summary": "List the layers of a network, with shapes, parameters and multiply-adds.",
     "convert": "Convert weights between PyTorch files, safetensors and runs.",

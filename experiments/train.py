@@ -252,7 +252,7 @@ def main() -> None:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]
         if waiting > _WAITING_SHARE and result["waiting_for_data_seconds"] > 1:
             print(f"{waiting:.0%} of the training time was spent waiting for data; see python -m experiments.prepare")
-        part = result["judged_on"]
+        part = result.get("judged_on", "test")  # a finished run of an earlier version has none
         val = f", val accuracy {result['val_accuracy']:.2%}" if part == "test" and "val_accuracy" in result else ""
         print(
             f"{part} accuracy {result[f'{part}_accuracy']:.2%}, top-5 {result[f'{part}_top5_accuracy']:.2%}{val}, of "

@@ -80,7 +80,8 @@ def arch_of(run: Path) -> str:
 def test_later_commands_find_the_network_again(run: Path, photos: Path, tmp_path: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["arch"] == arch_of(run) in ARCHS
-    assert f"test accuracy {result['test_accuracy']:.2%}" in invoke("evaluate", run)
+    part = result["judged_on"]
+    assert f"{part} accuracy {result[f'{part}_accuracy']:.2%}" in invoke("evaluate", run)
     image = photos / "val" / CLASSES[0] / "0.png"
     answer = json.loads(_answers("predict", run, image, "--topk", 3, "--format", "json", folder=tmp_path))
     assert {guess["class"] for guess in answer[0]["classes"]} == set(CLASSES)

@@ -76,9 +76,7 @@ def test_layers_of_flax_are_known() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    slow_except(
-        ["googlenet_2014"], ["alexnet_2012", "googlenet_2014", "resnet164_v2_cifar", "resnext29_8x64d_cifar"]
-    ),
+    slow_except(["googlenet_2014"], ["alexnet_2012", "googlenet_2014", "resnet164_v2_cifar", "resnext29_8x64d_cifar"]),
 )
 def test_sizes_follow_from_one_another(name: str) -> None:
     """Each window's output has the size that its formula gives; parameters are those of the network."""

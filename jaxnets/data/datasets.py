@@ -9,6 +9,7 @@ from jaxnets.data.division import Division, even_positions
 from jaxnets.data.folder import load_folder
 from jaxnets.data.records import holds_records, load_records
 from jaxnets.data.sources import ArraySource, Dataset
+from jaxnets.data.table import load_table
 from jaxnets.data.tfds import load_tfds
 from jaxnets.errors import InputError
 
@@ -45,6 +46,8 @@ def load_dataset(
     for part, value in (("train", train_folder), ("val", val_folder), ("test", test_folder)):
         if value is not None:
             raise InputError(f"--{part}-folder {value} is for folders of images, which {name} is not; leave it out")
+    if is_table(name):
+        return load_table(path, division, only_test=only_test)
     if division.group_by is not None:
         raise InputError(f"--group-by {division.group_by} is for image files, which {name} is not; leave it out")
     if name == "digits":
@@ -52,16 +55,24 @@ def load_dataset(
     if path.is_dir():
         return load_records(path, division)
     if path.exists():
-        raise InputError(f"{name} is a file; expected a folder of images or the name of a data set")
+        raise InputError(f"{name} is a file; expected a folder of images, a .csv file or the name of a data set")
     if is_path(name):
         raise InputError(f"{name}: no such folder; give a folder of images, digits, or the name of a TFDS data set")
     return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), division)
 
 
+def is_table(name: str) -> bool:
+    """Whether `name` is the path of a CSV file."""
+    return Path(name).suffix.lower() == ".csv" and not Path(name).expanduser().is_dir()
+
+
 def is_path(name: str) -> bool:
     """Whether `name` is a path rather than the name of a data set."""
     return name != "digits" and (
-        Path(name).expanduser().is_dir() or name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
+        Path(name).expanduser().is_dir()
+        or is_table(name)
+        or name.startswith((".", "~", os.sep))
+        or name.endswith(os.sep)
     )
 
 

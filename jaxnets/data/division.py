@@ -46,10 +46,6 @@ class Division:
         """The number of the fold, from 1, and of all folds; empty without `fold`."""
         return tuple(map(int, self.fold.split("/"))) if self.fold else ()
 
-    def lacks(self, dataset: Dataset) -> bool:
-        """Whether parts are to be held out of the training images of a data set."""
-        return self.fold is not None or bool(self._lacking(dataset))
-
     def divide(
         self,
         dataset: Dataset,
@@ -64,7 +60,7 @@ class Division:
         which are held out, the lowest first, or with `groups` [N] the hashes of their names. `subset` returns the
         images of a source at indices. Raises InputError if a part or a class would have no images.
         """
-        lacking = self._lacking(dataset)
+        lacking = self.lacking(dataset)
         numbers = self._assign(labels, positions, dataset.class_names, lacking, groups)
         indices = {part: np.flatnonzero(numbers == number) for number, part in enumerate(PARTS)}
         parts: dict[str, Any] = {part: subset(dataset.train, indices[part]) for part in lacking}
@@ -72,8 +68,8 @@ class Division:
             parts["train"] = subset(dataset.train, indices["train"])
         return replace(dataset, **parts, origins={**dataset.origins, **lacking})
 
-    def _lacking(self, dataset: Dataset) -> dict[str, str]:
-        """The parts to hold out, with a description of each."""
+    def lacking(self, dataset: Dataset) -> dict[str, str]:
+        """The parts that a data set lacks and that are to be held out, with a description of each."""
         what = "each class" if self.group_by is None else "the groups"
         parts: dict[str, str] = {}
         if self.fold is not None:
@@ -99,13 +95,13 @@ class Division:
     ) -> np.ndarray:
         """The part [N] of each training image, as an index into `PARTS`."""
         if groups is None:
-            parts = self._divided(positions, labels, class_names, lacking)
+            parts = self._divided(positions, labels, lacking)
         else:
             names, units = np.unique(np.array(groups), return_inverse=True)
             if len(names) < 2:
                 raise InputError(f"--group-by {self.group_by} gives one group, {str(names[0])!r}; expected several")
             hashes = np.array([position_of(str(name)) for name in names])
-            parts = self._divided(hashes, np.zeros(len(names), int), (), lacking)[units]
+            parts = self._divided(hashes, np.zeros(len(names), int), lacking)[units]
         trained = np.bincount(labels[(parts == 0) & (labels >= 0)], minlength=len(class_names))
         present = np.bincount(labels[labels >= 0], minlength=len(class_names)) > 0
         if (present & (trained == 0)).any():
@@ -116,18 +112,13 @@ class Division:
             )
         return parts
 
-    def _divided(
-        self, positions: np.ndarray, labels: np.ndarray, class_names: Sequence[str], lacking: Mapping[str, str]
-    ) -> np.ndarray:
+    def _divided(self, positions: np.ndarray, labels: np.ndarray, lacking: Mapping[str, str]) -> np.ndarray:
         parts = np.zeros(len(positions), int)
         if "test" in lacking:
-            for label, name in enumerate(class_names):
-                if (labels == label).sum() == 1:
-                    raise InputError(
-                        f"class {name!r} has only one image; expected at least two, one of them for testing, or "
-                        "--test-share 0"
-                    )
-            parts[_lowest(positions, labels, self.test_share)] = PARTS.index("test")
+            test = _lowest(positions, labels, self.test_share)
+            if not test.any():
+                raise InputError("no class has two images, one of them for testing; add images, or give --test-share 0")
+            parts[test] = PARTS.index("test")
             positions = (positions - self.test_share) / (1 - self.test_share)
         if "val" not in lacking:
             return parts
@@ -139,7 +130,9 @@ class Division:
             val = _lowest(positions[rest], labels[rest], self.val_share)
         if not val.any():
             advice = "give fewer folds" if self.fold else "add images, or give --val-share 0 to train on all"
-            raise InputError(f"too few training images to hold out a val part; {advice}")
+            raise InputError(
+                f"too few {'images' if self.group_by is None else 'groups'} to hold out a val part; {advice}"
+            )
         parts[rest[val]] = PARTS.index("val")
         return parts
 

@@ -4,11 +4,12 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,15 +133,34 @@ def load_folder(
         return dataset
     groups = None
     if division.group_by is not None:
-        of_part = {
+        groups = {
             part: groups_of([sort_key(name)[0] for name, _ in source.files], division.group_by)
             for part, source in {"train": train, **given}.items()
         }
-        check_groups(of_part)
-        groups = of_part["train"]
+    return held_out(dataset, division, [os.path.relpath(name, prefix) for name, _ in train.files], groups)
+
+
+def held_out(
+    dataset: Dataset, division: Division, names: Sequence[str], groups: Mapping[str, Sequence[str]] | None
+) -> Dataset:
+    """The data set of image files with the parts that it lacks, held out of its training images.
+
+    `names` [N] of the training images decide, or else `groups`, the names of each part's groups. The name decides so
+    that a network is never tested on images that it was trained on before others came and went.
+    """
+    train: Any = dataset.train
     labels = np.array([label for _, label in train.files])
-    positions = np.array([position_of(os.path.relpath(name, prefix)) for name, _ in train.files])
-    return division.divide(dataset, labels, positions, groups, FolderSource.subset)
+    if groups is not None:
+        check_groups(groups)
+    elif "test" in division.lacking(dataset):
+        for label, count in enumerate(np.bincount(labels).tolist()):
+            if count == 1:
+                raise InputError(
+                    f"class {dataset.class_names[label]!r} has only one image; expected at least two, one of them for "
+                    "testing, or --test-share 0"
+                )
+    positions = np.array([position_of(name) for name in names])
+    return division.divide(dataset, labels, positions, None if groups is None else groups["train"], FolderSource.subset)
 
 
 def _same_classes(root: Path, train: Path, class_names: dict[str, Path], folder: Path) -> FolderSource:
@@ -151,7 +171,8 @@ def _same_classes(root: Path, train: Path, class_names: dict[str, Path], folder:
         present, absent = (train, folder) if only_one in class_names else (folder, train)
         raise InputError(
             f"class {only_one!r} is in {present} but not in {absent} ({len(class_names)} and {len(names)} classes); "
-            "expected the same class folders in both"
+            "expected the same class folders in both; rename them, or name the parts to use with "
+            "--train-folder and --val-folder or --test-folder"
         )
     return _source(root, folder, names)
 

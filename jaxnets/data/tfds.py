@@ -128,7 +128,7 @@ def load_tfds(name: str, data_dir: Path | None, division: Division) -> Dataset:
         origins=origins,
         warnings=tuple(warnings),
     )
-    if not division.lacks(dataset):
+    if not division.lacking(dataset):
         return dataset
     labels = _labels(train, range(len(train)))
     return division.divide(dataset, labels, even_positions(labels))

@@ -45,6 +45,8 @@ class Network(Protocol):
       Without a field, a recipe that asks for it is refused.
     - `conv_norm_pairs: Pairs`, a class variable of the network or of a block: names of a
       convolution and of the norm that reads it, for `inference.fold`. Without it: nothing is folded.
+    - `branches: tuple[str, ...]`, a class variable of a block: the modules whose outputs it concatenates, for
+      `inspection.feature_maps`. Without it: a block has one output.
     """
 
     num_classes: int

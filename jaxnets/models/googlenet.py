@@ -83,6 +83,7 @@ class Inception(nn.Module):
     widths: tuple[int, int, int, int, int, int]
     unit: ModuleFactory
     branch3_window: int
+    branches: ClassVar[tuple[str, ...]] = ("branch1", "branch2_1", "branch3_1", "branch4_1")
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:

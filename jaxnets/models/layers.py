@@ -1,6 +1,6 @@
 """The layers of the networks, their initialisers, and the check of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import flax.linen as nn
@@ -28,6 +28,9 @@ he_fan_in = Scaled("normal", variance=2.0)
 # Names for jax.checkpoint_policies.save_only_these_names: with these values kept, the backward pass repeats no
 # convolution, no dense layer, and no reduction of statistics over replicas.
 KEPT_OUTPUTS = ("convolution", "dense", "moments")
+
+# The collection of arrays that are added to the outputs of stages, which makes derivatives with respect to them known.
+ADDED = "perturbations"
 
 
 def torch_bias_init(fan_in: int) -> Initializer:
@@ -156,8 +159,12 @@ def sow_feature(module: nn.Module, stage: str, value: jax.Array) -> jax.Array:
     """Returns `value`, and sows it as the output of `stage` for `jaxnets.features`; free if nobody reads it.
 
     All stages share one variable of the collection "features", a dict, as a stage's name may be that of a submodule.
+    Where the collection `ADDED` has an array for the stage, it is added to `value`.
     """
     if not module.is_initializing():
+        added: Mapping[str, jax.Array] = module.get_variable(ADDED, "outputs", {})
+        if stage in added:
+            value = value + added[stage]
         module.sow("features", "outputs", {stage: value}, init_fn=dict, reduce_fn=lambda old, new: old | new)
     return value
 

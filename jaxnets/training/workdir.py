@@ -112,9 +112,9 @@ class Workdir:
     ) -> None:
         """Writes predictions.csv (one row an image), some images, and last result.json.
 
-        The images are those of the part that the run is judged on. samples/ holds the first image of each class as
-        class-INDEX.png; mistakes/ holds the most confident wrong answers, by index in the part. `picture(index)`
-        returns the pixels [S, S, 3] that the network saw.
+        The images are those of the part that the run is judged on. samples/ holds the most confident right answers of
+        each class as class-INDEX.png and class-INDEX-2.png; mistakes/ holds the most confident wrong answers, by index
+        in the part. `picture(index)` returns the pixels [S, S, 3] that the network saw.
         """
         names, labels, source = dataset.class_names, evaluation.labels, dataset.judged()
         predicted, confidence = evaluation.predicted, evaluation.probabilities.max(axis=1)
@@ -125,14 +125,17 @@ class Workdir:
             for i, (label, guess, most, share) in enumerate(zip(labels, predicted, confidence, own, strict=True))
         ]
         _write_csv(self.path / "predictions.csv", header, rows)
-        _, firsts = np.unique(labels, return_index=True)
-        wrong = np.flatnonzero(predicted != labels)
-        worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES]
-        for folder, indices in (("samples", firsts[:_MAX_SAMPLES]), ("mistakes", worst)):
+        surest = np.argsort(-confidence, kind="stable")
+        wrong = surest[predicted[surest] != labels[surest]]
+        pictures = {f"mistakes/{index}.png": index for index in wrong[:_MAX_MISTAKES]}
+        for label in range(min(len(names), _MAX_SAMPLES)):
+            right = surest[(labels[surest] == label) & (predicted[surest] == label)]
+            for place, index in enumerate(right[: min(2, _MAX_SAMPLES // len(names) or 1)]):
+                pictures[f"samples/class-{label}{'-2' if place else ''}.png"] = index
+        for folder in ("samples", "mistakes"):
             (self.path / folder).mkdir(exist_ok=True)
-            for index in indices:
-                name = f"class-{labels[index]}" if folder == "samples" else str(index)
-                Image.fromarray(picture(int(index))).save(self.path / folder / f"{name}.png")
+        for file, index in pictures.items():
+            Image.fromarray(picture(int(index))).save(self.path / file)
         _write(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
 

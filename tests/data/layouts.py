@@ -26,6 +26,7 @@ INITIALS = "are initials of classes"
 SAME_INSIDE = "have the same folders inside"
 NOT_A_SPLIT = "has images but is not a split"
 TWO = "has both"
+OTHER_CLASSES = "expected the same class folders"
 NO_TRAIN = "but no train/"
 
 
@@ -33,8 +34,9 @@ NO_TRAIN = "but no train/"
 class PublicLayout:
     """A layout and its right answer.
 
-    `folders` gives the number of images of each folder; "{a,b}" stands for one folder each. `test` is None if the
-    data set has no labelled test images of its own. `warns` are words of the warnings; None means that there are none.
+    `folders` gives the number of images of each folder; "{a,b}" stands for one folder each. `val` and `test` are None
+    if the data set has no labelled images of its own for them. `warns` are words of the warnings; None means that there
+    are none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class PublicLayout:
     refused: str = ""
     warns: str | None = None
     files: tuple[str, ...] = ()
+    val: str | None = None
 
 
 def expanded(pattern: str) -> Iterator[str]:
@@ -129,7 +132,8 @@ LAYOUTS = [
         },
         "{NORMAL,PNEUMONIA}",
         "chest_xray/train",
-        "chest_xray/val",
+        "chest_xray/test",
+        val="chest_xray/val",
         files=("chest_xray/__MACOSX/._train", "__MACOSX/chest_xray/train/NORMAL/._00000.jpg"),
     ),
     PublicLayout(
@@ -141,7 +145,8 @@ LAYOUTS = [
         },
         "{NORMAL,PNEUMONIA}",
         "train",
-        "val",
+        "test",
+        val="val",
         warns="chest_xray/",
     ),
     PublicLayout(
@@ -171,7 +176,8 @@ LAYOUTS = [
         {f"{part}/{CIFAR10}": 3 for part in ("train", "valid", "test")},
         CIFAR10,
         "train",
-        "valid",
+        "test",
+        val="valid",
         files=("README.md", "imagenet-contributors.csv", "synsets-to-cifar-10-classes.txt"),
     ),
     PublicLayout(
@@ -179,14 +185,14 @@ LAYOUTS = [
         {"hymenoptera_data/train/{ants,bees}": 6, "hymenoptera_data/val/{ants,bees}": 3},
         "{ants,bees}",
         "hymenoptera_data/train",
-        "hymenoptera_data/val",
+        val="hymenoptera_data/val",
     ),
     PublicLayout(
         "Imagenette",
         {f"imagenette2-160/train/{SYNSETS}": 5, f"imagenette2-160/val/{SYNSETS}": 2},
         SYNSETS,
         "imagenette2-160/train",
-        "imagenette2-160/val",
+        val="imagenette2-160/val",
         files=("imagenette2-160/noisy_imagenette.csv",),
     ),
     PublicLayout(
@@ -194,7 +200,7 @@ LAYOUTS = [
         {"cats_and_dogs_filtered/{train,validation}/{cats,dogs}": 4},
         "{cats,dogs}",
         "cats_and_dogs_filtered/train",
-        "cats_and_dogs_filtered/validation",
+        val="cats_and_dogs_filtered/validation",
         files=("cats_and_dogs_filtered/vectorize.py",),
     ),
     PublicLayout(
@@ -202,7 +208,7 @@ LAYOUTS = [
         {f"horse-or-human/{HORSES}": 5, f"validation-horse-or-human/{HORSES}": 2},
         HORSES,
         "horse-or-human",
-        "validation-horse-or-human",
+        val="validation-horse-or-human",
     ),
     PublicLayout(
         "Rock, paper, scissors of Moroney", {f"rps/{RPS}": 5, f"rps-test-set/{RPS}": 2}, RPS, "rps", "rps-test-set"
@@ -226,7 +232,8 @@ LAYOUTS = [
         {f"{part}/{SPORTS}": 3 for part in ("train", "valid", "test")},
         SPORTS,
         "train",
-        "valid",
+        "test",
+        val="valid",
         files=("sports.csv", "EfficientNetB0-100-(224 X 224)- 98.40.h5"),
     ),
     PublicLayout(
@@ -234,7 +241,8 @@ LAYOUTS = [
         {f"{part}/{{ABBOTTS BABBLER,ZEBRA DOVE}}": 3 for part in ("consolidated", "train", "valid", "test")},
         "{ABBOTTS BABBLER,ZEBRA DOVE}",
         "train",
-        "valid",
+        "test",
+        val="valid",
         warns="consolidated/",
     ),
     PublicLayout(
@@ -242,7 +250,8 @@ LAYOUTS = [
         {f"real_vs_fake/real-vs-fake/{part}/{{fake,real}}": 3 for part in ("train", "valid", "test")},
         "{fake,real}",
         "real_vs_fake/real-vs-fake/train",
-        "real_vs_fake/real-vs-fake/valid",
+        "real_vs_fake/real-vs-fake/test",
+        val="real_vs_fake/real-vs-fake/valid",
         files=("train.csv", "test.csv", "valid.csv"),
     ),
     PublicLayout(
@@ -278,9 +287,7 @@ LAYOUTS = [
             "Data/valid/{adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib,normal}": 2,
             "Data/test/{adenocarcinoma,normal}": 3,
         },
-        "{adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib,normal}",
-        "Data/train",
-        "Data/valid",
+        refused=OTHER_CLASSES,
     ),
     PublicLayout(
         "Linnaeus 5",
@@ -294,7 +301,7 @@ LAYOUTS = [
         {"places365_standard/{train,val}/{airfield,zen_garden}": 3},
         "{airfield,zen_garden}",
         "places365_standard/train",
-        "places365_standard/val",
+        val="places365_standard/val",
         files=("places365_standard/train.txt", "places365_standard/val.txt"),
     ),
     PublicLayout(
@@ -321,7 +328,7 @@ LAYOUTS = [
         {"train_images/train_images/{dress,shirt}": 4, "val_images/val_images/{dress,shirt}": 2},
         "{dress,shirt}",
         "train_images/train_images",
-        "val_images/val_images",
+        val="val_images/val_images",
     ),
     # Test images without labels: a share is held out.
     PublicLayout(
@@ -393,7 +400,7 @@ LAYOUTS = [
         {f"flower_photos/{FLOWERS}": 9, f"train/{FLOWERS}": 8, f"val/{FLOWERS}": 1},
         FLOWERS,
         "train",
-        "val",
+        val="val",
         warns="flower_photos/",
     ),
     # Class folders alone.
@@ -690,7 +697,7 @@ LAYOUTS = [
         {"{train,train_extra,val}/{cat,dog}": 3},
         "{cat,dog}",
         "train",
-        "val",
+        val="val",
         warns="train_extra",
     ),
     PublicLayout(

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 import jaxnets.data.image_files as image_files
+from jaxnets.data.division import Division
 from jaxnets.data.folder import FolderSource, class_order, load_folder
 from jaxnets.data.part_names import part_of
 from jaxnets.data.sources import ArraySource, Dataset, Record, Source
@@ -28,6 +29,7 @@ from jaxnets.errors import InputError
 from tests.tiers import slow_except
 
 SHARE = 0.25
+DIVISION = Division(val_share=0, test_share=SHARE)
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
@@ -76,24 +78,29 @@ def quietly(dataset: Dataset, on_bad_image: str) -> tuple[Dataset, list[BadImage
 def test_train_and_test_folders(tmp_path: Path, train: str, test: str) -> None:
     classes(tmp_path / train, "cat", "dog", count=3)
     classes(tmp_path / test, "cat", "dog", count=2)
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     assert (dataset.name, dataset.class_names) == (tmp_path.name, ("cat", "dog"))
     assert files(dataset.train) == [
         (f"{train}/{name}/00{i}.png", k) for k, name in enumerate(("cat", "dog")) for i in range(3)
     ]
-    assert files(dataset.test) == [
-        (f"{test}/{name}/00{i}.png", k) for k, name in enumerate(("cat", "dog")) for i in range(2)
-    ]
-    image, label = dataset.test[3]
+    part = "test" if test == "TEST" or test == "test" else "val"
+    assert list(dataset.parts) == ["train", part]
+    judged = dataset.judged()
+    assert files(judged) == [(f"{test}/{name}/00{i}.png", k) for k, name in enumerate(("cat", "dog")) for i in range(2)]
+    image, label = judged[3]
     assert (image, label) == (picture(1), 1)
-    assert dataset.test.where(3) == str(tmp_path / test / "dog" / "001.png")
+    assert judged.where(3) == str(tmp_path / test / "dog" / "001.png")
 
 
-def test_validation_has_precedence_over_test_and_other_folders_are_ignored(tmp_path: Path) -> None:
-    for part in ("test", "val", "train"):
-        classes(tmp_path / part, "a", "b")
+def test_all_three_parts_are_used_and_other_folders_are_ignored(tmp_path: Path) -> None:
+    for count, part in enumerate(("test", "val", "train"), 2):
+        classes(tmp_path / part, "a", "b", count=count)
     (tmp_path / "notes").mkdir()
-    assert all(name.startswith("val/") for name, _ in files(load_folder(tmp_path, SHARE).test))
+    dataset = load_folder(tmp_path, Division())
+    assert {part: len(source) for part, source in dataset.parts.items()} == {"train": 8, "val": 6, "test": 4}
+    for part, source in dataset.parts.items():
+        assert all(name.startswith(f"{part}/") for name, _ in files(source))
+    assert dataset.origins == {"val": "from val/", "test": "from test/"}
 
 
 @pytest.mark.parametrize("part", ["train", ""])
@@ -101,7 +108,7 @@ def test_a_share_of_each_class_is_held_out(tmp_path: Path, part: str) -> None:
     sizes = {"a": 2, "b": 8, "c": 40, "d": 101}
     for name, size in sizes.items():
         fill(tmp_path / part / name, size)
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     train, test = files(dataset.train), files(dataset.test)
     assert sorted(train + test) == sorted(
         (os.path.join(part, name, f"{i:03}.png"), k)
@@ -117,10 +124,10 @@ def test_a_share_of_each_class_is_held_out(tmp_path: Path, part: str) -> None:
     # Not the first images of a class: files are often sorted by time and subject.
     held_out = [int(Path(name).stem) for name, label in test if label == 3]
     assert 25 < np.mean(held_out) < 75
-    assert load_folder(tmp_path, SHARE).test == dataset.test
+    assert load_folder(tmp_path, DIVISION).test == dataset.test
     # Each class has an image in both splits for any share.
     for share in (0.001, 0.999):
-        extreme = load_folder(tmp_path, share)
+        extreme = load_folder(tmp_path, Division(0, share))
         assert (
             {label for _, label in files(extreme.train)} == {label for _, label in files(extreme.test)} == set(range(4))
         )
@@ -128,17 +135,17 @@ def test_a_share_of_each_class_is_held_out(tmp_path: Path, part: str) -> None:
 
 def test_the_split_does_not_depend_on_the_folders_path(tmp_path: Path) -> None:
     one, other = classes(tmp_path / "one", "a", "b", count=30), classes(tmp_path / "o" / "ther", "a", "b", count=30)
-    assert files(load_folder(one, SHARE).test) == files(load_folder(other, SHARE).test)
+    assert files(load_folder(one, DIVISION).test) == files(load_folder(other, DIVISION).test)
     # The SHA-256 of a file's own path within the folder decides, on every machine.
     digests = {f"a/{i:03}.png": hashlib.sha256(f"a/{i:03}.png".encode()).hexdigest() for i in range(30)}
     held_out = {name for name, digest in digests.items() if digest < "4"}  # a quarter of the first digits
-    assert {name for name, label in files(load_folder(one, SHARE).test) if label == 0} == held_out
+    assert {name for name, label in files(load_folder(one, DIVISION).test) if label == 0} == held_out
 
 
 def test_images_stay_in_their_split_when_others_come_and_go(tmp_path: Path) -> None:
     """A network must not be tested on images that it was trained on before others were added or deleted."""
     classes(tmp_path, "a", "b", count=60)
-    before = load_folder(tmp_path, SHARE)
+    before = load_folder(tmp_path, DIVISION)
     trained, tested = set(files(before.train)), set(files(before.test))
     random.seed(0)
     for number in range(12):
@@ -147,16 +154,16 @@ def test_images_stay_in_their_split_when_others_come_and_go(tmp_path: Path) -> N
         else:
             for path in random.sample(sorted((tmp_path / "b").iterdir()), 3):
                 path.unlink()
-        now = load_folder(tmp_path, SHARE)
+        now = load_folder(tmp_path, DIVISION)
         assert not trained & set(files(now.test))
         assert not tested & set(files(now.train))
         assert {label for _, label in files(now.test)} == {0, 1}
 
 
 def test_a_new_class_does_not_move_images(tmp_path: Path) -> None:
-    before = load_folder(classes(tmp_path, "a", "b", count=20), SHARE)
+    before = load_folder(classes(tmp_path, "a", "b", count=20), DIVISION)
     classes(tmp_path, "0 first", "c", count=20)
-    after = load_folder(tmp_path, SHARE)
+    after = load_folder(tmp_path, DIVISION)
     assert {name for name, _ in files(before.test)} < {name for name, _ in files(after.test)}
     assert {name for name, _ in files(before.train)} < {name for name, _ in files(after.train)}
 
@@ -200,9 +207,9 @@ def test_the_order_of_the_file_system_does_not_matter(
     for form in ("NFC", "NFD"):
         (tmp_path / "a" / (unicodedata.normalize(form, "é") + ".png")).write_bytes(picture(0))
     (tmp_path / "b" / "alias").symlink_to("deep", target_is_directory=True)
-    actual = load_folder(tmp_path, SHARE)
+    actual = load_folder(tmp_path, DIVISION)
     monkeypatch.undo()
-    expected = load_folder(tmp_path, SHARE)
+    expected = load_folder(tmp_path, DIVISION)
     assert actual == expected
     assert actual.class_names == ("2", "10", "C", "a", "b")
     # Each file occurs once.
@@ -240,7 +247,7 @@ def test_class_names_are_folder_names(tmp_path: Path, order: list[str]) -> None:
         fill(tmp_path / name, 2)
     if len(list(tmp_path.iterdir())) < len(order):
         pytest.skip("the file system ignores case")
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     assert dataset.class_names == tuple(order)
     assert [name.split("/")[0] for name, _ in files(dataset.train)] == order
 
@@ -254,7 +261,7 @@ def test_composed_and_decomposed_names_are_the_same(tmp_path: Path) -> None:
             folder = tmp_path / form / "train" / unicodedata.normalize(form, name)
             fill(folder, 9)
             (folder / unicodedata.normalize(form, "Ångström é.png")).write_bytes(picture(3))
-        datasets.append(load_folder(tmp_path / form, SHARE))
+        datasets.append(load_folder(tmp_path / form, DIVISION))
     composed, decomposed = datasets
     assert (
         composed.class_names == decomposed.class_names == ("café", "eclair", "naïve", "zebra", "éclair", "über", "가")
@@ -268,8 +275,8 @@ def test_composed_and_decomposed_names_are_the_same(tmp_path: Path) -> None:
     # The test folder may use another form than the training folder.
     for name in names:
         fill(tmp_path / "NFC" / "val" / unicodedata.normalize("NFD", name), 1)
-    assert load_folder(tmp_path / "NFC", SHARE).class_names == composed.class_names
-    assert len(quietly(load_folder(tmp_path / "NFC", SHARE), "error")[0].test) == len(names)
+    assert load_folder(tmp_path / "NFC", DIVISION).class_names == composed.class_names
+    assert len(quietly(load_folder(tmp_path / "NFC", DIVISION), "error")[0].judged("val")) == len(names)
 
 
 def test_two_forms_of_one_class_name_are_refused(tmp_path: Path) -> None:
@@ -277,7 +284,7 @@ def test_two_forms_of_one_class_name_are_refused(tmp_path: Path) -> None:
         fill(tmp_path / unicodedata.normalize(form, "é"), 2)
     if len(list(tmp_path.iterdir())) < 2:
         pytest.skip("the file system normalises names")
-    assert "two folders named 'é' in different Unicode forms" in refusal(lambda: load_folder(tmp_path, SHARE))
+    assert "two folders named 'é' in different Unicode forms" in refusal(lambda: load_folder(tmp_path, DIVISION))
 
 
 @pytest.mark.slow
@@ -286,8 +293,9 @@ def test_the_locale_does_not_matter(tmp_path: Path) -> None:
         fill(tmp_path / name, 9)
         fill(tmp_path / name / unicodedata.normalize("NFD", "ü"), 9)
     code = (
-        "import sys; from pathlib import Path; from jaxnets.data.folder import load_folder\n"
-        "data = load_folder(Path(sys.argv[1]), 0.25)\n"
+        "import sys; from pathlib import Path\n"
+        "from jaxnets.data.division import Division; from jaxnets.data.folder import load_folder\n"
+        "data = load_folder(Path(sys.argv[1]), Division(0, 0.25))\n"
         "print([data.train.where(i) for i in range(len(data.train))] + list(map(ascii, data.class_names)))"
     )
     outputs = set()
@@ -313,7 +321,7 @@ def test_a_file_name_that_is_not_utf8_can_be_read_and_printed(tmp_path: Path) ->
     classes(tmp_path, "a", "b")
     write(os.fsencode(tmp_path) + b"/a/caf\xe9.png", picture(9))
     write(os.fsencode(tmp_path) + b"/b/bad\xff.png", b"")
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     images = [source[i].image for source in (dataset.train, dataset.test) for i in range(len(source))]
     assert picture(9) in images
     _, bad, _ = usable(dataset.train, 2, lambda count: None)
@@ -328,18 +336,18 @@ def test_a_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
     except OSError:
         pytest.skip("the file system only has Unicode names")
-    assert "is not UTF-8; rename it" in refusal(lambda: load_folder(tmp_path, SHARE))
+    assert "is not UTF-8; rename it" in refusal(lambda: load_folder(tmp_path, DIVISION))
 
 
 def test_a_line_break_in_a_name_is_escaped(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b\nc")
     (tmp_path / "a" / "x\ny\x1b[31m\u2028.png").write_bytes(b"")
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     assert dataset.class_names == ("a", "b\nc")
     assert "x\\ny\\x1b[31m\\u2028.png (empty file)" in refusal(lambda: quietly(dataset, "error"))
     for path in (tmp_path / "b\nc").iterdir():
         path.unlink()
-    assert "class 'b\\nc' is empty" in refusal(lambda: load_folder(tmp_path, SHARE)).replace(str(tmp_path), "")
+    assert "class 'b\\nc' is empty" in refusal(lambda: load_folder(tmp_path, DIVISION)).replace(str(tmp_path), "")
 
 
 # ---- which files are images ----
@@ -353,7 +361,7 @@ def test_only_files_with_an_image_suffix_count(tmp_path: Path) -> None:
     fill(tmp_path / ".git", 2)
     for name in ("upper.PNG", "photo.JPG", "old.JpEg", "page.tif", "web.webp", "anim.gif"):
         (tmp_path / "b" / name).write_bytes(picture(7))
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     all_files = sorted(files(dataset.train) + files(dataset.test))
     assert [Path(name).name for name, label in all_files if label == 0] == [f"00{i}.png" for i in range(4)]
     assert len(all_files) == 4 + 10
@@ -365,7 +373,7 @@ def test_images_may_be_in_subfolders(tmp_path: Path) -> None:
     fill(tmp_path / "a" / "2021" / "may", 3)
     fill(tmp_path / "a" / "2022", 3, 3)
     fill(tmp_path / "b", 2)
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     all_files = files(dataset.train) + files(dataset.test)
     assert sorted(name for name, label in all_files if label == 0) == [
         *(f"a/2021/may/00{i}.png" for i in range(3)),
@@ -378,7 +386,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     root = classes(tmp_path / "root", "dog")
     (root / "cat").symlink_to(elsewhere, target_is_directory=True)
     (root / "dog" / "link.png").symlink_to(elsewhere / "004.png")
-    dataset = load_folder(root, SHARE)
+    dataset = load_folder(root, DIVISION)
     assert dataset.class_names == ("cat", "dog")
     all_files = files(dataset.train) + files(dataset.test)
     assert [sum(label == k for _, label in all_files) for k in (0, 1)] == [5, 5]
@@ -388,13 +396,13 @@ def test_links_are_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", [".", "..", "../..", "deep", "../../root"])
 def test_a_link_back_up_ends_there(tmp_path: Path, target: str) -> None:
     root = classes(tmp_path / "root", "a", "b")
-    expected = load_folder(root, SHARE)
+    expected = load_folder(root, DIVISION)
     fill(root / "a" / "deep", 0)
     for place in (root / "a" / "deep", root / "a"):
         if (place / target).exists():
             (place / "back").symlink_to(target, target_is_directory=True)
     # No image of another class, and none twice.
-    assert load_folder(root, SHARE) == expected
+    assert load_folder(root, DIVISION) == expected
 
 
 @pytest.mark.parametrize("place", ["val", "train/gone", "val/gone", "train/a/gone"])
@@ -412,12 +420,12 @@ def test_images_in_unexpected_places_are_refused(tmp_path: Path) -> None:
     for part in ("train", "val"):
         classes(tmp_path / part, "a", "b")
     (tmp_path / "notes").mkdir()
-    load_folder(tmp_path, SHARE)
+    load_folder(tmp_path, DIVISION)
     fill(tmp_path / "train", 1)
     refuse(tmp_path, f"{tmp_path}/train/000.png is not in a class folder")
     (tmp_path / "train" / "000.png").unlink()
     fill(tmp_path / "extra" / "a", 1)
-    assert load_folder(tmp_path, SHARE).warnings == ("warning: ignored beside train/: extra/",)
+    assert load_folder(tmp_path, DIVISION).warnings == ("warning: ignored beside train/: extra/",)
     # Without a test folder, the other images may be those to test on.
     for path in sorted((tmp_path / "val").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
@@ -429,8 +437,8 @@ def test_the_current_folder_can_be_loaded(tmp_path: Path, monkeypatch: pytest.Mo
     classes(tmp_path / "train", "a", "b")
     classes(tmp_path / "val", "a", "b")
     monkeypatch.chdir(tmp_path)
-    dataset = load_folder(Path("."), SHARE)
-    assert files(dataset.train) == files(load_folder(tmp_path, SHARE).train)
+    dataset = load_folder(Path("."), DIVISION)
+    assert files(dataset.train) == files(load_folder(tmp_path, DIVISION).train)
     assert quietly(dataset, "error") == (dataset, [])
 
 
@@ -438,7 +446,7 @@ def test_a_link_to_the_root_is_an_empty_class(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b")
     # Following the link would add all images again, with another label.
     (tmp_path / "whole").symlink_to(".", target_is_directory=True)
-    assert "class 'whole' is empty" in refusal(lambda: load_folder(tmp_path, SHARE))
+    assert "class 'whole' is empty" in refusal(lambda: load_folder(tmp_path, DIVISION))
 
 
 # ---- unreadable files ----
@@ -484,7 +492,7 @@ def test_every_unreadable_file_is_reported_with_the_reason(tmp_path: Path) -> No
     classes(tmp_path / "train", "a", "b", count=3)
     classes(tmp_path / "val", "a", "b", count=2)
     reasons = unreadable(tmp_path / "train" / "b")
-    dataset = load_folder(tmp_path, SHARE)
+    dataset = load_folder(tmp_path, DIVISION)
     assert len(dataset.train) == 6 + len(reasons)
     train, bad, labels = usable(dataset.train, 2, lambda count: None)
     assert {Path(image.where).name for image in bad} == set(reasons)
@@ -498,7 +506,7 @@ def test_every_unreadable_file_is_reported_with_the_reason(tmp_path: Path) -> No
 
 
 def test_a_failed_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = load_folder(classes(tmp_path, "a", "b"), SHARE)
+    dataset = load_folder(classes(tmp_path, "a", "b"), DIVISION)
     forbidden, failing, vanished = (dataset.train.where(i) for i in (0, 1, 2))
     os.unlink(vanished)
     open_file, read_file, opened = os.open, os.read, {}
@@ -533,7 +541,7 @@ def test_a_failed_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = load_folder(classes(tmp_path, "a", "b"), SHARE)
+    dataset = load_folder(classes(tmp_path, "a", "b"), DIVISION)
     path = dataset.train.where(0)
     fstat = os.fstat
 
@@ -551,11 +559,11 @@ def test_files_without_permission_are_reported(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b")
     (tmp_path / "a" / "000.png").chmod(0)
     assert "000.png (can't be read (Permission denied))" in refusal(
-        lambda: quietly(load_folder(tmp_path, SHARE), "error")
+        lambda: quietly(load_folder(tmp_path, DIVISION), "error")
     )
     fill(tmp_path / "b" / "deep", 2).chmod(0)
     try:
-        assert "deep can't be read (Permission denied)" in refusal(lambda: load_folder(tmp_path, SHARE))
+        assert "deep can't be read (Permission denied)" in refusal(lambda: load_folder(tmp_path, DIVISION))
     finally:
         (tmp_path / "b" / "deep").chmod(0o700)
 
@@ -578,14 +586,14 @@ def test_a_folder_that_cannot_be_listed_does_not_count_as_empty(
 
     monkeypatch.setattr(os, "scandir", guarded(scandir))
     monkeypatch.setattr(os, "listdir", guarded(listdir))
-    assert f"{tmp_path / place} can't be read (Permission denied)" in refusal(lambda: load_folder(tmp_path, SHARE))
+    assert f"{tmp_path / place} can't be read (Permission denied)" in refusal(lambda: load_folder(tmp_path, DIVISION))
 
 
 # ---- label faults ----
 
 
 def refuse(root: Path, *words: str) -> None:
-    message = refusal(lambda: load_folder(root, SHARE))
+    message = refusal(lambda: load_folder(root, DIVISION))
     for word in words:
         assert word in message, message
 
@@ -642,7 +650,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     root = tmp_path / "vehicles"
     for name in ("bus", "train"):
         fill(root / name, 5)
-    dataset = load_folder(root, 0.2)
+    dataset = load_folder(root, Division(0, 0.2))
     assert dataset.class_names == ("bus", "train")
     assert "taken for classes: train" in dataset.warnings[0]
     # With val too, the labels are probably not in the folders; a flag says otherwise.
@@ -650,7 +658,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     refuse(
         root, f"the images in {root}/train are not in class folders", "--train-folder . takes the folders themselves"
     )
-    dataset = load_folder(root, 0.2, train_folder=".")
+    dataset = load_folder(root, Division(0, 0.2), train_folder=".")
     assert dataset.class_names == ("bus", "train", "val")
     assert len(dataset.train) + len(dataset.test) == 15
 
@@ -664,22 +672,22 @@ def test_the_parts_may_be_given(tmp_path: Path) -> None:
     refuse(
         tmp_path, "color, grayscale, segmented have the same class folders (a, b)", "--train-folder", "--test-folder"
     )
-    dataset = load_folder(tmp_path, SHARE, train_folder="color", test_folder="segmented/")
+    dataset = load_folder(tmp_path, DIVISION, train_folder="color", test_folder="segmented/")
     assert files(dataset.train) == [(f"color/{name}/00{i}.png", k) for k, name in enumerate("ab") for i in range(5)]
     assert files(dataset.test) == [(f"segmented/{name}/00{i}.png", k) for k, name in enumerate("ab") for i in range(2)]
-    assert dataset.tested_on == "from segmented/"
-    alone = load_folder(tmp_path, SHARE, train_folder="color")
+    assert dataset.origins == {"test": "from segmented/"}
+    alone = load_folder(tmp_path, DIVISION, train_folder="color")
     assert sorted(files(alone.train) + files(alone.test)) == files(dataset.train)
-    assert alone.tested_on == "about 25% of each class, held out"
+    assert alone.origins == {"test": "about 25% of each class, held out"}
     # The folders themselves can be the classes.
-    assert load_folder(tmp_path, SHARE, train_folder=".").class_names == ("color", "grayscale", "segmented")
+    assert load_folder(tmp_path, DIVISION, train_folder=".").class_names == ("color", "grayscale", "segmented")
     for folders, words in (
         ({"train_folder": "colour"}, "--train-folder colour: no such folder in"),
         ({"test_folder": "gray"}, "--test-folder gray: no such folder in"),
         ({"train_folder": "color", "test_folder": "color"}, "are test images too; give two folders"),
         ({"train_folder": "color/a", "test_folder": "color"}, "are test images too; give two folders"),
     ):
-        assert words in refusal(lambda folders=folders: load_folder(tmp_path, SHARE, **folders))  # type: ignore[misc]
+        assert words in refusal(lambda folders=folders: load_folder(tmp_path, DIVISION, **folders))  # type: ignore[misc]
 
 
 def test_a_test_folder_may_lie_beside_the_classes(tmp_path: Path) -> None:
@@ -687,47 +695,55 @@ def test_a_test_folder_may_lie_beside_the_classes(tmp_path: Path) -> None:
     classes(tmp_path / "test" / "test", "a", "b", count=2)
     refuse(tmp_path, "has test/ but no train/", "--train-folder")
     for train in (".", None):
-        dataset = load_folder(tmp_path, SHARE, train_folder=train, test_folder="test")
+        dataset = load_folder(tmp_path, DIVISION, train_folder=train, test_folder="test")
         assert (dataset.class_names, len(dataset.train), len(dataset.test)) == (("a", "b"), 10, 4)
         assert all(name.startswith("test/test/") for name, _ in files(dataset.test))
 
 
-def test_a_split_can_be_chosen(tmp_path: Path) -> None:
-    for count, part in enumerate(("train", "val", "test"), 2):
+def test_parts_may_be_named_or_found(tmp_path: Path) -> None:
+    for count, part in enumerate(("train", "val", "test", "more"), 2):
         classes(tmp_path / part, "a", "b", count=count)
-    for split, count in ((None, 6), ("val", 6), ("test", 8)):
-        assert len(load_folder(tmp_path, SHARE, split=split).test) == count
-        assert len(load_folder(tmp_path, SHARE, split=split, train_folder="train").test) == (count if split else 2)
-    for path in (tmp_path / "test").rglob("*.png"):
-        path.unlink()
-    assert "has no test/ with class folders; leave out --split test" in refusal(
-        lambda: load_folder(tmp_path, SHARE, split="test")
+    all_parts = {"train": 4, "val": 6, "test": 8}
+    for options, expected in (
+        ({}, all_parts),
+        ({"test_folder": "more"}, all_parts | {"test": 10}),
+        ({"val_folder": "more"}, all_parts | {"val": 10}),
+        ({"train_folder": "more", "val_folder": "val"}, {"train": 10, "val": 6}),
+        ({"train_folder": "more", "val_folder": "val", "test_folder": "test"}, all_parts | {"train": 10}),
+    ):
+        dataset = load_folder(tmp_path, DIVISION, **options)  # type: ignore[arg-type]
+        assert {part: len(source) for part, source in dataset.parts.items()} == expected, options
+    assert "has no val images, only train, test; choose another part" in refusal(
+        lambda: load_folder(tmp_path, DIVISION, train_folder="train").judged("val")
     )
-    assert "has no val/" in refusal(lambda: load_folder(tmp_path / "val", SHARE, split="val"))
+    with pytest.raises(InputError, match="are the same, for val and for test; give two folders"):
+        load_folder(tmp_path, DIVISION, val_folder="test", test_folder="test")
 
 
 def test_test_images_alone_are_enough_for_an_evaluation(tmp_path: Path) -> None:
     for count, part in enumerate(("val", "test"), 2):
         classes(tmp_path / part, "a", "b", count=count)
     refuse(tmp_path, "but no train/")
-    for options, count in (({}, 4), ({"split": "test"}, 6), ({"test_folder": "test"}, 6)):
-        assert len(load_folder(tmp_path, SHARE, only_test=True, **options).test) == count  # type: ignore[arg-type]
-    assert len(load_folder(tmp_path / "test", SHARE, only_test=True, test_folder=".").test) == 6
+    dataset = load_folder(tmp_path, DIVISION, only_test=True)
+    assert (len(dataset.judged("val")), len(dataset.judged("test")), dataset.train) == (4, 6, dataset.test)
+    dataset = load_folder(tmp_path, DIVISION, only_test=True, val_folder="val")
+    assert (dataset.val, dataset.test) == (dataset.train, None)
+    assert len(load_folder(tmp_path / "test", DIVISION, only_test=True, test_folder=".").judged()) == 6
 
 
 def test_the_path_may_lead_up_and_down(tmp_path: Path) -> None:
     classes(tmp_path, "a", "b", count=5)
     classes(tmp_path / "holdout", "a", "b", count=2)
-    dataset = load_folder(tmp_path / "a" / "..", SHARE, test_folder="holdout")
+    dataset = load_folder(tmp_path / "a" / "..", DIVISION, test_folder="holdout")
     assert (dataset.class_names, len(dataset.test), dataset.warnings) == (("a", "b"), 4, ())
-    assert "are test images too" in refusal(lambda: load_folder(tmp_path / "a" / "..", SHARE, test_folder="."))
+    assert "are test images too" in refusal(lambda: load_folder(tmp_path / "a" / "..", DIVISION, test_folder="."))
 
 
 def test_the_other_parts_are_not_used_in_silence(tmp_path: Path) -> None:
     for part in ("Training", "Testing"):
         classes(tmp_path / part, "a", "b", count=5)
-    (warning,) = load_folder(tmp_path, SHARE, train_folder="Training").warnings
-    assert warning == "warning: Testing/ is not used; to test on it, give --test-folder Testing"
+    (warning,) = load_folder(tmp_path, DIVISION, train_folder="Training").warnings
+    assert warning == "warning: Testing/ is not used; to use it, give --test-folder Testing"
 
 
 def test_a_picture_beside_the_classes(tmp_path: Path) -> None:
@@ -752,8 +768,8 @@ def test_classes_with_the_same_subfolders(tmp_path: Path) -> None:
             fill(tmp_path / "years" / name / year, 3)
             fill(tmp_path / "patients" / name / f"{name} {year}", 3)
     refuse(tmp_path / "years", "cat, dog have the same class folders (2021, 2022)")
-    assert load_folder(tmp_path / "years", SHARE, train_folder=".").class_names == ("cat", "dog")
-    dataset = load_folder(tmp_path / "patients", SHARE)
+    assert load_folder(tmp_path / "years", DIVISION, train_folder=".").class_names == ("cat", "dog")
+    dataset = load_folder(tmp_path / "patients", DIVISION)
     assert dataset.class_names == ("cat", "dog")
     assert "cat/ is one class with the images of all its folders (cat 2021, cat 2022)" in dataset.warnings[0]
 
@@ -786,7 +802,7 @@ def test_a_copy_has_the_same_fingerprint(tmp_path: Path) -> None:
     for path in (tmp_path / "moved" / "copy").rglob("*.png"):
         os.utime(path, (1, 1))
     (tmp_path / "moved" / "copy" / "a" / "é.png").rename(tmp_path / "moved" / "copy" / "a" / "e\u0301.png")
-    datasets = [load_folder(folder, SHARE) for folder in (original, tmp_path / "moved" / "copy")]
+    datasets = [load_folder(folder, DIVISION) for folder in (original, tmp_path / "moved" / "copy")]
     assert datasets[0].train.fingerprint() == datasets[1].train.fingerprint()
     assert datasets[0].test.fingerprint() == datasets[1].test.fingerprint()
     assert datasets[0].train.fingerprint() != datasets[0].test.fingerprint()
@@ -795,7 +811,7 @@ def test_a_copy_has_the_same_fingerprint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read_before", [False, True])
 def test_changes_change_the_fingerprint(tmp_path: Path, read_before: bool) -> None:
     def fingerprint() -> str:
-        source = load_folder(tmp_path, SHARE, train_folder=".").train
+        source = load_folder(tmp_path, DIVISION, train_folder=".").train
         if read_before:
             usable(source, 2, lambda count: None)
         return source.fingerprint()
@@ -803,7 +819,7 @@ def test_changes_change_the_fingerprint(tmp_path: Path, read_before: bool) -> No
     # Large enough that the change is far from both ends of the file.
     pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
     classes(tmp_path, "a", "b", count=8)
-    path = next(tmp_path / name for name, _ in files(load_folder(tmp_path, SHARE).train))
+    path = next(tmp_path / name for name, _ in files(load_folder(tmp_path, DIVISION).train))
     Image.fromarray(pixels).save(path, "BMP")
     status, before = path.stat(), fingerprint()
     assert fingerprint() == before
@@ -819,19 +835,19 @@ def test_changes_change_the_fingerprint(tmp_path: Path, read_before: bool) -> No
 def test_a_skipped_file_has_a_fingerprint_too(tmp_path: Path) -> None:
     """A file that can't be read is not asked for a second time."""
     classes(tmp_path, "a", "b", count=200)
-    whole = load_folder(tmp_path, SHARE).train
+    whole = load_folder(tmp_path, DIVISION).train
     path = Path(whole.where(0))
     path.unlink()
     path.mkdir()
-    dataset, bad = quietly(load_folder(tmp_path, SHARE), "skip")
+    dataset, bad = quietly(load_folder(tmp_path, DIVISION), "skip")
     assert [image.where for image in bad] == [str(path)]
-    assert dataset.train.fingerprint() not in (whole.fingerprint(), load_folder(tmp_path, SHARE).train.fingerprint())
+    assert dataset.train.fingerprint() not in (whole.fingerprint(), load_folder(tmp_path, DIVISION).train.fingerprint())
 
 
 def test_each_process_reads_its_share_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process gets the contents of the others for the fingerprint."""
     classes(tmp_path, "a", "b")
-    expected = load_folder(tmp_path, SHARE).train.fingerprint()
+    expected = load_folder(tmp_path, DIVISION).train.fingerprint()
     parts: list[object] = []
     for index in (1, 0):
 
@@ -839,7 +855,7 @@ def test_each_process_reads_its_share_alone(tmp_path: Path, monkeypatch: pytest.
             parts.append(part)
             return [part, parts[0]] if index == 0 else [part, part]
 
-        source = load_folder(tmp_path, SHARE).train
+        source = load_folder(tmp_path, DIVISION).train
         usable(source, 2, lambda count: None, index, 2, gather)
     monkeypatch.setattr("jaxnets.data.folder.read_file", lambda path: pytest.fail(f"{path} was read again"))
     assert source.fingerprint() == expected

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxnets.data.datasets import load_dataset
+from jaxnets.data.division import Division
 from jaxnets.data.folder import FolderSource, class_order
 from jaxnets.errors import InputError
 from tests.data.layouts import LAYOUTS, PublicLayout, expanded, write
@@ -31,24 +32,27 @@ def test_public_data_sets_are_read_right_or_refused(layout: PublicLayout, tmp_pa
     write(layout, root)
     if layout.refused:
         with pytest.raises(InputError) as caught:
-            load_dataset(str(root))
+            load_dataset(str(root), division=Division(val_share=0))
         message = str(caught.value)
         assert layout.refused in message
         assert message.isprintable()
         assert len(message) < 420 + 3 * len(str(root)), message
         return
-    dataset = load_dataset(str(root))
+    dataset = load_dataset(str(root), division=Division(val_share=0))
     classes = list(expanded(layout.classes))
     assert sorted(dataset.class_names) == sorted(classes)
     assert list(dataset.class_names) == class_order(classes)
-    train, test = names(dataset.train), names(dataset.test)
-    if layout.test is None:
-        assert sorted(train + test) == sorted(images_in(root, layout.train, classes))
-        assert not set(train) & set(test)
+    of_part = {part: names(source) for part, source in dataset.parts.items()}
+    if layout.val is None and layout.test is None:
+        assert sorted(of_part["train"] + of_part["test"]) == sorted(images_in(root, layout.train, classes))
+        assert not set(of_part["train"]) & set(of_part["test"])
     else:
-        assert sorted(train) == sorted(images_in(root, layout.train, classes))
-        assert sorted(test) == sorted(images_in(root, layout.test, classes))
-    for source in (dataset.train, dataset.test):
+        folders = {"train": layout.train, "val": layout.val, "test": layout.test}
+        expected = {part: images_in(root, folder, classes) for part, folder in folders.items() if folder is not None}
+        assert {part: sorted(found) for part, found in of_part.items()} == {
+            part: sorted(images) for part, images in expected.items()
+        }
+    for source in dataset.parts.values():
         assert isinstance(source, FolderSource)
         for name, label in source.files:
             assert classes[classes.index(dataset.class_names[label])] in Path(name).parts

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from jaxnets.data.datasets import digits, load_dataset
+from jaxnets.data.division import Division
 from jaxnets.data.folder import load_folder
 from jaxnets.data.pipeline import cached_if_small
 from jaxnets.data.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(photos: Path) -> Dataset:
-    return load_folder(photos, 0.2)
+    return load_folder(photos, Division())
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,9 @@ def test_records_contain_the_resized_images_in_order(dataset: Dataset, tmp_path:
     assert write_records(dataset, tmp_path / "records", 64, counts.append)
     assert counts[-1] == 48
     records = load_dataset(str(tmp_path / "records"))
-    assert replace(records, train=dataset.train, test=dataset.test) == dataset
-    for split in ("train", "test"):
+    assert list(records.parts) == ["train", "val"]
+    assert replace(records, train=dataset.train, val=dataset.val) == dataset
+    for split in ("train", "val"):
         source, written = getattr(dataset, split), getattr(records, split)
         assert len(source) == len(written)
         for index in range(len(source)):
@@ -83,8 +85,8 @@ def test_records_contain_the_resized_images_in_order(dataset: Dataset, tmp_path:
 def test_records_and_files_are_preprocessed_alike(dataset: Dataset, tmp_path: Path) -> None:
     write_records(dataset, tmp_path / "records", 64, quiet)
     preprocessing = Preprocessing(56, 64)
-    expected = cached_if_small(dataset.test, preprocessing)
-    actual = cached_if_small(load_records(tmp_path / "records").test, preprocessing)
+    expected = cached_if_small(dataset.judged(), preprocessing)
+    actual = cached_if_small(load_records(tmp_path / "records").judged(), preprocessing)
     # A file is resized and cropped in one call, a record was resized before; a few pixels round differently.
     difference = np.abs(actual.images.astype(int) - expected.images)  # type: ignore[union-attr]
     assert difference.max() <= 1
@@ -136,7 +138,7 @@ def test_a_killed_writer_resumes(shares: list[float], photos: Path, tmp_path: Pa
     command = [sys.executable, "-m", "experiments.prepare", photos, "--output", tmp_path / "records", "--size", "200"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     whole = tmp_path / "whole"
-    write_records(load_folder(photos, 0.2), whole, 200, quiet)
+    write_records(load_folder(photos, Division()), whole, 200, quiet)
     size = (whole / "train.pixels").stat().st_size
     killed = 0
     for share in shares:
@@ -177,9 +179,9 @@ def flip_pixel(folder: Path) -> None:
 
 
 def flip_label(folder: Path) -> None:
-    data = bytearray((folder / "test.index").read_bytes())
+    data = bytearray((folder / "val.index").read_bytes())
     data[16] ^= 1
-    (folder / "test.index").write_bytes(data)
+    (folder / "val.index").write_bytes(data)
 
 
 def edit(**changes: object) -> Callable[[Path], None]:
@@ -195,12 +197,12 @@ def edit(**changes: object) -> Callable[[Path], None]:
     ("damage", "words"),
     [
         (flip_pixel, r"train\.pixels record \d+: does not match its checksum"),
-        (flip_label, r"test\.index does not match its checksum"),
+        (flip_label, r"val\.index does not match its checksum"),
         (
-            lambda folder: os.truncate(folder / "test.pixels", 1000),
-            r"test\.pixels has a different length than its index",
+            lambda folder: os.truncate(folder / "val.pixels", 1000),
+            r"val\.pixels has a different length than its index",
         ),
-        (lambda folder: (folder / "test.pixels").unlink(), r"damaged records .*test\.pixels"),
+        (lambda folder: (folder / "val.pixels").unlink(), r"damaged records .*val\.pixels"),
         (lambda folder: (folder / "records.json").write_text("{"), "damaged records"),
         (edit(format=2), "records of format 2; expected 1"),
         (edit(class_names=["b", "a"]), r"records\.json does not match its checksum"),
@@ -212,7 +214,7 @@ def test_damaged_records_are_reported(whole: Path, tmp_path: Path, damage: Calla
 
     def read_all() -> None:
         records = load_records(folder)
-        for source in (records.train, records.test):
+        for source in records.parts.values():
             for index in range(len(source)):
                 source[index]
 
@@ -253,10 +255,10 @@ def test_a_partial_start_file_is_ignored(dataset: Dataset, tmp_path: Path) -> No
 
 def test_changed_images_are_detected(photos: Path, tmp_path: Path) -> None:
     root = shutil.copytree(photos, tmp_path / "photos")
-    write_records(load_folder(root, 0.2), tmp_path / "records", 64, quiet)
+    write_records(load_folder(root, Division()), tmp_path / "records", 64, quiet)
     (root / "train" / "china" / "1.jpg").write_bytes((root / "train" / "flower" / "2.jpg").read_bytes())
     with pytest.raises(InputError, match="records of other images"):
-        write_records(load_folder(root, 0.2), tmp_path / "records", 64, quiet)
+        write_records(load_folder(root, Division()), tmp_path / "records", 64, quiet)
     images, labels = np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2
     sources = [ArraySource(images, labels), ArraySource(images, 1 - labels), ArraySource(images + 1, labels)]
     sources += [Subset(sources[0], np.array(order)) for order in ([0, 1], [1, 0])]  # type: ignore[arg-type]

@@ -19,12 +19,14 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from jaxnets.data.division import Division
 from jaxnets.data.tfds import load_tfds, prepare_tfds
 from jaxnets.errors import InputError
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCANS = load_digits()
 PIXELS = np.round(SCANS.images * (255 / 16)).astype(np.uint8)
+DIVISION = Division(val_share=0, test_share=0.2)
 LABELS = [int(label) for label in SCANS.target]
 
 # Split -> (index of the scan, label).
@@ -126,7 +128,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_reading_returns_the_stored_images_and_labels(kind: str, tmp_path: Path) -> None:
     prepared(tmp_path, kind=kind)
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
     assert (dataset.name, dataset.class_names) == ("digits_of_ours", CLASSES)
     assert (len(dataset.train), len(dataset.test)) == (1500, 297)
     for source, first in ((dataset.train, 0), (dataset.test, 1500)):
@@ -155,12 +157,13 @@ class Without:
     def find_spec(self, name, *rest):
         return None if name.split(".")[0] == "tensorflow" else self.finder.find_spec(name, *rest)
 sys.meta_path[:] = map(Without, sys.meta_path)
+from jaxnets.data.division import Division
 from jaxnets.data.tfds import load_tfds, prepare_tfds
 assert "tensorflow_datasets" not in sys.modules, "slow to import"
 root = Path({str(tmp_path)!r})
 assert prepare_tfds("mnist", root) == "converted from TFRecord"
 for name in ("cifar10", "mnist"):
-    data = load_tfds(name, root, 0.2)
+    data = load_tfds(name, root, Division(0, 0.2))
     print(data.class_names, len(data.train), [data.test[i].label for i in range(297)])
 """
     command = [sys.executable, "-W", "error::DeprecationWarning", "-c", program]
@@ -171,32 +174,32 @@ for name in ("cifar10", "mnist"):
 def test_threads_can_read_concurrently(ours: Path) -> None:
     order = np.random.default_rng(0).integers(1500, size=6000)
     with ThreadPoolExecutor(8) as pool:
-        records = list(pool.map(load_tfds("digits_of_ours", ours, 0.2).train.__getitem__, order, chunksize=50))
+        records = list(pool.map(load_tfds("digits_of_ours", ours, DIVISION).train.__getitem__, order, chunksize=50))
     assert records == [(encoded(place), LABELS[place]) for place in order]
 
 
 @pytest.mark.parametrize("name", ["digits_of_ours:1.2.0", "digits_of_ours:1.*.*", "DigitsOfOurs"])
 def test_a_name_may_have_a_version(name: str, ours: Path) -> None:
-    assert len(load_tfds(name, ours, 0.2).train) == 1500
+    assert len(load_tfds(name, ours, DIVISION).train) == 1500
 
 
 def test_a_name_may_have_a_config(tmp_path: Path) -> None:
     prepared(tmp_path, configs=["v4", "v6"])
     for name in ("digits_of_ours", "digits_of_ours/v4", "digits_of_ours/v4:1.2.0"):
-        assert len(load_tfds(name, tmp_path, 0.2).test) == 297
+        assert len(load_tfds(name, tmp_path, DIVISION).test) == 297
     with pytest.raises(InputError, match=r"digits_of_ours/v6 is not prepared"):
-        load_tfds("digits_of_ours/v6", tmp_path, 0.2)
+        load_tfds("digits_of_ours/v6", tmp_path, DIVISION)
 
 
 def test_validation_replaces_a_test_split_without_labels(tmp_path: Path) -> None:
     scans = PARTS["train"]
     prepared(tmp_path, splits={"train": scans[:50], "validation": scans[50:80], "test": [(90, -1), (91, -1)]})
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
-    assert [dataset.test[index].label for index in range(30)] == LABELS[50:80]
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
+    assert [dataset.judged("val")[index].label for index in range(30)] == LABELS[50:80]
     # Without a validation split, a share of the training images is held out.
     shutil.rmtree(tmp_path)
     prepared(tmp_path, splits={"train": scans[:50], "test": [(90, -1)]})
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
     sizes = np.bincount(LABELS[:50])
     assert len(dataset.test) == sum(round(0.2 * size) or 1 for size in sizes.tolist())
     assert "the split test of digits_of_ours has images without labels" in dataset.warnings[0]
@@ -208,38 +211,51 @@ def test_one_record_does_not_tell_whether_a_split_has_labels(first: bool, tmp_pa
     scans = PARTS["train"]
     test = [(90 + number, LABELS[90 + number] if (number == 0) == first else -1) for number in range(30)]
     prepared(tmp_path, splits={"train": scans[:50], "validation": scans[50:80], "test": test})
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
-    assert [dataset.test[index].label for index in range(30)] == LABELS[50:80]
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
+    assert [dataset.judged("val")[index].label for index in range(30)] == LABELS[50:80]
     assert "the split test of digits_of_ours has images without labels" in dataset.warnings[0]
-    with pytest.raises(InputError, match=r"the split test .* without labels and is not used; leave out --split test"):
-        load_tfds("digits_of_ours", tmp_path, 0.2, split="test")
+    assert dataset.test is None
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "dev", "validation", "eval", "testing", "test_set"])
 def test_test_splits_are_known_by_many_names(name: str, tmp_path: Path) -> None:
     scans = PARTS["train"]
     prepared(tmp_path, splits={"train": scans[:50], name: scans[50:80], "extra": scans[80:90]})
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
-    assert (len(dataset.train), dataset.tested_on, dataset.warnings) == (50, f"split {name}", ())
-    assert [dataset.test[index].label for index in range(30)] == LABELS[50:80]
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
+    part = "test" if "test" in name else "val"
+    assert (len(dataset.train), dataset.origins, dataset.warnings) == (50, {part: f"split {name}"}, ())
+    assert [dataset.judged(part)[index].label for index in range(30)] == LABELS[50:80]
 
 
-def test_a_split_can_be_chosen(tmp_path: Path) -> None:
+def test_all_three_splits_are_used(tmp_path: Path) -> None:
     scans = PARTS["train"]
     splits = {"train": scans[:50], "dev": scans[50:80], "test": scans[80:95], "train_mini": scans[:5]}
     prepared(tmp_path, splits=splits)
-    for split, count in ((None, 15), ("test", 15), ("val", 30)):
-        dataset = load_tfds("digits_of_ours", tmp_path, 0.2, split)
-        assert (len(dataset.train), len(dataset.test)) == (50, count)
+    dataset = load_tfds("digits_of_ours", tmp_path, Division())
+    assert {part: len(source) for part, source in dataset.parts.items()} == {"train": 50, "val": 30, "test": 15}
+    with pytest.raises(InputError, match="digits_of_ours has a val part"):
+        load_tfds("digits_of_ours", tmp_path, Division(fold="1/5"))
     shutil.rmtree(tmp_path)
     prepared(tmp_path, splits={"train": scans[:50], "test": scans[80:95]})
-    with pytest.raises(InputError, match="digits_of_ours has no split val; leave out --split val"):
-        load_tfds("digits_of_ours", tmp_path, 0.2, "val")
+    dataset = load_tfds("digits_of_ours", tmp_path, Division())
+    assert sorted(record_labels(dataset.train) + record_labels(dataset.judged("val"))) == sorted(LABELS[:50])
+    assert [len(source) for source in dataset.parts.values()] == [
+        50 - len(dataset.judged("val")),
+        len(dataset.judged("val")),
+        15,
+    ]
+    # Five folds, each image once.
+    folds = [load_tfds("digits_of_ours", tmp_path, Division(fold=f"{k}/3")).judged("val") for k in (1, 2, 3)]
+    assert sorted(label for fold in folds for label in record_labels(fold)) == sorted(LABELS[:50])
+
+
+def record_labels(source: Any) -> list[int]:
+    return [source[index].label for index in range(len(source))]
 
 
 def test_a_moved_data_set_has_the_same_fingerprint(ours: Path, tmp_path: Path) -> None:
     shutil.copytree(ours, tmp_path / "moved", copy_function=shutil.copyfile)
-    before, after = (load_tfds("digits_of_ours", root, 0.2) for root in (ours, tmp_path / "moved"))
+    before, after = (load_tfds("digits_of_ours", root, DIVISION) for root in (ours, tmp_path / "moved"))
     assert before.train.fingerprint() == after.train.fingerprint()
     (path,) = (tmp_path / "moved").rglob("*-train.array_record*")
     content = bytearray(path.read_bytes())
@@ -254,7 +270,7 @@ def test_rare_classes_have_test_images(tmp_path: Path) -> None:
     by_class = [[scan for scan in enumerate(LABELS) if scan[1] == label] for label in range(10)]
     scans = [scan for label, all_scans in enumerate(by_class) for scan in all_scans[: {0: 100, 9: 1}.get(label, 2)]]
     prepared(tmp_path, splits={"train": scans})
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
     train, test = ([source[i].label for i in range(len(source))] for source in (dataset.train, dataset.test))
     assert np.bincount(test, minlength=10).tolist() == [20, 1, 1, 1, 1, 1, 1, 1, 1, 0]
     assert np.bincount(train, minlength=10).tolist() == [80, 1, 1, 1, 1, 1, 1, 1, 1, 1]
@@ -272,7 +288,7 @@ def test_the_split_of_a_data_set_without_a_test_split_is_fixed(tmp_path: Path) -
     # Sorted by class, the worst case.
     scans = sorted(enumerate(LABELS), key=lambda scan: scan[1])
     prepared(tmp_path, splits={"train": scans})
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
     train, test = (list(map(source.__getitem__, range(len(source)))) for source in (dataset.train, dataset.test))
     assert sorted(train + test) == sorted((encoded(place), label) for place, label in scans)
     # A fifth of each class: the records whose indices have the smallest hashes.
@@ -284,7 +300,7 @@ def test_the_split_of_a_data_set_without_a_test_split_is_fixed(tmp_path: Path) -
     assert held_out == sorted(expected)
     # Each class keeps an image on both sides.
     for share in (0.0001, 0.9999):
-        dataset = load_tfds("digits_of_ours", tmp_path, share)
+        dataset = load_tfds("digits_of_ours", tmp_path, Division(0, share))
         assert 10 in (len(dataset.train), len(dataset.test))
 
 
@@ -299,7 +315,7 @@ def test_features_under_other_names_are_found(tmp_path: Path) -> None:
         return {"scan": io.BytesIO(encoded(place)), "digit": label, "mask": io.BytesIO(encoded(0))}
 
     prepared(tmp_path, features=features, example=example)
-    assert load_tfds("digits_of_ours", tmp_path, 0.2).train[3] == (encoded(3), LABELS[3])
+    assert load_tfds("digits_of_ours", tmp_path, DIVISION).train[3] == (encoded(3), LABELS[3])
 
 
 def test_supervised_features_have_precedence(tmp_path: Path) -> None:
@@ -315,7 +331,7 @@ def test_supervised_features_have_precedence(tmp_path: Path) -> None:
         return {**images, "coarse": label % 2, "label": label}
 
     prepared(tmp_path, features=features, example=example)
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
     assert dataset.class_names == CLASSES
     assert dataset.train[3] == (encoded(3), LABELS[3])
 
@@ -341,17 +357,17 @@ def test_data_sets_for_other_tasks_are_refused(features: dict[str, Any], message
 
     prepared(tmp_path, splits={"train": [(0, 0)]}, features=features, example=example)
     with pytest.raises(InputError, match=message) as error:
-        load_tfds("digits_of_ours", tmp_path, 0.2)
+        load_tfds("digits_of_ours", tmp_path, DIVISION)
     one_line(error)
 
 
 def test_a_data_set_without_training_images_is_refused(tmp_path: Path) -> None:
     prepared(tmp_path, splits={"test": PARTS["test"]})
     with pytest.raises(InputError, match="digits_of_ours has no split train, only test"):
-        load_tfds("digits_of_ours", tmp_path, 0.2)
+        load_tfds("digits_of_ours", tmp_path, DIVISION)
 
 
-@pytest.mark.parametrize("act", [lambda name, root: load_tfds(name, root, 0.2), prepare_tfds])
+@pytest.mark.parametrize("act", [lambda name, root: load_tfds(name, root, DIVISION), prepare_tfds])
 @pytest.mark.parametrize(
     "name",
     ["", " ", "..", "../x", "/", "a/b/c", "a\0b", "cifar10\n", "é", "x=1", "cifar10/data_dir=3", "cifar10:1",
@@ -366,13 +382,13 @@ def test_an_unknown_name_is_refused(name: str, act: Callable[[str, Path], object
 
 def test_similar_names_are_suggested(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown data set 'cifar_10'.*did you mean .*cifar10"):
-        load_tfds("cifar_10", tmp_path, 0.2)
+        load_tfds("cifar_10", tmp_path, DIVISION)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "tf_flowers", "cifar10_1/v4:1.0.0"])
 def test_the_error_for_an_unprepared_data_set_has_the_command(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        load_tfds(name, tmp_path, 0.2)
+        load_tfds(name, tmp_path, DIVISION)
     command = f"python -m experiments.prepare {name} --data-dir {tmp_path}"
     assert one_line(error) == f"{name} is not prepared in {tmp_path}; run {command}"
     assert list(tmp_path.iterdir()) == []
@@ -381,10 +397,10 @@ def test_the_error_for_an_unprepared_data_set_has_the_command(name: str, tmp_pat
 def test_the_default_folder_is_that_of_tfds(monkeypatch: pytest.MonkeyPatch, ours: Path, tmp_path: Path) -> None:
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     with pytest.raises(InputError) as error:
-        load_tfds("cifar10", None, 0.2)
+        load_tfds("cifar10", None, DIVISION)
     assert one_line(error) == f"cifar10 is not prepared in {tmp_path}; run python -m experiments.prepare cifar10"
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(ours))
-    assert len(load_tfds("digits_of_ours", None, 0.2).train) == 1500
+    assert len(load_tfds("digits_of_ours", None, DIVISION).train) == 1500
 
 
 @pytest.mark.parametrize(
@@ -396,7 +412,7 @@ def test_a_damaged_file_is_reported(damage: Callable[[bytes], bytes], tmp_path: 
     folder = prepared(tmp_path)
     path = folder / "digits_of_ours-train.array_record-00000-of-00001"
     path.write_bytes(damage(path.read_bytes()))
-    source = load_tfds("digits_of_ours", tmp_path, 0.2).train
+    source = load_tfds("digits_of_ours", tmp_path, DIVISION).train
     with pytest.raises(InputError, match=r"can't be read .* prepare the data set again") as error:
         assert [source[index] for index in range(1500)] == []
     assert one_line(error).startswith(f"{path} record ")
@@ -406,12 +422,12 @@ def test_records_may_be_in_many_files(tmp_path: Path) -> None:
     folder = prepared(tmp_path, shards=4)
     as_tfrecord(folder)
     prepare_tfds("digits_of_ours", tmp_path)
-    train = load_tfds("digits_of_ours", tmp_path, 0.2).train
+    train = load_tfds("digits_of_ours", tmp_path, DIVISION).train
     assert [train[index] for index in range(1500)] == [(encoded(i), LABELS[i]) for i in range(1500)]
     path = folder / "digits_of_ours-train.array_record-00002-of-00004"
     assert [train.where(index) for index in (750, 1124)] == [f"{path} record 0", f"{path} record 374"]
     path.write_bytes(b"")
-    train = load_tfds("digits_of_ours", tmp_path, 0.2).train
+    train = load_tfds("digits_of_ours", tmp_path, DIVISION).train
     assert train[749] == (encoded(749), LABELS[749])
     with pytest.raises(InputError, match=f"{path} record 1: can't be read"):
         train[751]
@@ -421,7 +437,7 @@ def test_a_missing_file_is_reported_at_once(tmp_path: Path) -> None:
     path = prepared(tmp_path) / "digits_of_ours-train.array_record-00000-of-00001"
     path.unlink()
     with pytest.raises(InputError) as error:
-        load_tfds("digits_of_ours", tmp_path, 0.2)
+        load_tfds("digits_of_ours", tmp_path, DIVISION)
     assert one_line(error).startswith(f"{path} is missing; ")
 
 
@@ -429,7 +445,10 @@ def test_a_missing_file_is_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", '{"name": '])
 def test_damaged_metadata_is_refused(name: str, content: str, tmp_path: Path) -> None:
     (prepared(tmp_path) / name).write_text(content)
-    for act in (lambda: load_tfds("digits_of_ours", tmp_path, 0.2), lambda: prepare_tfds("digits_of_ours", tmp_path)):
+    for act in (
+        lambda: load_tfds("digits_of_ours", tmp_path, DIVISION),
+        lambda: prepare_tfds("digits_of_ours", tmp_path),
+    ):
         with pytest.raises(InputError, match=r"digits_of_ours can't be read \(.*move this folder away") as error:
             act()
         one_line(error)
@@ -437,7 +456,7 @@ def test_damaged_metadata_is_refused(name: str, content: str, tmp_path: Path) ->
 
 def test_a_label_out_of_range_is_refused(tmp_path: Path) -> None:
     prepared(tmp_path, splits={"train": [(0, 0), (1, -1)], "test": [(2, 2)]})
-    train = load_tfds("digits_of_ours", tmp_path, 0.2).train
+    train = load_tfds("digits_of_ours", tmp_path, DIVISION).train
     with pytest.raises(InputError, match=r"00000-of-00001 record 1: label -1; expected 0 to 9"):
         train[1]
 
@@ -471,7 +490,7 @@ def test_an_interrupted_conversion_resumes_and_keeps_the_tfrecords(
     with pytest.raises(
         InputError, match=r"stored as tfrecord.* experiments.prepare digits_of_ours --data-dir"
     ) as error:
-        load_tfds("digits_of_ours", tmp_path, 0.2)
+        load_tfds("digits_of_ours", tmp_path, DIVISION)
     one_line(error)
     finished = [(path, path.stat().st_ino) for path in moves]
     assert prepare_tfds("digits_of_ours", tmp_path) == "converted from TFRecord"
@@ -481,7 +500,7 @@ def test_an_interrupted_conversion_resumes_and_keeps_the_tfrecords(
         name: content for name, content in before.items() if name != "dataset_info.json"
     }
     assert len(after) == len(before) + 2
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
     assert [dataset.train[index] for index in range(1500)] == [(encoded(i), LABELS[i]) for i in range(1500)]
     assert [dataset.test[index].label for index in range(297)] == LABELS[1500:]
     assert prepare_tfds("digits_of_ours", tmp_path) == "already prepared"
@@ -562,7 +581,7 @@ def test_real_tfrecord_is_converted(tmp_path: Path) -> None:
     tensorflow = pytest.importorskip("tensorflow")
     folder = prepared(tmp_path, file_format="tfrecord")
     assert prepare_tfds("digits_of_ours", tmp_path) == "converted from TFRecord"
-    dataset = load_tfds("digits_of_ours", tmp_path, 0.2)
+    dataset = load_tfds("digits_of_ours", tmp_path, DIVISION)
     assert [dataset.train[index] for index in range(1500)] == [(encoded(i), LABELS[i]) for i in range(1500)]
     # TFDS can still read the folder.
     labels = [int(label) for _, label in tfds.builder_from_directory(folder).as_dataset("test", as_supervised=True)]

@@ -58,7 +58,7 @@ def trained(folder: Path) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"bad image: {folder / 'train' / '10' / '007.png'}: empty file\n" in done.stderr
     assert done.stderr.startswith(
-        "4 classes ('1', '2', '10', 'Ähre'), 160 training images, 40 test images (from val/)\n"
+        "4 classes ('1', '2', '10', 'Ähre'), 160 training images, 40 val images (from val/)\n"
     )
     return place / "runs" / "tests.training.tiny-Tiny-scans-of-digits"
 
@@ -73,7 +73,7 @@ def test_skipped_images_are_listed_and_not_used(folder: Path, trained: Path) -> 
     assert "unreadable image" in second[1]
     assert second[2] == "no"
     result = json.loads((trained / "result.json").read_text())
-    assert (result["train_images"], result["test_images"]) == (159, 39)
+    assert (result["train_images"], result["val_images"], result["test_accuracy"]) == (159, 39, None)
     assert result["class_names"] == json.loads((trained / "classes.json").read_text()) == list(CLASSES)
     with (trained / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -89,9 +89,9 @@ def test_evaluate_and_predict_agree_with_the_run(folder: Path, trained: Path) ->
     # From elsewhere: the run remembers where its data set lies.
     done = command("evaluate", trained, folder=trained)
     assert done.returncode == 0, done.stderr
-    right = round(result["test_accuracy"] * 39)
-    assert f"test accuracy {result['test_accuracy']:.2%} ({right} of 39 images)" in done.stdout
-    assert f"test loss {result['test_loss']:.4f}" in done.stdout
+    right = round(result["val_accuracy"] * 39)
+    assert f"val accuracy {result['val_accuracy']:.2%} ({right} of 39 images)" in done.stdout
+    assert f"val loss {result['val_loss']:.4f}" in done.stdout
     with (trained / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))[::10]
     done = command("predict", trained, *(row["image"] for row in rows), folder=trained)
@@ -124,25 +124,24 @@ def test_evaluate_on_a_moved_data_set_and_on_other_parts(
     assert "warning" not in errors
     after, errors = evaluated("--dataset", copied, "--split", "val")
     assert after == before
-    assert errors.startswith("40 test images (from val/)\n")
-    output, errors = evaluated("--dataset", copied, "--test-folder", "test")
-    assert "of 28 images" in output
-    assert "28 test images (from test/)" in errors
+    assert errors.startswith("40 val images (from val/)\n")
+    for arguments in ((), ("--split", "test"), ("--test-folder", "test")):
+        output, errors = evaluated("--dataset", copied, *arguments)
+        assert "of 28 images" in output
+        assert errors.startswith("28 test images (from test/)\n")
     # A changed data set is said.
     (copied / "val" / "1" / "000.png").unlink()
-    output, errors = evaluated("--dataset", copied)
+    output, errors = evaluated("--dataset", copied, "--split", "val")
     assert "of 38 images" in output
-    assert "warning: these are not the test images of the run" in errors
+    assert "warning: these are not the val images of the run" in errors
 
 
 def test_evaluate_refuses_parts_that_are_not_there(folder: Path, trained: Path, refuses: Refuses) -> None:
-    refuses("evaluate", trained, "--split", "test", words=("has no test/", "leave out --split test"))
-    refuses("evaluate", trained, "--split", "val", "--test-folder", "val", words=("both name test images",))
+    refuses("evaluate", trained, "--split", "test", words=("has no test images, only train, val",))
     refuses("evaluate", trained, "--test-folder", "holdout", words=("--test-folder holdout: no such folder",))
     refuses(
         "evaluate", trained, "--dataset", "digits", "--train-folder", "x", words=("--train-folder x is for folders",)
     )
-    refuses("evaluate", trained, "--dataset", "digits", "--split", "val", words=("one set of test images",))
 
 
 def test_a_run_resumes_on_a_copied_data_set_and_on_no_other(trained: Path, copied: Path) -> None:
@@ -168,10 +167,12 @@ def test_train_takes_the_parts_by_flags(tmp_path: Path, refuses: Refuses) -> Non
     root, parts = str(tmp_path / "data"), ("--train-folder", "color", "--test-folder", "grayscale")
     config, _ = train.parse([*QUICK, "--batch-size", "16", "--dataset", root, *parts])
     dataset = set_up(config, None, Parallel.choose("jit")).dataset
-    assert dataset.summary().endswith("16 training images, 12 test images (from grayscale/)")
+    assert dataset.summary().endswith(
+        "14 training images, 2 val images (about 10% of each class, held out), 12 test images (from grayscale/)"
+    )
     # Evaluation finds the parts in the configuration of the run.
     config = Config.from_dict(json.loads(config.to_json()))
-    names = ("dataset", "data_dir", "split", "train_folder", "test_folder")
+    names = ("dataset", "data_dir", "split", "train_folder", "val_folder", "test_folder")
     again = evaluate.dataset_of(argparse.Namespace(**dict.fromkeys(names)), config)
     assert again.summary() == dataset.summary()
 

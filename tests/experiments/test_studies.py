@@ -13,6 +13,7 @@ from PIL import Image
 from experiments.studies import transfer
 from experiments.studies.transfer import IMAGES_PER_CLASS, KNOWN, NEW, WAYS, digits_of
 from jaxnets.data.datasets import digits
+from jaxnets.data.division import Division
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
@@ -30,7 +31,7 @@ def test_the_new_classes_are_different_and_have_few_images() -> None:
     known, few = digits_of(KNOWN), digits_of(NEW, IMAGES_PER_CLASS, 3)
     assert set(known.class_names).isdisjoint(few.class_names)
     assert len(few.train) == IMAGES_PER_CLASS * len(NEW)
-    whole: Any = digits()
+    whole: Any = digits(Division(val_share=0))
     for dataset, classes in ((known, KNOWN), (few, NEW)):
         for part, source in ((dataset.train, whole.train), (dataset.test, whole.test)):
             assert set(part.labels) == set(range(len(classes)))  # type: ignore[attr-defined]

@@ -99,7 +99,7 @@ def images(count: int, seed: int = 0, side: int = 8) -> ArraySource:
     return ArraySource(noise.astype(np.uint8), labels)
 
 
-DATASET = Dataset("noise", NAMES, images(63), images(21, 1), (0.45,) * 3, (0.25,) * 3)
+DATASET = Dataset("noise", NAMES, images(63), images(21, 2), (0.45,) * 3, (0.25,) * 3, val=images(21, 1))
 
 
 def config(arch: str = "tiny_resnet", *, dtype: str = "float32", seed: int = 3, **changes: Any) -> Config:
@@ -117,7 +117,7 @@ def cpus(count: int, kind: str = "auto") -> Parallel:
 
 
 class Stop(Interruption):
-    """Asks a run to end at the so-manieth time (from 1) that it looks: after each step and each batch of a test."""
+    """Asks a run to end the nth time (from 1) that it looks: after each step and each batch of an evaluation."""
 
     def __init__(self, at: int) -> None:
         self.can_save = False
@@ -254,7 +254,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
     assert_same_bytes(saved(actual, best(actual)), saved(expected, best(expected)))
     assert metrics(actual) == metrics(expected)
     assert (actual / "predictions.csv").read_bytes() == (expected / "predictions.csv").read_bytes()
-    for name in ("test_accuracy", "test_loss", "best_test_accuracy", "best_epoch", "epochs", "steps"):
+    for name in ("test_accuracy", "test_loss", "val_loss", "best_val_accuracy", "best_epoch", "epochs", "steps"):
         results = [json.loads((workdir / "result.json").read_text())[name] for workdir in (actual, expected)]
         assert results[0] == results[1], name
 

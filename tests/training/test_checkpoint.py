@@ -46,7 +46,7 @@ def state_at(number: int) -> TrainState:
 
 
 def position_at(number: int) -> dict[str, Any]:
-    position = Position(step=number - 1, epochs_tested=1, best_accuracy=0.1 + number, log_bytes=2**40)
+    position = Position(step=number - 1, epochs_done=1, best_accuracy=0.1 + number, log_bytes=2**40)
     position.epoch.sums["loss"] = 1 / 3
     return position.to_dict()
 
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_named(saved: Path, damage: Callable[[Path], Non
     shutil.copytree(saved, workdir)
     damage(workdir / "checkpoints" / "11")
     with pytest.raises(InputError, match="its checkpoint is damaged") as raised:
-        load_classifier(workdir)
+        load_classifier(workdir, "latest")
     assert str(workdir) in str(raised.value)
     assert "\n" not in str(raised.value)
     # A run goes on from the one before.
@@ -221,8 +221,8 @@ def test_checkpoints_in_a_folder_of_any_name(name: bytes, tmp_path: Path) -> Non
     with Checkpoints(workdir, CONTENTS) as checkpoints:
         for number in (1, 2):
             checkpoints.save(number, state_at(number), position_at(number), best=number == 1)
-    assert_same(load_classifier(workdir).variables, state_at(2).ema)
-    assert_same(load_classifier(workdir, "best").variables, state_at(1).ema)
+    assert_same(load_classifier(workdir, "latest").variables, state_at(2).ema)
+    assert_same(load_classifier(workdir).variables, state_at(1).ema)
     with Checkpoints(workdir, CONTENTS) as checkpoints:
         restored = checkpoints.restore(state_at(0), print)
     assert restored is not None

@@ -30,7 +30,7 @@ def colours(count: int) -> ArraySource:
     return ArraySource(noise.astype(np.uint8), labels)
 
 
-DATASET = Dataset("colours", tuple("abcdefg"), colours(32), colours(19), (0.5,) * 3, (0.3,) * 3)
+DATASET = Dataset("colours", tuple("abcdefg"), colours(32), colours(19), (0.5,) * 3, (0.3,) * 3, val=colours(17))
 METRICS = {
     "margin": lambda logits, labels: logits.max(-1) - logits.min(-1),
     "shares": lambda logits, labels: jax.nn.one_hot(labels, 7),
@@ -46,11 +46,15 @@ class Notes(Hook):
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, dict[str, Any]]] = []
+        self.vals: list[tuple[int, Any, Any]] = []
         self.tests: list[tuple[int, Any, Any]] = []
         self.checkpoints: list[tuple[int, Path]] = []
 
     def after_step(self, step: int, metrics: dict[str, Any]) -> None:
         self.steps.append((step, metrics))
+
+    def after_val(self, epoch: int, evaluation: Any, variables: Any) -> None:
+        self.vals.append((epoch, evaluation, jax.device_get(variables)))
 
     def after_test(self, epoch: int, evaluation: Any, variables: Any) -> None:
         self.tests.append((epoch, evaluation, jax.device_get(variables)))
@@ -96,16 +100,19 @@ def test_metrics_are_in_all_results(finished: tuple[Path, dict[str, Any], Notes]
     images = (DATASET.test.images / 255 - 0.5) / 0.3  # type: ignore[attr-defined]
     logits = np.asarray(classifier.model.apply(classifier.variables, jnp.asarray(images, jnp.float32), train=False))
     assert result["test_margin"] == pytest.approx(np.ptp(logits, axis=1).mean(), rel=1e-5)
-    page = (workdir / "report.html").read_text()
-    assert f"{result['test_top5_accuracy']:.2%}" in page
-    assert f"<td>{result['test_per_class'][3]['f1']:.2%}</td>" in page
+    page = (workdir / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert f">{100 * result['test_top5_accuracy']:.1f} %</dd>" in page
+    assert f">{100 * result['test_per_class'][3]['f1']:.1f} %</td>" in page
 
 
 def test_the_progress_line_shows_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(tmp_path / "run")
-    last = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 2/2"))
-    assert f"test top-5 accuracy {result['test_top5_accuracy']:.1%}, test margin {result['test_margin']:.4g}," in last
-    assert "shares" not in last
+    printed = capsys.readouterr().err.splitlines()
+    for part, start in (("val", f"epoch {result['best_epoch']}/2"), ("test", f"after epoch {result['best_epoch']}: ")):
+        line = next(line for line in printed if line.startswith(start))
+        margin = f"{part} margin {result[f'{part}_margin']:.4g}"
+        assert f"{part} top-5 accuracy {result[f'{part}_top5_accuracy']:.1%}, {margin}" in line
+        assert "shares" not in line
 
 
 def test_hooks_see_each_step_test_and_checkpoint(finished: tuple[Path, dict[str, Any], Notes]) -> None:
@@ -114,9 +121,13 @@ def test_hooks_see_each_step_test_and_checkpoint(finished: tuple[Path, dict[str,
     for line, (_, metrics) in zip(lines(workdir, "train"), notes.steps, strict=True):
         assert {name: line[name] for name in metrics} == metrics
         assert "learning_rate" not in line
-    assert [epoch for epoch, *_ in notes.tests] == [1, 2]
-    assert notes.tests[-1][1].metrics["loss"] == result["test_loss"]
-    jax.tree.map(np.testing.assert_array_equal, notes.tests[-1][2], load_classifier(workdir, model=Tiny(7)).variables)
+    assert [epoch for epoch, *_ in notes.vals] == [1, 2]
+    best = result["best_epoch"]
+    assert notes.vals[best - 1][1].metrics["loss"] == result["val_loss"]
+    ((epoch, test, variables),) = notes.tests
+    assert (epoch, test.metrics["loss"]) == (best, result["test_loss"])
+    jax.tree.map(np.testing.assert_array_equal, variables, notes.vals[best - 1][2])
+    jax.tree.map(np.testing.assert_array_equal, variables, load_classifier(workdir, model=Tiny(7)).variables)
     assert [step for step, _ in notes.checkpoints][-1] == 8
     assert len(notes.checkpoints) == len({folder for _, folder in notes.checkpoints})
 

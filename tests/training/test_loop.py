@@ -22,6 +22,7 @@ from jaxnets.training import trainer
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation, Evaluator
+from jaxnets.training.hooks import Hook
 from jaxnets.training.interruption import Interruption
 from jaxnets.training.loop import train
 from jaxnets.training.parallel import Compiled, Parallel
@@ -55,8 +56,9 @@ def lines(workdir: Path, split: str) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("tiny")
 def test_arrays_of_ones_own_train_a_classifier(tmp_path: Path) -> None:
     result = run(tmp_path / "run", replace(GREYS, train=greys(96)))
-    assert result["test_accuracy"] == result["best_test_accuracy"] == 1.0
-    assert (result["test_images"], result["train_images"], result["steps"]) == (13, 96, 24)
+    assert result["test_accuracy"] == result["val_accuracy"] == result["best_val_accuracy"] == 1.0
+    assert (result["test_images"], result["val_images"], result["train_images"], result["steps"]) == (13, 11, 96, 24)
+    assert result["judged_on"] == "test"
     assert (result["devices"], result["parallel"]) == (1, "jit")
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["dark", "light"]
     assert 0 <= result["waiting_for_data_seconds"] < result["seconds"]
@@ -95,9 +97,13 @@ def test_metrics_are_of_the_steps_that_they_name(tmp_path: Path) -> None:
         for name in ("loss", "accuracy"):
             assert line[name] == pytest.approx(np.mean([each[step][name] for step in steps]), rel=1e-5)
         assert line["count"] == 8 * len(steps)
-    (first, last) = lines(tmp_path / "some", "test")
+    first, last = lines(tmp_path / "some", "val")
     assert (first["step"], first["epoch"], last["step"], last["epoch"]) == (4, 1, 8, 2)
-    assert (last["accuracy"], last["loss"], last["count"]) == (result["test_accuracy"], result["test_loss"], 13)
+    best = (first, last)[result["best_epoch"] - 1]
+    assert (best["accuracy"], best["loss"], best["count"]) == (result["val_accuracy"], result["val_loss"], 11)
+    (test,) = lines(tmp_path / "some", "test")
+    assert (test["step"], test["epoch"]) == (best["step"], best["epoch"])
+    assert (test["accuracy"], test["loss"], test["count"]) == (result["test_accuracy"], result["test_loss"], 13)
 
 
 @pytest.mark.fast
@@ -106,7 +112,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     losses = {}
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         train(Config("resnet20_cifar", RECIPE, "greys", seed, log_every=1), tmp_path / name, GREYS, parallel=JIT)
-        losses[name] = [line["loss"] for split in ("train", "test") for line in lines(tmp_path / name, split)]
+        losses[name] = [line["loss"] for split in ("train", "val", "test") for line in lines(tmp_path / name, split)]
     assert losses["first"] == losses["again"]
     assert not set(losses["first"]) & set(losses["other"])
 
@@ -128,17 +134,17 @@ def test_the_rate_is_that_of_the_steps_that_were_made(tmp_path: Path, monkeypatc
     run(tmp_path / "run", schedule="polynomial", power=2.0, end_share=0.1)
     rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
     np.testing.assert_allclose(rates, [0.1 * (0.1 + 0.9 * (1 - step / 8) ** 2) for step in range(8)], rtol=1e-5)
-    weight = load_classifier(tmp_path / "run").variables["params"]["weight"]
+    weight = load_classifier(tmp_path / "run", "latest").variables["params"]["weight"]
     np.testing.assert_allclose(weight, -sum(rates), rtol=1e-5)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *results: tuple[float, float]) -> list[Any]:
-    """Tests bring these accuracies and losses; what was tested is noted."""
+    """The evaluations of val bring these accuracies and losses; what was evaluated, last on test, is noted."""
     tested: list[Any] = []
 
     class Scripted(Evaluator):
         def __call__(self, variables: Any, *rest: Any) -> Evaluation:
-            accuracy, loss = results[len(tested)]
+            accuracy, loss = [*results, (0.25, 3.0)][len(tested)]
             tested.append(jax.tree.map(np.asarray, variables))
             return replace(
                 super().__call__(variables, *rest), metrics={"accuracy": accuracy, "loss": loss, "count": 13}
@@ -169,13 +175,84 @@ def test_the_best_is_kept_and_patience_ends(
 ) -> None:
     tested = scripted(monkeypatch, *results)
     result = run(tmp_path / "run", epochs=5, patience_epochs=patience, batch_size=16)
-    assert result["epochs"] == len(tested) == len(results)
-    assert result["steps"] == 2 * len(results) == lines(tmp_path / "run", "test")[-1]["step"]
-    assert (result["best_epoch"], result["best_test_accuracy"]) == (best_epoch, results[best_epoch - 1][0])
-    assert result["test_accuracy"] == results[-1][0]
+    assert result["epochs"] == len(tested) - 1 == len(results)
+    assert result["steps"] == 2 * len(results) == lines(tmp_path / "run", "val")[-1]["step"]
+    assert (result["best_epoch"], result["best_val_accuracy"]) == (best_epoch, results[best_epoch - 1][0])
+    assert (result["val_accuracy"], result["val_loss"]) == results[best_epoch - 1]
+    # The test comes once, at the end, and is of the best network.
+    assert (result["test_accuracy"], result["test_loss"]) == (0.25, 3.0)
+    jax.tree.map(np.testing.assert_array_equal, tested[-1], tested[best_epoch - 1])
     for which, number in (("best", best_epoch), ("latest", len(results))):
         variables = load_classifier(tmp_path / "run", which).variables
         jax.tree.map(np.testing.assert_array_equal, variables, tested[number - 1])
+
+
+class Kept(Hook):
+    """Keeps the network of each epoch."""
+
+    def __init__(self) -> None:
+        self.networks: list[Any] = []
+
+    def after_val(self, epoch: int, evaluation: Evaluation, variables: Any) -> None:
+        self.networks.append(jax.device_get(variables))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_test_part_chooses_nothing(tmp_path: Path) -> None:
+    """A test part that says the opposite of val would choose another epoch, but gets the network that val chose."""
+    val = greys(11)
+    opposite = ArraySource(val.images, 1 - val.labels)
+    kept = Kept()
+    config = Config("resnet20_cifar", replace(RECIPE, epochs=3), "greys")
+    dataset = replace(GREYS, val=val, test=opposite)
+    result = train(config, tmp_path / "run", dataset, hooks=[kept], parallel=JIT)
+    model = load_classifier(tmp_path / "run").model
+    preprocessing = load_classifier(tmp_path / "run").preprocessing
+    evaluate = Evaluator(model, preprocessing, 8, JIT)
+    by_val, by_test = (
+        [evaluate(variables, source).metrics for variables in kept.networks] for source in (val, opposite)
+    )
+
+    def choice(evaluations: list[dict[str, float]]) -> int:
+        return max(range(3), key=lambda epoch: (evaluations[epoch]["accuracy"], -evaluations[epoch]["loss"]))
+
+    chosen = choice(by_val)
+    assert chosen != choice(by_test)
+    assert result["best_epoch"] == chosen + 1
+    for part, evaluations in (("val", by_val), ("test", by_test)):
+        assert result[f"{part}_accuracy"] == evaluations[chosen]["accuracy"]
+        assert result[f"{part}_loss"] == pytest.approx(evaluations[chosen]["loss"], rel=1e-6)
+    assert result["test_loss"] > by_test[choice(by_test)]["loss"] + 0.01
+    best = load_classifier(tmp_path / "run").variables
+    jax.tree.map(np.testing.assert_array_equal, best, kept.networks[chosen])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_val_images_the_last_network_is_tested(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", replace(GREYS, val=None))
+    assert not lines(tmp_path / "run", "val")
+    (test,) = lines(tmp_path / "run", "test")
+    assert (test["epoch"], test["accuracy"], result["best_epoch"]) == (2, result["test_accuracy"], 2)
+    assert result["best_val_accuracy"] is None
+    assert "val_accuracy" not in result
+    with pytest.raises(InputError, match="patience_epochs=1 needs val images, of which greys has none"):
+        run(tmp_path / "patient", replace(GREYS, val=None), patience_epochs=1)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_without_test_images_val_is_judged(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", replace(GREYS, test=None))
+    assert (result["judged_on"], result["test_accuracy"]) == ("val", None)
+    assert not lines(tmp_path / "run", "test")
+    rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "part,index,image,class,predicted,probability,class_probability"
+    assert [row.split(",")[:2] for row in rows[1:]] == [["val", str(index)] for index in range(11)]
+    for row in rows[1:]:
+        *_, label, predicted, probability, own = row.split(",")
+        assert float(own) <= float(probability)
+        assert (label == predicted) == (own == probability)
+    with pytest.raises(InputError, match="greys has neither val nor test images"):
+        run(tmp_path / "none", replace(GREYS, val=None, test=None))
 
 
 @pytest.mark.slow
@@ -192,7 +269,7 @@ def test_each_epoch_may_have_another_image_size(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Compiled, "__call__", note)
     run(tmp_path / "run", train_image_sizes=(6, 8, 12), epochs=3, batch_size=16)
     assert load_classifier(tmp_path / "run").preprocessing.crop_size == 8
-    assert [line["step"] for line in lines(tmp_path / "run", "test")] == [2, 4, 6]
+    assert [line["step"] for line in lines(tmp_path / "run", "val")] == [2, 4, 6]
     assert sizes == [6, 6, 8, 8, 12, 12]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["train_image_sizes"] == [6, 8, 12]
 
@@ -335,7 +412,7 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_a_run(
     trained = lines(tmp_path / "run", "train")
     assert [(line["step"], line["count"], line["skipped"]) for line in trained] == [(n, 0, 1) for n in range(1, 10)]
     assert not any("loss" in line for line in trained)
-    assert len(lines(tmp_path / "run", "test")) == 2
+    assert len(lines(tmp_path / "run", "val")) == 2
     # What is saved is what the run began with.
     variables = load_classifier(tmp_path / "run").variables
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))

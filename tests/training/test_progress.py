@@ -45,7 +45,7 @@ def test_a_bar_reaches_its_end_wherever_the_run_went_on(monkeypatch: pytest.Monk
     assert "step 8/8" in bars[-1]
     text = terminal.getvalue()
     assert "a line that stays\n" in text
-    assert "epoch 1/2: train loss 0.500, train accuracy 75.0%, test accuracy 50.00%, 123 images/s, 1:01 left\n" in text
+    assert "epoch 1/2: train loss 0.500, train accuracy 75.0%, val accuracy 50.00%, 123 images/s, 1:01 left\n" in text
 
 
 def test_elsewhere_there_is_a_line_now_and_then(

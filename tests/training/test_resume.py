@@ -30,9 +30,9 @@ from tests.training.networks import (
 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
-# After each of 20 steps, and after each of two batches of five tests.
-MOMENTS = range(1, 31)
-# Quick to compile; the third of five tests is the best.
+# After each of 20 steps, and after each of two batches of five val evaluations and of the test.
+MOMENTS = range(1, 33)
+# Quick to compile; the third of five epochs is the best.
 QUICK = {
     **STILL,
     "min_crop_area": 0.5,
@@ -63,8 +63,8 @@ def test_a_stopped_run_ends_as_one_that_never_was(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train = trainer(monkeypatch, devices, precise_batch_norm_images=0 if devices == 1 else 32, **QUICK)
     assert train(whole)
-    # Within the first epoch, at its end, twice at one place of the test, at the end of the test; and so on.
-    for place, stop in enumerate((2, 2, 1, 1, 4, 3, 9)):
+    # Within the first epoch, at its end, twice at one place of the evaluation, at its end; and so on, up to the test.
+    for place, stop in enumerate((2, 2, 1, 1, 4, 3, 9, 8, 1)):
         assert not train(stopped, resume=place > 0, stop=stop)
     assert train(stopped, resume=True)
     assert_same_run(stopped, whole)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 ARCH = "small_resnet"
 TRUNK = ("conv1", "bn1", "layer1_0", "layer2_0")
 # Two other classes, with statistics of their own.
-OTHERS = Dataset("others", ("one", "other"), images(40, 5), images(16, 6), (0.9,) * 3, (0.1,) * 3)
+OTHERS = Dataset("others", ("one", "other"), images(40, 5), images(16, 6), (0.9,) * 3, (0.1,) * 3, val=images(12, 7))
 OTHERS = replace(
     OTHERS,
     train=ArraySource(images(40, 5).images, np.arange(40) % 2),
@@ -148,7 +148,7 @@ def test_cached_features_train_the_same_head(
         monkeypatch.setattr(setup, "CACHE_BYTES", most)
         results[name] = train(run, tmp_path / name, OTHERS, parallel=cpus(devices))
         # The trunk sees each image once, whatever the epochs.
-        assert extracted == [len(OTHERS.train), len(OTHERS.test)]
+        assert extracted == [40, 12, 16]
     cached, computed = (variables(tmp_path / name) for name in ("cached", "computed"))
     for name, array in computed.items():
         np.testing.assert_allclose(cached[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -159,7 +159,7 @@ def test_cached_features_train_the_same_head(
     logits: Any = again.model.apply(again.variables, again.preprocessing.normalise(pixels), train=False)
     accuracy = float(np.mean(np.argmax(logits, 1) == OTHERS.test.labels))  # type: ignore[attr-defined]
     assert accuracy == results["cached"]["test_accuracy"]
-    assert sorted(path.name for path in (tmp_path / "cached" / "samples").iterdir()) == ["class-0.png", "class-1.png"]
+    assert {path.name for path in (tmp_path / "cached" / "samples").iterdir()} >= {"class-0.png", "class-1.png"}
 
 
 @pytest.mark.slow

@@ -117,4 +117,4 @@ def greys(count: int) -> ArraySource:
     return ArraySource((noise + 190 * labels[:, None, None]).astype(np.uint8), labels)
 
 
-GREYS = Dataset("greys", ("dark", "light"), greys(32), greys(13), (0.5,) * 3, (0.4,) * 3)
+GREYS = Dataset("greys", ("dark", "light"), greys(32), greys(13), (0.5,) * 3, (0.4,) * 3, val=greys(11))
