@@ -138,6 +138,27 @@ class ArraySource:
 
 
 @dataclass(frozen=True)
+class Relabelled:
+    """The records of another source with the label `new_labels[label]` in place of each label."""
+
+    source: Source
+    new_labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        image, label = self.source[index]
+        return Record(image, int(self.new_labels[label]))
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def fingerprint(self) -> str:
+        return sha256(self.source.fingerprint().encode() + self.new_labels.astype("<i8").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Subset:
     """The records of another source at `indices` [N], in this order."""
 

@@ -1,7 +1,8 @@
 """Judges predictions: scores, calibration, confidence intervals and paired tests, in NumPy."""
 
 from jaxnets.evaluation.calibration import Calibration, brier_score, calibration
-from jaxnets.evaluation.intervals import bootstrap_intervals, share_interval
+from jaxnets.evaluation.intervals import bootstrap_intervals, mean_interval, share_interval
+from jaxnets.evaluation.judgement import judge
 from jaxnets.evaluation.mcnemar import McNemar, mcnemar
 from jaxnets.evaluation.scores import Scores, class_scores, confusion_matrix, in_top_k, top_k_accuracy
 
@@ -15,7 +16,9 @@ __all__ = [
     "class_scores",
     "confusion_matrix",
     "in_top_k",
+    "judge",
     "mcnemar",
+    "mean_interval",
     "share_interval",
     "top_k_accuracy",
 ]

@@ -114,9 +114,8 @@ def _tests(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
             continue
         place = {name: row for row, name in enumerate(other.answers.images)}
         own, theirs = one.answers.right, other.answers.right[[place[name] for name in one.answers.images]]
-        p = mcnemar(own, theirs)
+        *alone, p = mcnemar(own, theirs)
         difference = f"{100 * (own.mean() - theirs.mean()):+.1f} points"
-        alone = int((own & ~theirs).sum()), int((~own & theirs).sum())
         shown = f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
         rows.append((f"{first} and {second}", difference, *alone, shown, "yes" if p < 0.05 else "no"))
     head = ("runs", "difference of accuracy", "only first right", "only second right", "p", "p < 0.05")

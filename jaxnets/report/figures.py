@@ -15,6 +15,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#a6761d", "#6
 DASHES = ("-", "--", "-.", ":")
 _MAX_POINTS = 400
 _MAX_CELLS = 250
+# Classes that a confusion matrix names, and letters of a name.
+_MAX_NAMED = 20
+_MAX_NAME = 24
 
 
 class Curve(NamedTuple):
@@ -81,10 +84,11 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray
     return _svg(figure, f"Reliability curve; expected calibration error {100 * error:.1f} %")
 
 
-def confusion_image(counts: np.ndarray) -> str:
+def confusion_image(counts: np.ndarray, class_names: Sequence[str] = ()) -> str:
     """The shares of each class [K, K] that are predicted as each class, as a picture.
 
-    With many classes, a cell shows the largest share of neighbouring classes.
+    Up to 20 classes are named, if names are given, and their cells have the numbers of images. With many classes, a
+    cell shows the largest share of neighbouring classes.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(shares)
@@ -92,15 +96,43 @@ def confusion_image(counts: np.ndarray) -> str:
     padding = -size % step
     shares = np.pad(shares, ((0, padding), (0, padding)))
     cells = shares.reshape(len(shares) // step, step, -1, step).max(axis=(1, 3))
-    figure, axis = _figure(4.8, 4.2)
-    figure.subplots_adjust(right=0.88)
+    if 0 < len(class_names) <= _MAX_NAMED:
+        margin = 0.075 * min(max(map(len, class_names)), _MAX_NAME)
+        side = max(3.5, 0.4 * size)
+        width, height = side + margin + 1.8, side + margin + 1
+        figure, axis = _figure(width, height)
+        left, right, bottom = (margin + 0.7) / width, 1 - 0.6 / width, (margin + 0.7) / height
+        figure.subplots_adjust(left=left, right=right, bottom=bottom)
+    else:
+        figure, axis = _figure(4.8, 4.2)
+        figure.subplots_adjust(right=0.88)
     extent = (-0.5, len(shares) - 0.5, len(shares) - 0.5, -0.5)
     # The square root shows single errors.
     image = axis.imshow(np.sqrt(cells), cmap="Blues", vmin=0, vmax=1, interpolation="none", extent=extent)
     axis.set(xlabel="predicted class", ylabel="class", xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+    if 0 < len(class_names) <= _MAX_NAMED:
+        _name_cells(axis, counts, cells, class_names)
     bar = figure.colorbar(image, ax=axis, fraction=0.046, ticks=np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(["0 %", "1 %", "10 %", "25 %", "50 %", "100 %"])
     return _svg(figure, f"Confusion matrix of {size} classes; the table of confusions has its largest numbers")
+
+
+def _name_cells(axis: Any, counts: np.ndarray, cells: np.ndarray, class_names: Sequence[str]) -> None:
+    names = [shortened(name, _MAX_NAME) for name in class_names]
+    axis.set_xticks(range(len(names)), names, rotation=90)
+    axis.set_yticks(range(len(names)), names)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if cells[row, column] > 0.3 else "black"
+            axis.text(column, row, f"{count}", color=colour, ha="center", va="center", fontsize=8)
+
+
+def shortened(name: str, length: int) -> str:
+    """The name, with dots in the middle if it is longer than `length`."""
+    if len(name) <= length:
+        return name
+    end = (length - 1) // 2
+    return f"{name[: length - 1 - end]}\N{HORIZONTAL ELLIPSIS}{name[-end:]}"
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnets.evaluation import accuracy_interval, calibration
+from jaxnets.evaluation import calibration, confusion_matrix, share_interval
 from jaxnets.report import figures
 from jaxnets.report.heat_maps import heat_map_of, mistakes_of
 from jaxnets.report.page import box, escape, gallery, paragraph, percent, plot, section, table
@@ -23,7 +23,8 @@ def accuracy_text(run: RunFiles) -> str:
         return "not judged"
     if run.answers is None:
         return percent(accuracy)
-    low, high = accuracy_interval(run.answers.right)
+    right = run.answers.right
+    low, high = share_interval(int(right.sum()), len(right))
     return f"{percent(accuracy)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
@@ -62,7 +63,7 @@ def _classes(run: RunFiles) -> str:
 
 def _confusion(answers: Answers, names: Sequence[str], part: str) -> str:
     size = len(names)
-    counts = np.bincount(answers.labels * size + answers.predicted, minlength=size * size).reshape(size, size)
+    counts = confusion_matrix(answers.labels, answers.predicted, size)
     wrong = counts * (1 - np.eye(size, dtype=int))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
     places = [np.unravel_index(place, counts.shape) for place in order if wrong.flat[place]]
