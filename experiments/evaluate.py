@@ -12,12 +12,10 @@ import numpy as np
 
 from experiments.command import add_folders, add_tta, add_weights, classifier_of, parser_of, run, weights_of
 from jaxnets.data.datasets import load_dataset
-from jaxnets.data.part_names import SPLITS
 from jaxnets.data.sources import Dataset, Relabelled
 from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
 from jaxnets.errors import InputError
-from jaxnets.evaluation import judge as scores_of
-from jaxnets.evaluation import mean_interval
+from jaxnets.evaluation import all_scores, mean_interval
 from jaxnets.pretrained import Pretrained
 from jaxnets.report.scores import check_new_folder, scores_text, write_scores
 from jaxnets.training.config import Config
@@ -28,6 +26,8 @@ from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.weights.catalogue import same_classes
 
+PARTS = ("train", "val", "test")
+
 
 def main() -> None:
     """Evaluates a run, or other weights, on a part of a data set, by default that of the run."""
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="where TFDS keeps its data sets (default: that of the run)")
     parser.add_argument(
         "--split",
-        choices=SPLITS,
+        choices=PARTS,
         help="evaluate on this part of the data set (default: test, or val if there is no test part)",
     )
     add_folders(parser)
@@ -83,7 +83,7 @@ def main() -> None:
     part = arguments.split or dataset.judged_on
     source = dataset.judged(part)
     with counting("checking images", len(source)) as (done, say):
-        for line in (*dataset.warnings, f"{len(source):,} {part} images ({dataset.origins[part]})"):
+        for line in (*dataset.warnings, f"{len(source):,} {part} images ({dataset.origins.get(part, dataset.name)})"):
             say(line)
         if new_labels is not None:
             say(
@@ -124,7 +124,7 @@ def main() -> None:
         "class_names": list(classifier.categories),
         "absent_classes": 0 if counted is None else int((~counted).sum()),
         "loss": result.metrics["loss"],
-        **scores_of(result.probabilities, result.labels, classifier.categories, counted),
+        **all_scores(result.probabilities, result.labels, classifier.categories, counted),
     }
     variance = max(result.metrics["squared_loss"] - scores["loss"] ** 2, 0.0)
     low, high = mean_interval(scores["loss"], math.sqrt(variance), scores["images"])
@@ -158,13 +158,17 @@ def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
     """The data set that is asked for, or else that of the run with the configuration `config`."""
     folders = {f"{part}_folder": getattr(arguments, f"{part}_folder") for part in ("train", "val", "test")}
     if config is None:
-        return load_dataset(arguments.dataset or "", data_dir=arguments.data_dir, **folders, only_test=True)
+        return load_dataset(
+            arguments.dataset or "", data_dir=arguments.data_dir, **folders, only_test=arguments.split != "train"
+        )
     before = {name: getattr(config, name) for name in folders}
     if arguments.dataset is not None:  # another data set may have other parts, elsewhere
         before = {name: _if_there(Path(arguments.dataset).expanduser(), folder) for name, folder in before.items()}
         config = replace(config, dataset=arguments.dataset, fold=None, group_by=None)
     folders = {name: folder or before[name] for name, folder in folders.items()}
-    return replace(config, data_dir=arguments.data_dir or config.data_dir, **folders).load_dataset(only_test=True)
+    return replace(config, data_dir=arguments.data_dir or config.data_dir, **folders).load_dataset(
+        only_test=arguments.split != "train"
+    )
 
 
 def _if_there(root: Path, folder: str | None) -> str | None:

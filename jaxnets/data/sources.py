@@ -74,7 +74,7 @@ class Dataset:
         return "val" if self.test is None else "test"
 
     def judged(self, part: str | None = None) -> Source:
-        """The images of "val" or "test", by default those of `judged_on`; InputError if there are none."""
+        """The images of a part, by default those of `judged_on`; InputError if there are none."""
         source = self.parts.get(part or self.judged_on)
         if source is None:
             present = ", ".join(self.parts)

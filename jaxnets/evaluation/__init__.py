@@ -1,8 +1,8 @@
 """Judges predictions: scores, calibration, confidence intervals and paired tests, in NumPy."""
 
+from jaxnets.evaluation.all_scores import all_scores
 from jaxnets.evaluation.calibration import Calibration, brier_score, calibration
 from jaxnets.evaluation.intervals import bootstrap_intervals, mean_interval, share_interval
-from jaxnets.evaluation.judgement import judge
 from jaxnets.evaluation.mcnemar import McNemar, mcnemar
 from jaxnets.evaluation.scores import Scores, class_scores, confusion_matrix, in_top_k, top_k_accuracy
 
@@ -10,13 +10,13 @@ __all__ = [
     "Calibration",
     "McNemar",
     "Scores",
+    "all_scores",
     "bootstrap_intervals",
     "brier_score",
     "calibration",
     "class_scores",
     "confusion_matrix",
     "in_top_k",
-    "judge",
     "mcnemar",
     "mean_interval",
     "share_interval",

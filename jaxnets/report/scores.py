@@ -30,7 +30,7 @@ _LONGEST_NAME = 40
 
 
 def scores_text(scores: Mapping[str, Any]) -> str:
-    """The scores of `jaxnets.evaluation.judge`, with `part` and `loss`, as a table for the terminal.
+    """The scores of `jaxnets.evaluation.all_scores`, with `part` and `loss`, as a table for the terminal.
 
     Of more than 20 classes, the 20 with the lowest F1 are shown, the worst first.
     """
@@ -90,14 +90,18 @@ def write_scores(
         folder / "predictions.csv", scores["part"], source, class_names, evaluation, probabilities=probabilities
     )
     curve = {name: np.array(values, float) for name, values in scores["reliability"].items()}
+    confusion = np.array(scores["confusion_matrix"])
+    if scores["absent_classes"]:
+        occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+        confusion, class_names = confusion[np.ix_(occurring, occurring)], [class_names[label] for label in occurring]
     drawings = {
-        "confusion.svg": figures.confusion_image(np.array(scores["confusion_matrix"]), class_names),
+        "confusion.svg": figures.confusion_image(confusion, class_names),
         "reliability.svg": figures.reliability(
             curve["confidence"], curve["accuracy"], curve["images"], scores["expected_calibration_error"]
         ),
     }
     for name, drawing in drawings.items():
-        # On its own a drawing has no page behind it, and programs other than browsers need a size.
+        # On its own a drawing has no page behind it.
         drawing = drawing.replace("<svg ", '<svg style="background: white" ', 1)
         (folder / name).write_text(drawing, encoding="utf-8", errors="backslashreplace")
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxnets.evaluation import class_scores
 from jaxnets.training.config import Config
-from jaxnets.training.metrics import class_metrics
 from jaxnets.training.recipes import recipe_for
 
 
@@ -57,7 +57,9 @@ def write_run(
     for label in range(min(100, len(names))):
         picture(workdir / "samples" / f"class-{label}.png")
     scores = {"accuracy": accuracy, "loss": 0.7, "top5_accuracy": 0.9, "images": images}
-    scores |= class_metrics(labels, predicted, names)
+    classes = class_scores(labels, predicted, len(names))
+    scores |= {f"macro_{name}": float(classes.macro(name)) for name in ("precision", "recall", "f1")}
+    scores["per_class"] = classes.per_class(names)
     result = {f"{part}_{name}": value for name, value in scores.items()}
     result |= {
         "arch": "resnet20_cifar", "dataset": "digits", "num_params": 269_722, "epochs": epochs, "steps": 20 * epochs,

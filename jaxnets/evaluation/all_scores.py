@@ -12,7 +12,7 @@ from jaxnets.evaluation.scores import class_scores, confusion_matrix, in_top_k
 TOP = 5
 
 
-def judge(
+def all_scores(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str], counted: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Scores, 95 % intervals, calibration and the confusion matrix of probabilities [N, K] and labels [N], as JSON.
