@@ -24,6 +24,7 @@ from jaxnets.training.evaluation import Evaluator
 from jaxnets.training.losses import cross_entropy, smoothed_targets
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
+from jaxnets.training.views import views_of
 from jaxnets.weights.catalogue import same_classes
 
 PARTS = ("train", "val", "test")
@@ -78,6 +79,7 @@ def main() -> None:
     batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}; expected at least 1")
+    views_of(classifier.preprocess, arguments.tta)
     dataset = dataset_of(arguments, config)
     new_labels = labels_of(classifier.categories, dataset.class_names)
     part = arguments.split or dataset.judged_on
@@ -157,18 +159,15 @@ def labels_of(categories: Sequence[str], class_names: Sequence[str]) -> np.ndarr
 def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
     """The data set that is asked for, or else that of the run with the configuration `config`."""
     folders = {f"{part}_folder": getattr(arguments, f"{part}_folder") for part in ("train", "val", "test")}
+    only_test = arguments.split != "train"
     if config is None:
-        return load_dataset(
-            arguments.dataset or "", data_dir=arguments.data_dir, **folders, only_test=arguments.split != "train"
-        )
+        return load_dataset(arguments.dataset or "", data_dir=arguments.data_dir, **folders, only_test=only_test)
     before = {name: getattr(config, name) for name in folders}
     if arguments.dataset is not None:  # another data set may have other parts, elsewhere
         before = {name: _if_there(Path(arguments.dataset).expanduser(), folder) for name, folder in before.items()}
         config = replace(config, dataset=arguments.dataset, fold=None, group_by=None)
     folders = {name: folder or before[name] for name, folder in folders.items()}
-    return replace(config, data_dir=arguments.data_dir or config.data_dir, **folders).load_dataset(
-        only_test=arguments.split != "train"
-    )
+    return replace(config, data_dir=arguments.data_dir or config.data_dir, **folders).load_dataset(only_test=only_test)
 
 
 def _if_there(root: Path, folder: str | None) -> str | None:
