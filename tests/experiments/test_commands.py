@@ -85,13 +85,15 @@ def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
     result = json.loads((trained / "result.json").read_text())
     right = round(result["test_accuracy"] * 360)
     assert done.returncode == 0, done.stderr
-    assert f"test accuracy {result['test_accuracy']:.2%} ({right} of 360 images)" in done.stdout
-    assert f"test loss {result['test_loss']:.4f}" in done.stdout
-    assert f"top-5 accuracy {result['test_top5_accuracy']:.2%}, macro precision" in done.stdout
-    assert f"macro F1 {result['test_macro_f1']:.2%}" in done.stdout
-    rows = [line.split() for line in done.stdout.splitlines()[3:]]
+    assert done.stdout.startswith(f"{right} of 360 test images are right\n")
+    for title, name in (("top-5", "top5_accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1")):
+        assert re.search(rf"^{title}.* {100 * result[f'test_{name}']:.1f} % \(", done.stdout, re.MULTILINE), title
+    assert re.search(rf"^test loss  +{result['test_loss']:.4f} \(", done.stdout, re.MULTILINE)
+    error = result["test_expected_calibration_error"]
+    assert re.search(rf"^calibration error  +{100 * error:.1f} %$", done.stdout, re.MULTILINE)
+    rows = [line.replace(" %", "").split() for line in done.stdout.splitlines()[-10:]]
     for row, expected in zip(rows, result["test_per_class"], strict=True):
-        numbers = [f"{expected[name]:.2%}" for name in ("precision", "recall", "f1")]
+        numbers = [f"{100 * expected[name]:.1f}" for name in ("precision", "recall", "f1")]
         assert row == [expected["class"], *numbers, str(expected["support"])]
     assert done.stderr == "360 test images (the fixed split of jaxnets)\n"
     # The same weights, without the run's configuration.
