@@ -26,6 +26,7 @@ from jaxnets.training.config import Config
 from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.interruption import Interrupted
 from jaxnets.training.progress import counting
+from jaxnets.training.views import VIEWS
 from jaxnets.weights.download import cache_folder
 from jaxnets.weights.runs import first_line
 
@@ -239,6 +240,16 @@ def add_weights(parser: argparse.ArgumentParser, *, images: bool = False) -> arg
             help="stop at a bad image (default), leave it out, or stop at any damage (strict)",
         )
     return parser
+
+
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument of test-time augmentation."""
+    parser.add_argument(
+        "--tta",
+        choices=VIEWS,
+        help="take the mean probabilities over each image and its mirror image (flip), or over its corners and centre "
+        "(five-crop)",
+    )
 
 
 def weights_of(arguments: argparse.Namespace) -> tuple[str, Pretrained]:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiments.command import add_weights, images_of, parser_of, run, weights_of
+from experiments.command import add_tta, add_weights, images_of, parser_of, run, weights_of
 from jaxnets.errors import InputError
 from jaxnets.prediction import FORMATS, predict, write_predictions
 from jaxnets.training.progress import counting
@@ -16,6 +16,10 @@ def main() -> None:
     parser.add_argument("--topk", type=int, default=5, metavar="N", help="classes for each image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, help="output format (default: by the name of --output, or text)")
     parser.add_argument("--output", type=Path, help="output file, such as predictions.csv (default: the terminal)")
+    add_tta(parser)
+    parser.add_argument(
+        "--probabilities", action="store_true", help="write the probabilities of all classes too (CSV and JSON)"
+    )
     arguments = parser.parse_args()
     output: Path | None = arguments.output
     format = arguments.format or (output.suffix.removeprefix(".") if output else "text")
@@ -23,16 +27,27 @@ def main() -> None:
         raise InputError(f"--output {output}: unknown format; name the file .csv or .json, or give --format")
     if output is not None and output.exists():
         raise InputError(f"--output {output} exists already; give another name or remove it")
+    if arguments.probabilities and format == "text":
+        raise InputError("--probabilities is for CSV and JSON; give --format csv or --format json")
     images = images_of(arguments)
     _, classifier = weights_of(arguments)
     with counting("predicting", len(images)) as (done, _):
-        predictions = predict(classifier, images, top=arguments.topk, batch_size=arguments.batch_size, done=done)
+        predictions = predict(
+            classifier,
+            images,
+            top=arguments.topk,
+            batch_size=arguments.batch_size,
+            tta=arguments.tta,
+            probabilities=arguments.probabilities,
+            done=done,
+        )
+        every_class = classifier.categories if arguments.probabilities else ()
         if output is None:
-            write_predictions(predictions, sys.stdout, format)
+            write_predictions(predictions, sys.stdout, format, every_class=every_class)
             return
         new = output.with_name(f"{output.name}.new")
         with new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            write_predictions(predictions, file, format)
+            write_predictions(predictions, file, format, every_class=every_class)
         new.replace(output)
 
 

@@ -129,8 +129,8 @@ def read_batches(
 def _start(
     pool: ThreadPoolExecutor, source: Source, preprocessing: Preprocessing, crops: RandomCrops | None, slots: Slots
 ) -> tuple[Batch, list[Future[None]]]:
-    count, side = len(slots.mask), preprocessing.crop_size
-    images = np.empty((count, side, side, 3), np.uint8)
+    count = len(slots.mask)
+    images = np.empty((count, *preprocessing.shape), np.uint8)
     labels = np.zeros(count, np.int32)
     draws = None if crops is None else crop_draws(crops.seed, slots.epochs, slots.indices)
 

@@ -63,13 +63,23 @@ class Preprocessing:
         InputError with the reason for an unreadable image.
         """
         image = Image.fromarray(pixels_of(open_image(image)))
+        size = self.crop_size
+        left, top = (round((side - size) / 2.0) for side in resized(*image.size, self.resize_size))
+        return self._crop(image, left, top)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of `pixels`."""
+        return self.crop_size, self.crop_size, 3
+
+    def _crop(self, image: Image.Image, left: int, top: int) -> np.ndarray:
+        """The square of `crop_size` of the resized image at a place, in pixels."""
         width, height = image.size
         new_width, new_height = resized(width, height, self.resize_size)
         # Computes only the cropped pixels, with the same coefficients as resizing the whole image. Two calls fix the
         # order of the two passes, whose first rounds. Pillow 13, which torchvision calls, shrinks the height first if
         # it is more than twice the width; older versions always begin with the width.
         size, filter_ = self.crop_size, _INTERPOLATIONS[self.interpolation]
-        left, top = (round((side - size) / 2.0) for side in (new_width, new_height))
         across, down = width / new_width, height / new_height
         reach = _REACH * max(1.0, down)
         first, last = max(0, int(top * down - reach)), min(height, int((top + size) * down + reach) + 1)
@@ -89,6 +99,25 @@ class Preprocessing:
         precise = jnp.promote_types(dtype, jnp.float32)
         mean, std = (255 * jnp.asarray(channels, precise) for channels in (self.mean, self.std))
         return ((images.astype(precise) - mean) / std).astype(dtype)
+
+
+@dataclass(frozen=True)
+class FiveCrops(Preprocessing):
+    """A preprocessing whose `pixels` are five crops: top left, top right, bottom left, bottom right and the centre.
+
+    They are those of torchvision's FiveCrop on the resized image.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return 5, *super().shape
+
+    def pixels(self, image: Picture) -> np.ndarray:
+        """Five crops [5, crop_size, crop_size, 3] of the resized image. Raises InputError as the central crop does."""
+        image = Image.fromarray(pixels_of(open_image(image)))
+        right, bottom = (side - self.crop_size for side in resized(*image.size, self.resize_size))
+        places = ((0, 0), (right, 0), (0, bottom), (right, bottom), (round(right / 2.0), round(bottom / 2.0)))
+        return np.stack([self._crop(image, left, top) for left, top in places])
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Dataset:
         return "val" if self.test is None else "test"
 
     def judged(self, part: str | None = None) -> Source:
-        """The images of "val" or "test", by default those of `judged_on`; InputError if there are none."""
+        """The images of a part, by default those of `judged_on`; InputError if there are none."""
         source = self.parts.get(part or self.judged_on)
         if source is None:
             present = ", ".join(self.parts)
@@ -137,6 +137,27 @@ class ArraySource:
         arrays = (self.images, self.labels)
         parts = (part for array in arrays for part in (repr((array.shape, array.dtype.str)).encode(), array.tobytes()))
         return sha256(b"".join(parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """The records of another source with the label `new_labels[label]` in place of each label."""
+
+    source: Source
+    new_labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        image, label = self.source[index]
+        return Record(image, int(self.new_labels[label]))
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def fingerprint(self) -> str:
+        return sha256(self.source.fingerprint().encode() + self.new_labels.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

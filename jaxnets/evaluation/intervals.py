@@ -25,13 +25,24 @@ def share_interval(right: float, count: int, level: float = 0.95) -> tuple[float
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
+def mean_interval(mean: float, deviation: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """The normal interval of the mean of `count` values with a standard deviation, such as the loss of images."""
+    half = NormalDist().inv_cdf((1 + level) / 2) * deviation / math.sqrt(count)
+    return mean - half, mean + half
+
+
 def bootstrap_intervals(
-    confusion: np.ndarray, level: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+    confusion: np.ndarray,
+    level: float = 0.95,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    counted: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of all `Scores.averages` of a confusion matrix [K, K].
 
     To draw images with replacement is to draw the cells of the matrix from a multinomial distribution. The intervals
-    are the same for the same seed. Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
+    are the same for the same seed. `counted` [K] are the classes of macro averages. Source: Efron and Tibshirani 1993,
+    "An Introduction to the Bootstrap", chapter 13.
     """
     rng = np.random.default_rng(seed)
     rows, columns = np.nonzero(confusion)
@@ -45,7 +56,7 @@ def bootstrap_intervals(
     for start in range(0, replicates, at_once):
         drawn = rng.multinomial(cells.sum(), cells / cells.sum(), size=min(at_once, replicates - start))
         counts = (_sums(drawn[:, diagonal], rows[diagonal], classes), _sums(drawn, rows, classes))
-        averages.append(Scores(*counts, _sums(drawn, columns, classes)).averages())
+        averages.append(Scores(*counts, _sums(drawn, columns, classes), counted).averages())
     tails = (50 * (1 - level), 50 * (1 + level))
     intervals = {}
     for name in averages[0]:

@@ -13,12 +13,13 @@ class Scores:
 
     `right` counts right answers, `support` labels, and `predictions` predictions. They may have leading axes, such as
     those of bootstrap replicates; the scores then have the same. Everything equals scikit-learn's functions with
-    `zero_division=0`: a quotient of 0 by 0 is 0.
+    `zero_division=0`: a quotient of 0 by 0 is 0. Macro averages leave out classes whose `counted` [K] is false.
     """
 
     right: np.ndarray
     support: np.ndarray
     predictions: np.ndarray
+    counted: np.ndarray | None = None
 
     @property
     def precision(self) -> np.ndarray:
@@ -47,7 +48,8 @@ class Scores:
 
     def macro(self, name: str) -> np.ndarray:
         """The mean of "precision", "recall" or "f1" over the classes that occur as a label or a prediction."""
-        return _mean(getattr(self, name), self.predictions + self.support > 0)
+        occurs = self.predictions + self.support > 0
+        return _mean(getattr(self, name), occurs if self.counted is None else occurs & self.counted)
 
     def weighted(self, name: str) -> np.ndarray:
         """The mean of "precision", "recall" or "f1", weighted by the number of images of each class."""
@@ -72,12 +74,14 @@ class Scores:
         ]
 
 
-def class_scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> Scores:
-    """The scores of predictions [N] for labels [N]."""
-    counts = (
+def class_scores(
+    labels: np.ndarray, predicted: np.ndarray, num_classes: int, counted: np.ndarray | None = None
+) -> Scores:
+    """The scores of predictions [N] for labels [N]; `counted` [K] are the classes of macro averages."""
+    right, support, predictions = (
         np.bincount(classes, minlength=num_classes) for classes in (labels[labels == predicted], labels, predicted)
     )
-    return Scores(*counts)
+    return Scores(right, support, predictions, counted)
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:

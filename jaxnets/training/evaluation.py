@@ -20,6 +20,7 @@ from jaxnets.models.layers import param_dtype
 from jaxnets.training.metrics import Metrics, Totals
 from jaxnets.training.parallel import Compiled, Parallel
 from jaxnets.training.step import evaluation_step
+from jaxnets.training.views import views_of
 
 
 def _ignore(count: int) -> None:
@@ -91,9 +92,23 @@ class Evaluation:
         """The most probable class [N] of each image."""
         return self.probabilities.argmax(axis=1)
 
+    @property
+    def confidence(self) -> np.ndarray:
+        """The probability [N] of the most probable class of each image."""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether the most probable class [N] is the label."""
+        return self.predicted == self.labels
+
 
 class Evaluator:
-    """Evaluates a network on whole sources; compiled once for one batch size."""
+    """Evaluates a network on whole sources; compiled once for one batch size.
+
+    `tta` is the test-time augmentation: None, "flip" (the image and its mirror image) or "five-crop" (the corners and
+    the centre of the resized image). The probabilities are the means over these views.
+    """
 
     def __init__(
         self,
@@ -103,9 +118,10 @@ class Evaluator:
         parallel: Parallel | None = None,
         compiling: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,
+        tta: str | None = None,
     ) -> None:
-        step = partial(evaluation_step, model=model, preprocessing=preprocessing, metrics=metrics)
-        self._run = EachImage(step, preprocessing, batch_size, parallel, compiling)
+        step = partial(evaluation_step, model=model, preprocessing=preprocessing, metrics=metrics, tta=tta)
+        self._run = EachImage(step, views_of(preprocessing, tta), batch_size, parallel, compiling)
 
     def __call__(
         self, variables: Any, source: Source | Preprocessed, done: Callable[[int], None] = _ignore

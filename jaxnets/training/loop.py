@@ -14,13 +14,14 @@ import optax
 
 from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
+from jaxnets.evaluation import calibration, class_scores
 from jaxnets.report import write_report
 from jaxnets.training.config import Config
 from jaxnets.training.custom import Custom, check_parts
 from jaxnets.training.evaluation import Evaluation
 from jaxnets.training.hooks import Hook
 from jaxnets.training.interruption import Interruption
-from jaxnets.training.metrics import Metric, all_metrics, class_metrics
+from jaxnets.training.metrics import Metric, all_metrics
 from jaxnets.training.metrics_log import json_value, require_tensorboard
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.setup import set_up
@@ -119,7 +120,13 @@ def _result(trainer: Trainer, parallel: Parallel, evaluations: Mapping[str, Eval
     for part, evaluation in evaluations.items():
         judged[f"{part}_images"] = round(evaluation.metrics["count"])
         values = {name: json_value(value) for name, value in evaluation.metrics.items() if name != "count"}
-        values |= class_metrics(evaluation.labels, evaluation.predicted, names)
+        scores = class_scores(evaluation.labels, evaluation.predicted, len(names))
+        values |= {
+            "balanced_accuracy": float(scores.balanced_accuracy),
+            "expected_calibration_error": calibration(evaluation.confidence, evaluation.right).expected_error,
+            **{f"macro_{name}": float(scores.macro(name)) for name in ("precision", "recall", "f1")},
+            "per_class": scores.per_class(names),
+        }
         judged |= {f"{part}_{name}": value for name, value in values.items()}
     return {
         "arch": run.contents.config.arch,

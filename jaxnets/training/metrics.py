@@ -1,6 +1,6 @@
 """Metrics as sums over images, which add up exactly over batches, devices and processes; means are taken last."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ TOP5 = "top5_accuracy"
 # The names that metrics.jsonl uses for other things.
 _TAKEN = (
     "loss", "accuracy", "count", "skipped", "skipped_in_a_row", "learning_rate", "images_per_second", "seconds",
-    "split", "step", "epoch", "images", "per_class", "macro_precision", "macro_recall", "macro_f1", TOP5,
+    "split", "step", "epoch", "images", "per_class", "macro_precision", "macro_recall", "macro_f1", "balanced_accuracy",
+    "expected_calibration_error", TOP5,
 )  # fmt: skip
 
 
@@ -101,24 +102,3 @@ class Totals:
         means = {name: (np.asarray(sum) / max(self.count, 1)).tolist() for name, sum in self.sums.items()}
         skipped = {"skipped": self.skipped} if self.skipped else {}
         return (means if self.count else {}) | {"count": self.count} | skipped
-
-
-def class_metrics(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Precision, recall, F1 and support of each class, and their unweighted means, for labels [N] and predictions [N].
-
-    As scikit-learn's `precision_recall_fscore_support` with `zero_division=0`: a quotient of 0 by 0 is 0. The means are
-    over the classes that occur as a label or a prediction.
-    """
-    count = len(class_names)
-    support, guesses = (np.bincount(of, minlength=count) for of in (labels, predicted))
-    right = np.bincount(labels[labels == predicted], minlength=count)
-    precision, recall = right / np.maximum(guesses, 1), right / np.maximum(support, 1)
-    f1 = 2 * right / np.maximum(guesses + support, 1)
-    occurs = guesses + support > 0
-    columns = {"precision": precision, "recall": recall, "f1": f1}
-    macro = {f"macro_{name}": float(values[occurs].mean()) for name, values in columns.items()}
-    per_class = [
-        {"class": name, "support": int(support[i])} | {column: float(values[i]) for column, values in columns.items()}
-        for i, name in enumerate(class_names)
-    ]
-    return {**macro, "per_class": per_class}

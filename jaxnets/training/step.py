@@ -17,6 +17,7 @@ from jaxnets.training.losses import training_loss
 from jaxnets.training.metrics import Metrics, Sums, metric_sums
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.state import TrainState, moving_average
+from jaxnets.training.views import logits_of_views
 from jaxnets.transfer import join, split
 
 _LARGE = 1 << 18
@@ -201,13 +202,14 @@ def evaluation_step(
     preprocessing: Preprocessing,
     axis_name: str | None = None,
     metrics: Metrics | None = None,
+    tta: str | None = None,
 ) -> tuple[jax.Array, jax.Array, Sums]:
     """Probabilities [N, K], labels [N] and sums of metrics of uint8 images [N, H, W, 3].
 
-    The sums leave out masked images. With `axis_name` all three are those of the whole batch.
+    With `tta` they are those of several views. The sums leave out masked images. With `axis_name` all three are those
+    of the whole batch.
     """
-    inputs = preprocessing.normalise(jnp.asarray(batch.images), param_dtype(model.dtype))
-    logits = model.apply(variables, inputs, train=False)
+    logits = logits_of_views(model, variables, preprocessing, jnp.asarray(batch.images), tta)
     probabilities = jax.nn.softmax(logits.astype(jnp.float32))
     labels = jnp.asarray(batch.labels)
     sums = metric_sums(logits, labels, jnp.asarray(batch.mask), metrics)

@@ -1,9 +1,8 @@
 """The files of a run."""
 
-import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxnets.errors import InputError
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation
 from jaxnets.training.exclusive import LOCK, Exclusive
+from jaxnets.training.predictions_file import write_predictions_file
 from jaxnets.weights.folder_path import check_path
 
 _MAX_MISTAKES = 24
@@ -112,27 +112,24 @@ class Workdir:
     ) -> None:
         """Writes predictions.csv (one row an image), some images, and last result.json.
 
-        The images are those of the part that the run is judged on. samples/ holds the first image of each class as
-        class-INDEX.png; mistakes/ holds the most confident wrong answers, by index in the part. `picture(index)`
-        returns the pixels [S, S, 3] that the network saw.
+        The images are those of the part that the run is judged on. samples/ holds the most confident right answers of
+        each class as class-INDEX.png and class-INDEX-2.png; mistakes/ holds the most confident wrong answers, by index
+        in the part. `picture(index)` returns the pixels [S, S, 3] that the network saw.
         """
-        names, labels, source = dataset.class_names, evaluation.labels, dataset.judged()
-        predicted, confidence = evaluation.predicted, evaluation.probabilities.max(axis=1)
-        own = evaluation.probabilities[np.arange(len(labels)), labels]
-        header = ("part", "index", "image", "class", "predicted", "probability", "class_probability")
-        rows = [
-            (dataset.judged_on, i, source.where(i), names[label], names[guess], f"{most:.6f}", f"{share:.6f}")
-            for i, (label, guess, most, share) in enumerate(zip(labels, predicted, confidence, own, strict=True))
-        ]
-        _write_csv(self.path / "predictions.csv", header, rows)
-        _, firsts = np.unique(labels, return_index=True)
-        wrong = np.flatnonzero(predicted != labels)
-        worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES]
-        for folder, indices in (("samples", firsts[:_MAX_SAMPLES]), ("mistakes", worst)):
+        names, labels, part = dataset.class_names, evaluation.labels, dataset.judged_on
+        predicted, confidence = evaluation.predicted, evaluation.confidence
+        write_predictions_file(self.path / "predictions.csv", part, dataset.judged(), names, evaluation)
+        surest = np.argsort(-confidence, kind="stable")
+        wrong = surest[predicted[surest] != labels[surest]]
+        pictures = {f"mistakes/{index}.png": index for index in wrong[:_MAX_MISTAKES]}
+        for label in range(min(len(names), _MAX_SAMPLES)):
+            right = surest[(labels[surest] == label) & (predicted[surest] == label)]
+            for place, index in enumerate(right[: min(2, _MAX_SAMPLES // len(names) or 1)]):
+                pictures[f"samples/class-{label}{'-2' if place else ''}.png"] = index
+        for folder in ("samples", "mistakes"):
             (self.path / folder).mkdir(exist_ok=True)
-            for index in indices:
-                name = f"class-{labels[index]}" if folder == "samples" else str(index)
-                Image.fromarray(picture(int(index))).save(self.path / folder / f"{name}.png")
+        for file, index in pictures.items():
+            Image.fromarray(picture(int(index))).save(self.path / file)
         _write(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
 
@@ -148,11 +145,3 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    # Names of files may have bytes that are not UTF-8.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)

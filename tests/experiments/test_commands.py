@@ -62,7 +62,7 @@ def test_a_run_leaves_what_the_contract_says(trained: Path) -> None:
     assert sum(line["count"] for line in metrics(trained) if line["split"] == "train") == 2600
     assert result["class_names"] == list("0123456789")
     page = (trained / "report.html").read_text()
-    assert f"{result['test_accuracy']:.2%}" in page
+    assert f"<b>{100 * result['test_accuracy']:.1f}\N{NO-BREAK SPACE}%</b>" in page
     # Self-contained: nothing is loaded from elsewhere.
     loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert loaded
@@ -85,13 +85,15 @@ def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
     result = json.loads((trained / "result.json").read_text())
     right = round(result["test_accuracy"] * 360)
     assert done.returncode == 0, done.stderr
-    assert f"test accuracy {result['test_accuracy']:.2%} ({right} of 360 images)" in done.stdout
-    assert f"test loss {result['test_loss']:.4f}" in done.stdout
-    assert f"top-5 accuracy {result['test_top5_accuracy']:.2%}, macro precision" in done.stdout
-    assert f"macro F1 {result['test_macro_f1']:.2%}" in done.stdout
-    rows = [line.split() for line in done.stdout.splitlines()[3:]]
+    assert done.stdout.startswith(f"{right} of 360 test images are right\n")
+    for title, name in (("top-5", "top5_accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1")):
+        assert re.search(rf"^{title}.* {100 * result[f'test_{name}']:.1f} % \(", done.stdout, re.MULTILINE), title
+    assert re.search(rf"^test loss  +{result['test_loss']:.4f} \(", done.stdout, re.MULTILINE)
+    error = result["test_expected_calibration_error"]
+    assert re.search(rf"^calibration error  +{100 * error:.1f} %$", done.stdout, re.MULTILINE)
+    rows = [line.replace(" %", "").split() for line in done.stdout.splitlines()[-10:]]
     for row, expected in zip(rows, result["test_per_class"], strict=True):
-        numbers = [f"{expected[name]:.2%}" for name in ("precision", "recall", "f1")]
+        numbers = [f"{100 * expected[name]:.1f}" for name in ("precision", "recall", "f1")]
         assert row == [expected["class"], *numbers, str(expected["support"])]
     assert done.stderr == "360 test images (the fixed split of jaxnets)\n"
     # The same weights, without the run's configuration.
@@ -133,7 +135,12 @@ def test_the_report_can_be_made_again(trained: Path, monkeypatch: pytest.MonkeyP
     page.unlink()
     monkeypatch.setattr(sys, "argv", ["report", str(trained)])
     report.main()
-    assert len(page.read_text()) == pytest.approx(len(before), rel=0.01)
+    # With a heat map of each mistake that is shown.
+    shown = len(list((trained / "mistakes").glob("*-map.png")))
+    assert shown > 0
+    again = page.read_text()
+    assert again.count("<img") == before.count("<img") + shown
+    assert again.count("heat map of ") == shown
 
 
 @pytest.mark.slow
@@ -263,7 +270,7 @@ def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, re
     refuses("predict", tmp_path, tmp_path / "text.png", words=("holds no run",))
     refuses("evaluate", tmp_path / "nowhere", words=("nowhere", "holds no run"))
     refuses("evaluate", "x" * 300, words=("holds no run",))
-    refuses("report", tmp_path, words=("holds no finished run",))
+    refuses("report", tmp_path, words=("holds no run",))
     refuses("prepare", "digits", words=("nothing to do for digits", "--output"))
     refuses("prepare", "digits", "--output", tmp_path, words=("is not empty", "--output"))
     refuses("prepare", "digits", "--output", "records", "--size", 0, words=("size=0",))

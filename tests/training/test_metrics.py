@@ -1,15 +1,13 @@
 """Metrics against scikit-learn, and their sums over batches."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import top_k_accuracy_score
 
 from jaxnets.errors import InputError
-from jaxnets.training.metrics import Totals, all_metrics, class_metrics, in_top_k, metric_sums, top_k_accuracy
+from jaxnets.training.metrics import Totals, all_metrics, in_top_k, metric_sums, top_k_accuracy
 
 RANDOM = np.random.default_rng(0)
 
@@ -29,28 +27,6 @@ def test_top_k_is_that_of_scikit_learn(k: int, levels: int) -> None:
 def test_top_k_of_fewer_classes_is_always_right_but_for_nan() -> None:
     logits = jnp.array([[1.0, 2.0], [3.0, 1.0], [jnp.nan, jnp.nan]])
     np.testing.assert_array_equal(top_k_accuracy(5)(logits, jnp.array([0, 1, 0])), [True, True, False])
-
-
-@pytest.mark.parametrize("absent", [(), (2,)])
-def test_class_metrics_are_those_of_scikit_learn(absent: tuple[int, ...]) -> None:
-    labels, predicted = RANDOM.integers(0, 5, (2, 200))
-    # Class 3 is never predicted, class 4 has no images.
-    predicted[predicted == 3] = 1
-    labels[labels == 4] = 0
-    for number in absent:
-        labels[labels == number] = predicted[predicted == number] = 0
-    names = ("a", "b", "c", "d", "e")
-    actual = class_metrics(labels, predicted, names)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        each = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
-        macro = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
-    for i, row in enumerate(actual["per_class"]):
-        assert row["class"] == names[i]
-        for name, values in zip(("precision", "recall", "f1", "support"), each, strict=True):
-            assert row[name] == pytest.approx(values[i], abs=1e-15)
-    for name, value in zip(("precision", "recall", "f1"), macro, strict=False):
-        assert actual[f"macro_{name}"] == pytest.approx(value, abs=1e-15)
 
 
 def test_metrics_add_up_over_batches_without_masked_images() -> None:

@@ -160,7 +160,7 @@ def test_cached_features_train_the_same_head(
     logits: Any = again.model.apply(again.variables, again.preprocessing.normalise(pixels), train=False)
     accuracy = float(np.mean(np.argmax(logits, 1) == OTHERS.test.labels))  # type: ignore[attr-defined]
     assert accuracy == results["cached"]["test_accuracy"]
-    assert sorted(path.name for path in (tmp_path / "cached" / "samples").iterdir()) == ["class-0.png", "class-1.png"]
+    assert {path.name for path in (tmp_path / "cached" / "samples").iterdir()} >= {"class-0.png", "class-1.png"}
 
 
 @pytest.mark.slow
