@@ -9,10 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.evaluation import Evaluation
 from jaxnets.training.exclusive import LOCK, Exclusive
 from jaxnets.training.new_workdir import new_workdir
 from jaxnets.training.workdir import Workdir
@@ -182,3 +186,35 @@ def test_a_path_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path, m
         Workdir.prepare(tmp_path / "run [2]" / "a", CONFIG)
     assert listed(tmp_path) == []
     Workdir.prepare(tmp_path / "run (2) % # é" / "a", CONFIG).release()
+
+
+def test_samples_are_the_surest_right_answers(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet((1, 1, 1), 40).astype(np.float32)
+    probabilities[:, 2] = 0.0  # the third class is never predicted
+    labels = np.arange(40) % 3
+    images = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 8, 8), np.uint8)
+    source = ArraySource(images, labels)
+    dataset = Dataset("greys", ("a", "b", "c"), source, source, (0.5,) * 3, (0.5,) * 3)
+
+    def picture(index: int) -> np.ndarray:
+        return np.repeat(images[index][..., None], 3, axis=-1)
+
+    with Workdir.prepare(tmp_path / "run", CONFIG) as workdir:
+        workdir.begin(CONFIG, ("a", "b", "c"), [])
+        workdir.finish({}, dataset, Evaluation(probabilities, labels, {}), picture)
+
+    def number(path: Path) -> int:
+        return int(np.asarray(Image.open(path))[0, 0, 0])
+
+    expected = {}
+    for label in (0, 1):
+        right = [i for i in range(40) if labels[i] == label == max(range(3), key=lambda k: probabilities[i, k])]
+        first, second, *_ = sorted(right, key=lambda i: -probabilities[i].max())
+        expected |= {f"class-{label}.png": first, f"class-{label}-2.png": second}
+    samples = tmp_path / "run" / "samples"
+    assert {path.name: number(path) for path in samples.iterdir()} == expected
+    wrong = [i for i in range(40) if labels[i] != probabilities[i].argmax()]
+    mistakes = {path.stem: number(path) for path in (tmp_path / "run" / "mistakes").iterdir()}
+    worst = sorted(wrong, key=lambda i: -probabilities[i].max())[:24]
+    assert mistakes == {str(i): i for i in worst}
