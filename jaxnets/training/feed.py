@@ -1,11 +1,15 @@
 """The training batches of a run, in order, at the image sizes of its recipe."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
+from functools import lru_cache, partial
 from itertools import groupby
 
-from jaxnets.data.batches import steps_through, training_slots
+import numpy as np
+
+from jaxnets.data.batches import balanced_order, steps_through, training_slots
 from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, cached_if_small, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
@@ -31,6 +35,9 @@ class TrainingFeed:
         self._process = (process_index, process_count)
         self._crops = RandomCrops(seed, recipe.min_crop_area) if recipe.min_crop_area else None
         self._cached: tuple[int, Source | Preprocessed] | None = None
+        self._order: Callable[[int], np.ndarray] | None = None
+        if recipe.sampler == "balanced":
+            self._order = lru_cache(maxsize=4)(partial(balanced_order, seed, labels=_labels(source)))
 
     def steps_through(self, epochs: int) -> int:
         """The number of steps after which the network has seen each image `epochs` times."""
@@ -69,10 +76,24 @@ class TrainingFeed:
             if not steps:
                 continue
             plan = (
-                training_slots(self._seed, step, recipe.batch_size, count, *self._process, repeats=recipe.repeats)
+                training_slots(
+                    self._seed,
+                    step,
+                    recipe.batch_size,
+                    count,
+                    *self._process,
+                    repeats=recipe.repeats,
+                    order=self._order,
+                )
                 for step in steps
             )
             yield from read_batches(self.images(size), resized(self._preprocessing, size), plan, self._crops)
+
+
+def _labels(source: Source) -> np.ndarray:
+    """The labels [N] of a source. Reads all records, in threads."""
+    with ThreadPoolExecutor() as pool:
+        return np.fromiter(pool.map(lambda index: source[index].label, range(len(source))), np.int64, len(source))
 
 
 def resized(preprocessing: Preprocessing, size: int) -> Preprocessing:

@@ -14,6 +14,7 @@ from jaxnets.training.optimizers import OPTIMIZERS, make_optimizer
 from jaxnets.training.schedules import SCHEDULES, Schedule, make_schedule
 from jaxnets.training.settings import check_settings, setting, unused_settings
 
+SAMPLERS = ("shuffled", "balanced")
 BATCH_NORMS = ("local", "synchronised", "frozen")
 _MOMENTUM = ("optimizer", ("momentum", "nesterov", "adam", "adamw", "lars", "lamb", "muon"))
 # lars and lamb apply it within the trust ratio.
@@ -68,6 +69,12 @@ class Recipe(AugmentationSettings):
     )
     crop_pct: float = setting("share of the short side that the centre crop of the test keeps", 1.0, least=0.1, most=1)
     repeats: int = setting("repeats of an image in a row, each with other augmentations", 1, least=1)
+
+    sampler: str = setting(
+        "each image once an epoch, or the same number of images of each class, with those of rare classes repeated",
+        "shuffled",
+        of=SAMPLERS,
+    )
 
     head_epochs: int = setting("epochs at the start in which only the head is trained", 0)
     layer_decay: float = setting(
