@@ -40,7 +40,9 @@ def read_weights(path: Path | str, class_names: Sequence[str]) -> np.ndarray:
             pairs = [(name.strip(), weight) for name, weight in (row for row in csv.reader(text.splitlines()) if row)]
         weights = [(name, _number(weight)) for name, weight in pairs]
     except OSError as error:
-        raise InputError(f"class weights: can't read {path} ({error.strerror}); expected {BALANCED} or a file") from None
+        raise InputError(
+            f"class weights: can't read {path} ({error.strerror}); expected {BALANCED} or a file"
+        ) from None
     except (ValueError, TypeError) as error:
         raise InputError(f"class weights: {path} is not valid ({error}); {expected}") from None
     by_name = dict(weights)

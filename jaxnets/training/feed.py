@@ -37,7 +37,7 @@ class TrainingFeed:
         self._cached: tuple[int, Source | Preprocessed] | None = None
         self._order: Callable[[int], np.ndarray] | None = None
         if recipe.sampler == "balanced":
-            self._order = lru_cache(maxsize=4)(partial(balanced_order, seed, labels=_labels(source)))
+            self._order = lru_cache(maxsize=4)(partial(balanced_order, seed, labels=labels_of(source)))
 
     def steps_through(self, epochs: int) -> int:
         """The number of steps after which the network has seen each image `epochs` times."""
@@ -90,7 +90,7 @@ class TrainingFeed:
             yield from read_batches(self.images(size), resized(self._preprocessing, size), plan, self._crops)
 
 
-def _labels(source: Source) -> np.ndarray:
+def labels_of(source: Source) -> np.ndarray:
     """The labels [N] of a source. Reads all records, in threads."""
     with ThreadPoolExecutor() as pool:
         return np.fromiter(pool.map(lambda index: source[index].label, range(len(source))), np.int64, len(source))

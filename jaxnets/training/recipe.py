@@ -76,6 +76,12 @@ class Recipe(AugmentationSettings):
         of=SAMPLERS,
     )
 
+    class_weights: str | None = setting(
+        "weights of the classes in the training loss: balanced (n / (K n_k) for n_k of n images), or a JSON or CSV file "
+        "of class and weight; the test loss stays unweighted",
+        None,
+    )
+
     head_epochs: int = setting("epochs at the start in which only the head is trained", 0)
     layer_decay: float = setting(
         "factor of the learning rate for each block further from the head", 1.0, least=1e-6, most=1
@@ -100,6 +106,10 @@ class Recipe(AugmentationSettings):
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.class_weights is not None and self.loss != "cross_entropy":
+            raise InputError(f"class_weights need loss=cross_entropy, not {self.loss}; leave out --class-weights")
+        if self.class_weights is not None and self.label_smoothing == 1:
+            raise InputError("class_weights need label_smoothing below 1; give a smaller --label-smoothing")
         if self.batch_size % self.accumulation:
             raise InputError(f"batch_size={self.batch_size} can't be split into accumulation={self.accumulation} parts")
         if self.batch_norm == "frozen" and self.precise_batch_norm_images:

@@ -20,11 +20,12 @@ from jaxnets.models.features import head_inputs, head_of
 from jaxnets.models.initialization import Declaration, declaration
 from jaxnets.models.norms import check_norms
 from jaxnets.training.batch_norm import with_batch_norm
+from jaxnets.training.class_weights import BALANCED, balanced_weights, read_weights
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
 from jaxnets.training.custom import Custom
 from jaxnets.training.evaluation import FeatureExtractor
-from jaxnets.training.feed import TrainingFeed, resized
+from jaxnets.training.feed import TrainingFeed, labels_of, resized
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
@@ -60,6 +61,7 @@ class Setup:
     rates: np.ndarray | None
     optimizer: optax.GradientTransformation
     custom: Custom
+    class_weights: np.ndarray | None = None
 
     def test_picture(self, index: int) -> np.ndarray:
         """The pixels [S, S, 3] of a test image, as the network sees them."""
@@ -174,7 +176,16 @@ def set_up(
         rates=rates,
         optimizer=optimizer,
         custom=custom,
+        class_weights=_class_weights(recipe, dataset),
     )
+
+
+def _class_weights(recipe: Recipe, dataset: Dataset) -> np.ndarray | None:
+    if recipe.class_weights is None:
+        return None
+    if recipe.class_weights == BALANCED:
+        return balanced_weights(labels_of(dataset.train), len(dataset.class_names))
+    return read_weights(recipe.class_weights, dataset.class_names)
 
 
 def _check_batch_size(recipe: Recipe, parallel: Parallel) -> None:

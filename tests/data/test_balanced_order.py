@@ -31,9 +31,9 @@ def test_no_image_is_repeated_before_all_of_its_class_were_used() -> None:
         uses = np.zeros(len(LABELS), int)
         for order in epochs:
             np.add.at(uses, order[LABELS[order] == label], 1)
-            members = uses[LABELS == label]
+            members = uses[label == LABELS]
             assert members.max() - members.min() <= 1
-        assert uses[LABELS == label].min() >= 4
+        assert uses[label == LABELS].min() >= 4
 
 
 def test_the_number_of_images_of_a_class_is_even_over_the_epochs() -> None:
