@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.command import parser_of, run
-from experiments.listing import check_output, dataset_of_run, parts_of, readable, write_page, write_rows
+from experiments.listing import check_output, readable, write_page, write_rows
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.inspection.duplicates import Pair, find_duplicates
@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_output(arguments.output)
     dataset = _dataset(arguments.data, arguments.data_dir)
-    parts = parts_of(dataset)
+    parts = dataset.parts
     count = sum(map(len, parts.values()))
     sources: dict[str, Source] = {}
     with counting("checking images", count) as (done, say):

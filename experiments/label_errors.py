@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.command import add_classifier, classifier_of, parser_of, run
-from experiments.listing import check_output, dataset_of_run, part_of, readable, write_page, write_rows
+from experiments.listing import check_output, readable, write_page, write_rows
 from jaxnets.data.sources import Source
 from jaxnets.inspection.label_errors import LabelErrors, find_label_errors
 from jaxnets.inspection.linear_probe import FOLDS, out_of_sample
@@ -37,10 +37,10 @@ def main() -> None:
     arguments = parser.parse_args()
     check_output(arguments.output)
     trained = classifier_of(arguments)
-    dataset = dataset_of_run(trained.config)
+    dataset = trained.config.load_dataset()
     trained.check_classes(dataset.class_names)
     part, names = arguments.part, trained.class_names
-    source = part_of(dataset, part)
+    source = dataset.judged(part)
     with counting("checking images", len(source)) as (done, say):
         source = readable(source, len(names), done, say)
         if part in trained.fingerprints and source.fingerprint() != trained.fingerprints[part]:

@@ -1,40 +1,14 @@
-"""The parts that commands share which list images of a data set: its parts, and output files."""
+"""What the commands that list images share: readable images, and output files."""
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from jaxnets.data.datasets import load_dataset
-from jaxnets.data.sources import Dataset, Source
+from jaxnets.data.sources import Source
 from jaxnets.data.verification import usable
 from jaxnets.errors import InputError
-from jaxnets.training.config import Config
 
 SUFFIXES = (".csv", ".html")
-
-
-def dataset_of_run(config: Config) -> Dataset:
-    """The data set that a run was trained on."""
-    return load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        test_share=config.test_share,
-        train_folder=config.train_folder,
-        test_folder=config.test_folder,
-    )
-
-
-def parts_of(dataset: Dataset) -> dict[str, Source]:
-    """The parts of a data set, in the order train, val, test."""
-    return {"train": dataset.train, "test": dataset.test}
-
-
-def part_of(dataset: Dataset, part: str) -> Source:
-    """One part of a data set. Raises InputError if it is not there."""
-    parts = parts_of(dataset)
-    if part not in parts:
-        raise InputError(f"{dataset.name} has no {part} images; it has {', '.join(parts)}")
-    return parts[part]
 
 
 def readable(source: Source, num_classes: int, done: Callable[[int], None], say: Callable[[str], None]) -> Source:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.command import add_classifier, classifier_of, parser_of, run
-from experiments.listing import check_output, dataset_of_run, part_of, readable, write_page, write_rows
+from experiments.listing import check_output, readable, write_page, write_rows
 from jaxnets.data.folder import named_images
 from jaxnets.errors import InputError
 from jaxnets.inspection.neighbours import nearest
@@ -35,9 +35,9 @@ def main() -> None:
     trained = classifier_of(arguments)
     stage = arguments.stage or head_inputs(trained.model)
     blocks_of(trained.model, stage)
-    dataset = dataset_of_run(trained.config)
+    dataset = trained.config.load_dataset()
     trained.check_classes(dataset.class_names)
-    train = part_of(dataset, "train")
+    train = dataset.judged("train")
     with counting("checking images", len(train)) as (done, say):
         train = readable(train, len(dataset.class_names), done, say)
     extract = FeatureExtractor(trained.model, trained.preprocessing, stage, arguments.batch_size)

@@ -50,7 +50,7 @@ class Dataset:
 
     `val` and `test` may be None. `mean` and `std` are per channel, for pixel values from 0 to 1. `origins` says where
     the images of val and test come from, such as "from val/", and `warnings` what a user may not expect.
-    `images_by_class` are the numbers of images of each part, once they are checked: {"train": (12, 10, ...), ...}.
+    `labels` are those of each part [N], once its images are checked.
     """
 
     name: str
@@ -62,13 +62,17 @@ class Dataset:
     val: Source | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
-    images_by_class: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     @property
     def parts(self) -> dict[str, Source]:
         """The parts that are there, in the order train, val, test."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {part: source for part, source in parts.items() if source is not None}
+
+    def images_by_class(self, part: str) -> np.ndarray:
+        """The numbers of images of each class [K] in a part whose images are checked."""
+        return np.bincount(self.labels[part], minlength=len(self.class_names))
 
     @property
     def judged_on(self) -> str:

@@ -54,22 +54,19 @@ def verify(
         gather=gather,
     )
     usable_parts: dict[str, Any] = {}
-    images_by_class: dict[str, tuple[int, ...]] = {}
+    labels: dict[str, np.ndarray] = {}
     bad: list[BadImage] = []
     before = 0
     for part, source in dataset.parts.items():
-        usable_parts[part], bad_of_part, labels = check(source, done=partial(_count, done, before))
-        images_by_class[part] = tuple(np.bincount(labels, minlength=len(dataset.class_names)).tolist())
+        usable_parts[part], bad_of_part, labels[part] = check(source, done=partial(_count, done, before))
         bad += bad_of_part
         before += len(source)
-        if part == "train":
-            train_labels = labels
     judge(bad, before, on_bad_image, say)
-    check_labels(dataset.class_names, train_labels)
+    check_labels(dataset.class_names, labels["train"])
     for part, images in usable_parts.items():
         if not len(images):
             raise InputError(f"all {part} images are bad; fix them, or add others")
-    return replace(dataset, **usable_parts, images_by_class=images_by_class), bad
+    return replace(dataset, **usable_parts, labels=labels), bad
 
 
 def _count(done: Callable[[int], None], before: int, count: int) -> None:

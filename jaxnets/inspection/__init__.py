@@ -1,4 +1,4 @@
-"""Looking inside a network and its data: maps, filters, neighbours, duplicates and label errors, as arrays and figures."""
+"""Looks inside a network and its data: maps, filters, neighbours, duplicates, label errors; as arrays and figures."""
 
 from jaxnets.inspection.class_maps import ClassMaps, class_maps, grad_cam
 from jaxnets.inspection.duplicates import Pair, find_duplicates

@@ -93,7 +93,10 @@ def write_scores(
     confusion = np.array(scores["confusion_matrix"])
     if scores["absent_classes"]:
         occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
-        confusion, class_names = confusion[np.ix_(occurring, occurring)], [class_names[label] for label in occurring]
+        confusion, class_names = (
+            confusion[np.ix_(occurring, occurring)],
+            [class_names[label] for label in occurring.tolist()],
+        )
     drawings = {
         "confusion.svg": figures.confusion_image(confusion, class_names),
         "reliability.svg": figures.reliability(

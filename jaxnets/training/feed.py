@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import replace
+from functools import lru_cache, partial
 from itertools import groupby
 
-from jaxnets.data.batches import steps_through, training_slots
+import numpy as np
+
+from jaxnets.data.batches import balanced_order, steps_through, training_slots
 from jaxnets.data.pipeline import Batch, Preprocessed, RandomCrops, cached_if_small, read_batches
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
@@ -13,7 +16,10 @@ from jaxnets.training.recipe import Recipe
 
 
 class TrainingFeed:
-    """A process's share of the training batches. Images without random crops are kept in memory if they fit."""
+    """A process's share of the training batches. Images without random crops are kept in memory if they fit.
+
+    The recipe's sampler "balanced" needs the `labels` [N] of the source.
+    """
 
     def __init__(
         self,
@@ -23,6 +29,7 @@ class TrainingFeed:
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
+        labels: np.ndarray | None = None,
     ) -> None:
         self._source = source
         self._preprocessing = preprocessing
@@ -31,6 +38,9 @@ class TrainingFeed:
         self._process = (process_index, process_count)
         self._crops = RandomCrops(seed, recipe.min_crop_area) if recipe.min_crop_area else None
         self._cached: tuple[int, Source | Preprocessed] | None = None
+        self._order: Callable[[int], np.ndarray] | None = None
+        if recipe.sampler == "balanced" and labels is not None:
+            self._order = lru_cache(maxsize=4)(partial(balanced_order, seed, labels=labels))
 
     def steps_through(self, epochs: int) -> int:
         """The number of steps after which the network has seen each image `epochs` times."""
@@ -69,7 +79,15 @@ class TrainingFeed:
             if not steps:
                 continue
             plan = (
-                training_slots(self._seed, step, recipe.batch_size, count, *self._process, repeats=recipe.repeats)
+                training_slots(
+                    self._seed,
+                    step,
+                    recipe.batch_size,
+                    count,
+                    *self._process,
+                    repeats=recipe.repeats,
+                    order=self._order,
+                )
                 for step in steps
             )
             yield from read_batches(self.images(size), resized(self._preprocessing, size), plan, self._crops)

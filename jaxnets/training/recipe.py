@@ -14,6 +14,7 @@ from jaxnets.training.optimizers import OPTIMIZERS, make_optimizer
 from jaxnets.training.schedules import SCHEDULES, Schedule, make_schedule
 from jaxnets.training.settings import check_settings, setting, unused_settings
 
+SAMPLERS = ("shuffled", "balanced")
 BATCH_NORMS = ("local", "synchronised", "frozen")
 _MOMENTUM = ("optimizer", ("momentum", "nesterov", "adam", "adamw", "lars", "lamb", "muon"))
 # lars and lamb apply it within the trust ratio.
@@ -69,6 +70,18 @@ class Recipe(AugmentationSettings):
     crop_pct: float = setting("share of the short side that the centre crop of the test keeps", 1.0, least=0.1, most=1)
     repeats: int = setting("repeats of an image in a row, each with other augmentations", 1, least=1)
 
+    sampler: str = setting(
+        "each image once an epoch, or the same number of images of each class, with those of rare classes repeated",
+        "shuffled",
+        of=SAMPLERS,
+    )
+
+    class_weights: str | None = setting(
+        "weights of the classes in the training loss: balanced (n / (K n_k) for n_k of n images), or a JSON or CSV "
+        "file of class and weight; val and test losses stay unweighted",
+        None,
+    )
+
     head_epochs: int = setting("epochs at the start in which only the head is trained", 0)
     layer_decay: float = setting(
         "factor of the learning rate for each block further from the head", 1.0, least=1e-6, most=1
@@ -93,6 +106,10 @@ class Recipe(AugmentationSettings):
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.class_weights is not None and self.loss != "cross_entropy":
+            raise InputError(f"class_weights need loss=cross_entropy, not {self.loss}; leave out --class-weights")
+        if self.class_weights is not None and self.label_smoothing == 1:
+            raise InputError("class_weights need label_smoothing below 1; give a smaller --label-smoothing")
         if self.batch_size % self.accumulation:
             raise InputError(f"batch_size={self.batch_size} can't be split into accumulation={self.accumulation} parts")
         if self.batch_norm == "frozen" and self.precise_batch_norm_images:

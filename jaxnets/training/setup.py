@@ -19,6 +19,7 @@ from jaxnets.models.features import head_inputs, head_of
 from jaxnets.models.initialization import Declaration, declaration
 from jaxnets.models.norms import check_norms
 from jaxnets.training.batch_norm import with_batch_norm
+from jaxnets.training.class_weights import BALANCED, balanced_weights, read_weights
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
 from jaxnets.training.custom import Custom
@@ -59,6 +60,7 @@ class Setup:
     rates: np.ndarray | None
     optimizer: optax.GradientTransformation
     custom: Custom
+    class_weights: np.ndarray | None = None
 
     def picture(self, index: int) -> np.ndarray:
         """The pixels [S, S, 3] of an image of the part that the run is judged on, as the network sees them."""
@@ -118,6 +120,7 @@ def set_up(
     _check_judged(dataset, recipe)
     parallel.check_agreement(f"{dataset.class_names} {[len(source) for source in dataset.parts.values()]}")
     preprocessing = _preprocessing(recipe, dataset, origin)
+    class_weights = _class_weights(recipe, dataset.class_names)
     options = _options(config, origin)
     network = config.create_model(len(dataset.class_names), custom.model, **options)
     declared = _declaration(network, recipe)
@@ -131,6 +134,8 @@ def set_up(
         for line in dataset.warnings:
             say(line)
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
+    if recipe.class_weights == BALANCED:
+        class_weights = balanced_weights(dataset.images_by_class("train"))
     if recipe.batch_size > len(dataset.train):
         raise InputError(
             f"batch_size={recipe.batch_size}, but {config.dataset} has {len(dataset.train)} training images; "
@@ -142,7 +147,7 @@ def set_up(
     )
     contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options, custom.describe(trained))
 
-    feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process)
+    feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process, dataset.labels["train"])
     with counting("decoding training images", len(dataset.train), quiet=quiet) as (done, _):
         feed.images(recipe.train_image_size(0), done)
     evaluated: dict[str, Source | Preprocessed] = {}
@@ -176,6 +181,7 @@ def set_up(
         rates=rates,
         optimizer=optimizer,
         custom=custom,
+        class_weights=class_weights,
     )
 
 
@@ -194,6 +200,13 @@ def _check_judged(dataset: Dataset, recipe: Recipe) -> None:
             f"patience_epochs={recipe.patience_epochs} needs val images, of which {dataset.name} has none; give "
             "another --val-share than 0"
         )
+
+
+def _class_weights(recipe: Recipe, class_names: tuple[str, ...]) -> np.ndarray | None:
+    """The weights [K] in the file that the recipe names."""
+    if recipe.class_weights in (None, BALANCED):
+        return None
+    return read_weights(recipe.class_weights, class_names)
 
 
 def _check_batch_size(recipe: Recipe, parallel: Parallel) -> None:

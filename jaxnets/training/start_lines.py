@@ -3,8 +3,6 @@
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
-
 from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
 from jaxnets.models.registry import family_of
@@ -44,8 +42,8 @@ def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
 
 def skew_warnings(dataset: Dataset) -> list[str]:
     """A warning if the largest class has more than three times the training images of the smallest."""
-    counts = np.asarray(dataset.images_by_class.get("train", ()))
-    if not counts.size or counts.min() == 0 or counts.max() <= _SKEW * counts.min():
+    counts = dataset.images_by_class("train")
+    if counts.min() == 0 or counts.max() <= _SKEW * counts.min():
         return []
     most, fewest = int(counts.argmax()), int(counts.argmin())
     return [
@@ -60,12 +58,12 @@ def _images(dataset: Dataset) -> dict[str, str]:
     rows = {}
     for part, source in dataset.parts.items():
         row = _count(len(source), "image")
-        counts = dataset.images_by_class.get(part, ())
-        if 0 < len(counts) <= _LISTED:
+        counts = dataset.images_by_class(part).tolist()
+        if len(counts) <= _LISTED:
             row += ": " + ", ".join(
                 f"{name!r} {count:,}" for name, count in zip(dataset.class_names, counts, strict=True)
             )
-        elif counts:
+        else:
             fewest, most = min(counts), max(counts)
             of = [dataset.class_names[counts.index(count)] for count in (fewest, most)]
             row += f": {fewest:,} ({of[0]!r}) to {most:,} ({of[1]!r}) in a class"

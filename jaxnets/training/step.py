@@ -13,6 +13,7 @@ from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.models.layers import KEPT_OUTPUTS, param_dtype
 from jaxnets.training.augmentations import training_inputs
+from jaxnets.training.class_weights import weighted_targets
 from jaxnets.training.losses import training_loss
 from jaxnets.training.metrics import Metrics, Sums, metric_sums
 from jaxnets.training.recipe import Recipe
@@ -35,6 +36,7 @@ def train_step(
     axis_name: str | None = None,
     frozen: Collection[str] = (),
     metrics: Metrics | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> tuple[TrainState, Sums]:
     """One training step on uint8 images [N, H, W, 3] and labels [N]; returns the new state and sums of metrics.
 
@@ -55,6 +57,8 @@ def train_step(
         axis_name,
         param_dtype(model.dtype),
     )
+    if class_weights is not None:
+        targets = weighted_targets(targets, class_weights, recipe.label_smoothing, axis_name)
     frozen_now, moving = split({"params": state.params, "batch_stats": state.batch_stats}, frozen)
     loss_of: Any = partial(_loss, fixed=join(state.frozen, frozen_now), model=model, recipe=recipe)
     if recipe.remat:

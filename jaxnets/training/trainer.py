@@ -226,6 +226,7 @@ class Trainer:
             axis_name=self._parallel.axis_name,
             frozen=frozen,
             metrics=self.run.custom.metrics,
+            class_weights=self.run.class_weights,
         )
         return self._parallel.wrap(
             step,

@@ -15,6 +15,7 @@ from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
 from jaxnets.models.options import checked_options, members
 from jaxnets.pretrained import describe
+from jaxnets.training.class_weights import BALANCED
 from jaxnets.training.config import Config
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import recipe_for
@@ -45,6 +46,8 @@ def configuration(words: Mapping[str, Any], before: Path | None = None) -> Confi
     elif given.get("transfer") is not None:
         given["weights"] = "DEFAULT"
     changes = {name: given.pop(name) for name in _RECIPE if name in given}
+    if changes.get("class_weights") not in (None, BALANCED):
+        changes["class_weights"] = str(Path(changes["class_weights"]).expanduser().absolute())
     name = given.pop("recipe", None)
     if "arch" not in given:
         if before is None or not (before / "config.json").exists():

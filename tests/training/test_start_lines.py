@@ -70,7 +70,7 @@ def test_of_many_classes_the_smallest_and_the_largest_are_named() -> None:
 
 @pytest.mark.parametrize(("counts", "is_skewed"), [((9, 3), False), ((10, 3), True), ((2, 7, 1), True)])
 def test_a_skew_of_more_than_three_is_warned_of(counts: tuple[int, ...], is_skewed: bool) -> None:
-    warnings = skew_warnings(replace(skewed(counts), images_by_class={"train": counts}))
+    warnings = skew_warnings(replace(skewed(counts), labels={"train": np.repeat(np.arange(len(counts)), counts)}))
     assert len(warnings) == is_skewed
     if is_skewed:
         most, fewest = counts.index(max(counts)), counts.index(min(counts))
