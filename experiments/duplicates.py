@@ -67,7 +67,7 @@ def _done_after(done: Callable[[int], None], before: int, count: int) -> None:
 def _dataset(data: str, data_dir: str | None) -> Dataset:
     config = Path(data).expanduser() / "config.json"
     if config.is_file():
-        return dataset_of_run(Config.read(config))
+        return Config.read(config).load_dataset()
     return load_dataset(data, data_dir=data_dir)
 
 

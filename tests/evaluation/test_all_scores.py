@@ -13,7 +13,6 @@ from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     confusion_matrix,
-    log_loss,
     precision_recall_fscore_support,
     top_k_accuracy_score,
 )
@@ -44,7 +43,11 @@ def test_scores_are_those_of_scikit_learn(present: list[int] | None) -> None:
     scores = all_scores(probabilities, labels, names, counted)
     json.dumps(scores, allow_nan=False)
     assert scores["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+<<<<<<< HEAD
     with pytest.warns(UserWarning, match="not in y_true") if present else nullcontext():
+=======
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true") if present else nullcontext():
+>>>>>>> judge2
         assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
     hits = top_k_accuracy_score(labels, probabilities, k=5, labels=range(8))
     assert scores["top5_accuracy"] == pytest.approx(hits, abs=1e-12)
@@ -67,16 +70,18 @@ def test_scores_are_those_of_scikit_learn(present: list[int] | None) -> None:
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(0).exponential(size=(2000, 400))
+    # For normal values, for which it is exact in large samples. The tolerance is three standard errors.
+    draws = np.random.default_rng(0).normal(1, 1, (4000, 400))
     bounds = np.array([mean_interval(of.mean(), of.std(), 400) for of in draws])
-    assert np.mean((bounds[:, 0] < 1) & (bounds[:, 1] > 1)) == pytest.approx(0.95, abs=0.015)
+    covered = np.mean((bounds[:, 0] < 1) & (bounds[:, 1] > 1))
+    assert covered == pytest.approx(0.95, abs=3 * (0.95 * 0.05 / 4000) ** 0.5)
 
 
 def of_part(classes: int, images: int = 200) -> tuple[dict[str, Any], Evaluation, tuple[str, ...]]:
     probabilities, labels = answers(classes, images)
     names = tuple(f"class {label} " + "x" * 60 for label in range(classes))
     scores = all_scores(probabilities, labels, names)
-    loss = log_loss(labels, probabilities.astype(np.float64), labels=range(classes))
+    loss = float(-np.log(probabilities[np.arange(images), labels]).mean())
     scores |= {"part": "test", "loss": loss, "absent_classes": 0}
     scores["intervals"]["loss"] = [loss - 0.1, loss + 0.1]
     return scores, Evaluation(probabilities, labels, {}), names
