@@ -119,7 +119,7 @@ def test_a_run_with_values_that_no_network_can_use_is_refused(
     files = orbax_files()
     with files.writer(workdir / FOLDER, lambda: None) as manager:
         number = manager.latest_step()
-        metadata = files.read_metadata(manager, number)
+        metadata = {**files.read_metadata(manager, number), "best": number + 1}
         files.write(manager, number + 1, {"variables": variables}, metadata)
         manager.wait_until_finished()
     for act in (

@@ -71,14 +71,13 @@ class Recipe(AugmentationSettings):
     repeats: int = setting("repeats of an image in a row, each with other augmentations", 1, least=1)
 
     sampler: str = setting(
-        "each image once an epoch, or the same number of images of each class, with those of rare classes repeated",
+        "images of an epoch: each once, or as many of each class",
         "shuffled",
         of=SAMPLERS,
     )
 
     class_weights: str | None = setting(
-        "weights of the classes in the training loss: balanced (n / (K n_k) for n_k of n images), or a JSON or CSV "
-        "file of class and weight; val and test losses stay unweighted",
+        "weights of classes in the training loss: balanced, or a JSON or CSV file of class and weight",
         None,
     )
 

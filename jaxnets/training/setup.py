@@ -131,7 +131,7 @@ def set_up(
     frozen = frozenset(frozen_modules(network, config.transfer, config.train_from, params))
     trained = {name: tree for name, tree in params.items() if name not in frozen}
     with counting("checking images", _count(dataset), quiet=quiet) as (done, say):
-        for line in dataset.warnings:
+        for line in (*dataset.warnings, dataset.summary()):
             say(line)
         dataset, bad_images = verify(dataset, config.on_bad_image, done, say, *process, parallel.gather)
     if recipe.class_weights == BALANCED:

@@ -67,8 +67,6 @@ def _images(dataset: Dataset) -> dict[str, str]:
             fewest, most = min(counts), max(counts)
             of = [dataset.class_names[counts.index(count)] for count in (fewest, most)]
             row += f": {fewest:,} ({of[0]!r}) to {most:,} ({of[1]!r}) in a class"
-        if part in dataset.origins:
-            row += f"; {dataset.origins[part]}"
         rows[part] = row
     return rows
 

@@ -81,6 +81,10 @@ def option_names() -> set[str]:
     names: set[str] = set()
     required = {
         "summary": ["--arch", "x"],
+        "duplicates": ["x"],
+        "label_errors": ["x"],
+        "neighbours": ["x", "x"],
+        "inspect": ["x", "x"],
         "convert": ["x", "--output", "x"],
         "embed": ["--output", "x"],
         "export": ["--output", "x"],

@@ -187,7 +187,7 @@ def test_a_bad_image_stops_a_run_before_it_leaves_anything(folder: Path, tmp_pat
         str(folder / "train" / "10" / "007.png"),
         str(folder / "val" / "2" / "003.png"),
     ]
-    assert len(done.stderr.splitlines()) == 4
+    assert len(done.stderr.splitlines()) == 4  # the data set, two bad images, the error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -41,7 +41,7 @@ def test_every_page_says_what_happens_without_an_option(
 # What has no default: what must be given, what is not there unless it is given, or what the usage line explains.
 NEEDED = {
     *("--arch", "--output", "--beside", "--set", "--config", "--peer", "--profile", "--data", "--coordinator"),
-    *("--train-folder", "--test-folder"),
+    *("--train-folder", "--val-folder", "--test-folder", "--fold", "--group-by", "--tta", "--plot"),
 }
 
 

@@ -33,7 +33,7 @@ def test_copies_across_parts_come_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random = np.random.default_rng(0)
-    for part in ("train", "test"):
+    for part in ("train", "val", "test"):
         for name in ("cat", "dog"):
             folder = tmp_path / "pets" / part / name
             folder.mkdir(parents=True)

@@ -18,6 +18,8 @@ from jaxnets.training.recipes import RECIPES, recipe_for
 # What is typed for each setting of a recipe, and what it means; no recipe of those below has it already.
 OPTIONS: dict[str, tuple[str, Any]] = {
     "image_size": ("--image-size 96", 96),
+    "sampler": ("--sampler balanced", "balanced"),
+    "class_weights": ("--class-weights balanced", "balanced"),
     "epochs": ("--epochs 77", 77),
     "batch_size": ("--batch-size 48", 48),
     "optimizer": ("--optimizer muon", "muon"),

@@ -182,7 +182,10 @@ class Trainer:
 def arguments(config: Config, workdir: Path) -> list[str]:
     """What to give the command so that it trains as `config` says."""
     words = ["--workdir", str(workdir)]
-    for name, value in {**asdict(config), **asdict(config.recipe)}.items():
+    settings = {**asdict(config), **asdict(config.recipe)}
+    for name, value in settings.pop("network_options").items():
+        words += ["--set", f"{name}={value}"]
+    for name, value in settings.items():
         flag = "--lr" if name == "learning_rate" else "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag[2:])

@@ -52,6 +52,7 @@ def test_tensorboard_sees_the_metrics_of_a_run(tmp_path: Path) -> None:
     assert {tag for tag, _ in expected} == {
         "train/loss", "train/accuracy", "train/top5_accuracy", "train/count",
         "train/learning_rate", "train/images_per_second",
+        "val/loss", "val/accuracy", "val/top5_accuracy", "val/count", "val/seconds",
         "test/loss", "test/accuracy", "test/top5_accuracy", "test/count", "test/seconds",
     }  # fmt: skip
     assert scalars(tmp_path) == pytest.approx(expected, rel=1e-6)

@@ -117,6 +117,8 @@ CHANCES = ("flip", "shift", "color_jitter", "trivial_augment", "random_erasing",
 # Another value of each setting.
 OTHERS: dict[str, Any] = {
     "image_size": 65,
+    "sampler": "balanced",
+    "class_weights": "balanced",
     "epochs": 7,
     "batch_size": 30,
     "optimizer": "lamb",
@@ -202,7 +204,7 @@ def test_its_network_takes_each_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*RECIPES, None])
 def test_a_configuration_keeps_all_of_its_recipe(name: str | None, tmp_path: Path) -> None:
-    recipe = RECIPES[name] if name else Recipe(**OTHERS)
+    recipe = RECIPES[name] if name else Recipe(**{**OTHERS, "loss": "cross_entropy"})
     assert set(OTHERS) == {setting.name for setting in fields(Recipe)}
     config = Config(
         "resnet50", recipe, "photos", 5, "bfloat16", "/data", 0.3, "skip", 7, "DEFAULT", "partial", "layer3"

@@ -123,7 +123,7 @@ def test_a_dry_run_finds_damaged_images(tmp_path: Path) -> None:
         def fingerprint(self) -> str:
             return "damaged"
 
-    with pytest.raises(InputError, match="1 of 45 images can't be used, the first is image 5"):
+    with pytest.raises(InputError, match="1 of 56 images can't be used, the first is image 5"):
         train(
             Config("tiny", PLAIN),
             tmp_path / "run",

@@ -460,6 +460,8 @@ TECHNIQUES = {
 }
 # What shows in whole runs alone.
 IN_RUNS = {
+    "sampler": "test_class_weights.py",
+    "class_weights": "test_class_weights.py",
     "precise_batch_norm_images": "test_batch_norm_training.py",
     "patience_epochs": "test_loop.py",
     "head_epochs": "test_transfer_runs.py",
