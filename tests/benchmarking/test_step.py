@@ -31,7 +31,7 @@ def test_multiply_adds_match_the_literature(arch: str, billions: float) -> None:
 @pytest.mark.fast
 def test_every_repeated_block_counts() -> None:
     def total(blocks: int) -> int:
-        return multiply_adds("resnet1202_cifar", 32, options={"stage_sizes": (blocks,) * 3})
+        return multiply_adds("resnet1202_cifar", 32, options={"stage_sizes": [blocks] * 3})
 
     # The basic blocks of all stages have equal multiply-adds: two 3x3 convolutions, of 16 channels at 32 px.
     block = 2 * 9 * 16 * 16 * 32 * 32
