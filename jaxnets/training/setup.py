@@ -1,7 +1,9 @@
 """All that a run needs before its first step. Invalid input is refused here, before anything is written."""
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +30,7 @@ from jaxnets.training.feed import TrainingFeed, resized
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
+from jaxnets.training.step import train_step
 from jaxnets.transfer import HeadOnTrunk, frozen_modules, make_head, scale_by_layer, with_frozen_norms
 from jaxnets.weights.origin import Origin
 
@@ -65,6 +68,20 @@ class Setup:
     def picture(self, index: int) -> np.ndarray:
         """The pixels [S, S, 3] of an image of the part that the run is judged on, as the network sees them."""
         return self.preprocessing.pixels(self.dataset.judged()[index].image)
+
+    def step_of(self, model: Any, axis_name: str | None, frozen: Collection[str] = ()) -> Callable[..., Any]:
+        """The training step of `model`, a function of the state and a batch; `frozen` as in `train_step`."""
+        return partial(
+            train_step,
+            model=model,
+            optimizer=self.optimizer,
+            preprocessing=self.inputs,
+            recipe=self.contents.config.recipe,
+            axis_name=axis_name,
+            frozen=frozen,
+            metrics=self.custom.metrics,
+            class_weights=self.class_weights,
+        )
 
     def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":
         """The run with each image replaced by its features, if it trains the head alone.

@@ -1,6 +1,6 @@
 """A run in progress: its state, and what can be done with it: train an epoch, evaluate, save."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from jaxnets.training.progress import Progress
 from jaxnets.training.run_log import RunLog
 from jaxnets.training.setup import Setup
 from jaxnets.training.start import saved_or_new
-from jaxnets.training.step import train_step
 
 
 @dataclass(frozen=True)
@@ -217,19 +216,8 @@ class Trainer:
         return steps
 
     def _compiled_step(self, model: Any, frozen: Collection[str] = ()) -> Compiled:
-        step: Callable[..., Any] = partial(
-            train_step,
-            model=model,
-            optimizer=self.run.optimizer,
-            preprocessing=self.run.inputs,
-            recipe=self.run.contents.config.recipe,
-            axis_name=self._parallel.axis_name,
-            frozen=frozen,
-            metrics=self.run.custom.metrics,
-            class_weights=self.run.class_weights,
-        )
         return self._parallel.wrap(
-            step,
+            self.run.step_of(model, self._parallel.axis_name, frozen),
             donate=True,
             several_steps=self._schedule.steps_per_call > 1,
             compiling=self._save_before_compiling,
