@@ -132,5 +132,5 @@ def draw_learning_rates(result: LearningRates, title: str = "") -> Any:
     axis.set_title(title, parse_math=False)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    axis.legend(framealpha=0.9, edgecolor="none")
     return figure

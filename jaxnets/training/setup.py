@@ -162,7 +162,15 @@ def set_up(
     fingerprints = parallel.broadcast(
         parallel.on_primary(lambda: {part: source.fingerprint() for part, source in dataset.parts.items()})
     )
-    contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options, custom.describe(trained))
+    contents = Contents(
+        config,
+        preprocessing,
+        dataset.class_names,
+        fingerprints,
+        options,
+        custom.describe(trained),
+        None if class_weights is None else class_weights.tolist(),
+    )
 
     feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process, dataset.labels["train"])
     with counting("decoding training images", len(dataset.train), quiet=quiet) as (done, _):
