@@ -53,6 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check all, say what the run would do, and end; nothing is written"
     )
     parser.add_argument("--log-every", type=int, help="steps between lines of metrics (default: 10)")
+    parser.add_argument(
+        "--log-gradients",
+        action="store_true",
+        help="log the norms of the layers' gradients; with --tensorboard also histograms of parameters (default: off)",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well (default: off)")
     parser.add_argument(
         "--steps-per-call", type=int, metavar="N", help="steps that the device takes without the host (default: 1)"

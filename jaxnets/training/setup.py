@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from jaxnets.data.pipeline import CACHE_BYTES, Preprocessed, cached_if_small
 from jaxnets.data.preprocessing import NoPreprocessing, Preprocessing
@@ -27,6 +28,7 @@ from jaxnets.training.contents import Contents
 from jaxnets.training.custom import Custom
 from jaxnets.training.evaluation import FeatureExtractor
 from jaxnets.training.feed import TrainingFeed, resized
+from jaxnets.training.gradients import layers_of
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
@@ -69,6 +71,14 @@ class Setup:
         """The pixels [S, S, 3] of an image of the part that the run is judged on, as the network sees them."""
         return self.preprocessing.pixels(self.dataset.judged()[index].image)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose gradients are logged, from the first; none if the configuration does not ask."""
+        if not self.contents.config.log_gradients:
+            return ()
+        # Those of a user's own network may not be declared in their order.
+        return layers_of((*self.declared.parameters, *flatten_dict(self.declared.shapes["params"])), self.frozen)
+
     def step_of(self, model: Any, axis_name: str | None, frozen: Collection[str] = ()) -> Callable[..., Any]:
         """The training step of `model`, a function of the state and a batch; `frozen` as in `train_step`."""
         return partial(
@@ -81,6 +91,7 @@ class Setup:
             frozen=frozen,
             metrics=self.custom.metrics,
             class_weights=self.class_weights,
+            layers=self.layers,
         )
 
     def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":

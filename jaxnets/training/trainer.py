@@ -69,6 +69,7 @@ class Trainer:
                 lambda: MetricsLog(workdir or Path(), position.log_bytes, position.step, schedule.tensorboard)
             )
             stack.enter_context(metrics_log or nullcontext())
+            self._metrics_log = metrics_log
             self.log = RunLog(
                 position,
                 metrics_log,
@@ -79,6 +80,7 @@ class Trainer:
                 self._checkpoints.last,
                 started,
                 self._hooks,
+                run.layers,
             )
             self._steps = self._compiled_steps()
             size, metrics = run.contents.config.recipe.batch_size, run.custom.metrics
@@ -136,6 +138,8 @@ class Trainer:
         better = self.log.finished_epoch(None if val is None else val.metrics)
         if better:
             self._best_val = val
+        if self._schedule.tensorboard and self.run.contents.config.log_gradients and self._metrics_log is not None:
+            self._metrics_log.histograms(self.log.position.step, self._parallel.fetch(self.state.params))
         if val is not None:
             for hook in self._hooks:
                 hook.after_val(epoch, val, self.state.variables)
