@@ -163,7 +163,7 @@ def test_a_run_resumes_only_with_the_weights_that_it_began_with(tmp_path: Path) 
 def skewed() -> Dataset:
     """Digits in which the classes 5 to 9 have few training images; val and test are as they were."""
     dataset = load_dataset("digits")
-    labels = np.asarray(dataset.labels["train"])
+    labels = np.array([dataset.train[index].label for index in range(len(dataset.train))])
     kept = [index for label in range(10) for index in np.flatnonzero(labels == label)[: None if label < 5 else 6]]
     return replace(dataset, train=Subset(dataset.train, sorted(int(index) for index in kept)))
 
