@@ -165,7 +165,7 @@ def skewed() -> Dataset:
     dataset = load_dataset("digits")
     labels = np.array([dataset.train[index].label for index in range(len(dataset.train))])
     kept = [index for label in range(10) for index in np.flatnonzero(labels == label)[: None if label < 5 else 6]]
-    return replace(dataset, train=Subset(dataset.train, sorted(int(index) for index in kept)))
+    return replace(dataset, train=Subset(dataset.train, np.array(sorted(kept))))
 
 
 @pytest.mark.slow
