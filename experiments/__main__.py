@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "Train a network, from scratch or from pretrained weights.",
+    "find_lr": "Find a learning rate for a training run.",
     "evaluate": "Test a trained network again.",
     "predict": "Classify images.",
     "embed": "Write the features of images to a file.",
@@ -51,10 +52,11 @@ def main() -> None:
 
         print(f"jaxnets {__version__}")
         return
+    name = name.replace("-", "_")
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "jaxnets --help lists the commands"
-        print(f"error: unknown command {name}; {hint}", file=sys.stderr)
+        print(f"error: unknown command {sys.argv[1]}; {hint}", file=sys.stderr)
         sys.exit(2)
     # --arch package.module:factory also finds modules in the current folder, as with `python -m`. The folder comes
     # last, so that a folder called experiments or jaxnets in it hides nothing.

@@ -48,6 +48,38 @@ def make_parser() -> argparse.ArgumentParser:
         usage="%(prog)s --arch NAME [--dataset FOLDER] [--recipe NAME] [options]",
         argument_default=argparse.SUPPRESS,
     )
+    parser.add_argument("--workdir", type=Path, help="folder for the run's files (default: a new one under runs/)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all, say what the run would do, and end; nothing is written"
+    )
+    parser.add_argument("--log-every", type=int, help="steps between lines of metrics (default: 10)")
+    parser.add_argument(
+        "--log-gradients",
+        action="store_true",
+        help="log the norms of the layers' gradients; with --tensorboard also histograms of parameters (default: off)",
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well (default: off)")
+    parser.add_argument(
+        "--steps-per-call", type=int, metavar="N", help="steps that the device takes without the host (default: 1)"
+    )
+    add_configuration(parser)
+    checkpoints = parser.add_argument_group("checkpoints")
+    checkpoints.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --workdir from its last checkpoint; start it if there is none",
+    )
+    checkpoints.add_argument(
+        "--checkpoint-interval",
+        type=float,
+        metavar="SECONDS",
+        help=f"seconds between checkpoints within an epoch (default: {CHECKPOINT_INTERVAL:.0f})",
+    )
+    return parser
+
+
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the data, the network, the recipe and the devices; those of the recipe follow its fields."""
     parser.add_argument("--arch", help="network, such as resnet50 (see `jaxnets list`), or package.module:factory")
     parser.add_argument(
         "--dataset",
@@ -63,7 +95,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="stop at an image that can't be read (default), skip up to 1 %% of them and list them in the workdir, or "
         "stop at any damage (strict)",
     )
-    parser.add_argument("--workdir", type=Path, help="folder for the run's files (default: a new one under runs/)")
     parser.add_argument("--dtype", help=f"what the network computes in: {', '.join(DTYPES)} (default: float32)")
     parser.add_argument("--seed", type=int, help="decides initial weights, sample order and augmentation (default: 0)")
     add_options(parser)
@@ -73,11 +104,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="read the settings from a run's config.json; options on the command line override them",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check all, say what the run would do, and end; nothing is written"
-    )
-    parser.add_argument("--log-every", type=int, help="steps between lines of metrics (default: 10)")
-    parser.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard as well (default: off)")
 
     start = parser.add_argument_group("starting from weights")
     start.add_argument(
@@ -101,26 +127,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="first stage that --transfer partial trains, such as layer4 (default: the latest half of the parameters)",
     )
 
-    checkpoints = parser.add_argument_group("checkpoints")
-    checkpoints.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --workdir from its last checkpoint; start it if there is none",
-    )
-    checkpoints.add_argument(
-        "--checkpoint-interval",
-        type=float,
-        metavar="SECONDS",
-        help=f"seconds between checkpoints within an epoch (default: {CHECKPOINT_INTERVAL:.0f})",
-    )
-
     devices = parser.add_argument_group("devices and machines")
     devices.add_argument("--platform", choices=PLATFORMS, help="train on this platform or fail (default: auto)")
     devices.add_argument(
         "--parallel", choices=PARALLEL, help="how to use several devices (default: jit on one device, pmap on several)"
-    )
-    devices.add_argument(
-        "--steps-per-call", type=int, metavar="N", help="steps that the device takes without the host (default: 1)"
     )
     devices.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, if no launcher sets it")
     devices.add_argument("--num-processes", type=int, help="number of processes (default: what a launcher sets, or 1)")
@@ -139,7 +149,6 @@ def make_parser() -> argparse.ArgumentParser:
         group = augmentation if setting.name in augmentations else recipe
         rule, default = dict(setting.metadata), getattr(standard, setting.name)
         add_setting(group, setting.name, types_of[setting.name], rule, default)
-    return parser
 
 
 def add_setting(group: Any, name: str, kind: Any, rule: dict[str, Any], standard: Any) -> None:
@@ -174,8 +183,7 @@ def shown(value: Any) -> str:
 def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
     """The configuration and the launch of a command line."""
     given = vars(make_parser().parse_args(arguments))
-    join_processes(*(given.pop(name, None) for name in ("coordinator", "num_processes", "process_id")))
-    choose_platform(given.pop("platform", "auto"))
+    start_devices(given)
     workdir, resume = given.pop("workdir", None), given.pop("resume", False)
     launch = {
         "parallel": given.pop("parallel", "auto"),
@@ -187,14 +195,25 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Launch]:
     if resume and workdir is None:
         raise InputError("--resume needs the --workdir of the run to continue")
     workdir = workdir and workdir.expanduser()
+    return config_of(given, workdir if resume else None), Launch(workdir, resume, **launch)
+
+
+def start_devices(given: dict[str, Any]) -> None:
+    """Takes the options of platform and processes out of those that are given, and does what they say."""
+    join_processes(*(given.pop(name, None) for name in ("coordinator", "num_processes", "process_id")))
+    choose_platform(given.pop("platform", "auto"))
+
+
+def config_of(given: dict[str, Any], before: Path | None = None) -> Config:
+    """The configuration of the options that are given; `before` is the folder of a run to continue."""
     file = given.pop("config", None)
     if "network_options" in given:
         given["network_options"] = assignments(given["network_options"])
     words = given if file is None else with_words(words_in(file.expanduser()), given)
-    config = configuration(words, workdir if resume else None)
+    config = configuration(words, before)
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    return config, Launch(workdir, resume, **launch)
+    return config
 
 
 def main() -> None:

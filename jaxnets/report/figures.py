@@ -57,6 +57,27 @@ def curves(title: str, lines: Sequence[Curve], x_name: str, *, legend: bool = Tr
     return _svg(figure, f"{title} by {x_name}; {described}")
 
 
+def gradient_map(norms: np.ndarray, steps: Sequence[int], layers: Sequence[str]) -> str:
+    """The norms of gradients [S, L] of layers, from the first at the top, over the steps, by colours on a log scale."""
+    # A row of pixels for each layer; neighbouring steps are joined.
+    groups = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_CELLS))
+    with np.errstate(divide="ignore"):
+        logs = np.log10(np.stack([norms[group].mean(axis=0) for group in groups], axis=1))
+    logs[~np.isfinite(logs)] = np.nan
+    named = range(0, len(layers), -(-len(layers) // _MAX_NAMED))
+    margin = 0.075 * max(min(len(layers[index]), _MAX_NAME) for index in named)
+    width, height = 4.6 + margin, max(2.4, 1.1 + 0.2 * len(named))
+    figure, axis = _figure(width, height)
+    figure.subplots_adjust(left=(margin + 0.3) / width, right=1 - 0.5 / width)
+    extent = (steps[0] - 0.5, steps[-1] + 0.5, len(layers) - 0.5, -0.5)
+    image = axis.imshow(logs, cmap="viridis", aspect="auto", interpolation="none", extent=extent)
+    axis.set_yticks(named, [shortened(layers[index], _MAX_NAME) for index in named], fontsize=8)
+    axis.set_xlabel("step")
+    bar = figure.colorbar(image, ax=axis, fraction=0.046)
+    bar.ax.set_title("log10", fontsize=8)
+    return _svg(figure, f"Norms of the gradients of {len(layers)} layers over {len(steps)} logged steps")
+
+
 def swatch(place: int) -> str:
     """A piece of the line of a curve, for a legend."""
     gaps = ("", "6 3", "6 2 2 2", "2 2")[place // len(COLOURS) % 4]

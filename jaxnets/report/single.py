@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+import numpy as np
+
 from jaxnets.report import figures
 from jaxnets.report.heat_maps import try_heat_maps
 from jaxnets.report.judgement import accuracy_text, calibration_error, judgement
@@ -21,7 +23,7 @@ def write_report(workdir: Path, output: Path | None = None, *, heat_maps: bool =
     """
     run = RunFiles.read(workdir)
     no_maps = try_heat_maps(run) if heat_maps else None
-    sections = [_heading(run), _standing(run) if run.result is None else _facts(run), _curves(run)]
+    sections = [_heading(run), _standing(run) if run.result is None else _facts(run), _curves(run), _gradients(run)]
     if run.answers is not None:
         sections += judgement(run, run.answers, no_maps=no_maps)
     else:
@@ -120,6 +122,22 @@ def _curves(run: RunFiles) -> str:
     if not drawings:
         return section("Learning", paragraph("Nothing is logged yet: no step was finished."))
     return section("Learning", f'<div class="plots">{"".join(drawings)}</div>')
+
+
+def _gradients(run: RunFiles) -> str:
+    """The norms of the gradients by layer, if the run has logged them."""
+    lines = [line for line in run.metrics if line.get("gradient_norms")]
+    if not lines:
+        return ""
+    layers = list(lines[0]["gradient_norms"])
+    # What is not finite is null in the file.
+    norms = np.array([[line["gradient_norms"].get(layer) for layer in layers] for line in lines], float)
+    told = paragraph(
+        "The logarithm of the norm of each layer's gradient, from the first layer at the top to the last, before the "
+        "gradients are clipped. Rows that stay much darker than others belong to layers that hardly learn."
+    )
+    drawing = plot(figures.gradient_map(norms, [line["step"] for line in lines], layers))
+    return section("Gradients", told + drawing)
 
 
 def _bad_images(run: RunFiles) -> str:

@@ -21,7 +21,16 @@ from jaxnets.weights.runs import network_of
 DTYPES = ("float32", "bfloat16", "float64")
 # What a resumed run may change: where the images are (they are compared by themselves), how often metrics are logged,
 # and rematerialisation.
-_MAY_CHANGE = ("dataset", "data_dir", "train_folder", "val_folder", "test_folder", "log_every", "remat")
+_MAY_CHANGE = (
+    "dataset",
+    "data_dir",
+    "train_folder",
+    "val_folder",
+    "test_folder",
+    "log_every",
+    "log_gradients",
+    "remat",
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,8 @@ class Config:
     `log_every` steps. `weights`, as for `jaxnets.load_pretrained`, are the initial weights; `weights_key` is the entry
     of a torch checkpoint to read; `transfer` says what is trained: "full" (the same as None), "partial" (from the stage
     `train_from` on) or "head". `network_options` are options of the network, as JSON has them (see
-    `jaxnets.models.options`), such as {"activation": "gelu", "groups": 8}.
+    `jaxnets.models.options`), such as {"activation": "gelu", "groups": 8}. `log_gradients` adds the norms of the
+    gradients of all layers to the logged metrics.
     """
 
     arch: str
@@ -58,6 +68,7 @@ class Config:
     group_by: str | None = None
     val_folder: str | None = None
     network_options: dict[str, Any] = field(default_factory=dict)
+    log_gradients: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -38,7 +38,7 @@ class Contents:
     """The metadata of each checkpoint of a run; a resumed run must have the same.
 
     `options` are those of the network that came with the initial weights; `custom` describes the parts that were given
-    to `train()` in the place of named ones.
+    to `train()` in the place of named ones. `class_weights` are those of the training loss, if it has any.
     """
 
     config: Config
@@ -47,6 +47,7 @@ class Contents:
     fingerprints: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
     custom: dict[str, Any] = field(default_factory=dict)
+    class_weights: list[float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The metadata as JSON."""
@@ -63,6 +64,11 @@ class Contents:
                     f"the {part} images are not those that the run began with (names, classes or contents differ, "
                     "or the run is of an earlier version); restore those, or train again in another --workdir"
                 )
+        if before.get("class_weights", self.class_weights) != self.class_weights:
+            raise InputError(
+                f"the class weights in {self.config.recipe.class_weights} are not those that the run began with; "
+                "restore the file, or train again in another --workdir"
+            )
 
 
 def check_classes(trained: Sequence[str], class_names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ TOP5 = "top5_accuracy"
 _TAKEN = (
     "loss", "accuracy", "count", "skipped", "skipped_in_a_row", "learning_rate", "images_per_second", "seconds",
     "split", "step", "epoch", "images", "per_class", "macro_precision", "macro_recall", "macro_f1", "balanced_accuracy",
-    "expected_calibration_error", TOP5,
+    "expected_calibration_error", "gradient_norms", TOP5,
 )  # fmt: skip
 
 

@@ -8,6 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from flax.traverse_util import flatten_dict
+
 from jaxnets.errors import InputError
 
 
@@ -33,8 +36,16 @@ class MetricsLog:
             file.write(json.dumps(line) + "\n")
         if self._writer is not None:
             for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{split}/{name}", value, step)
+                numbers = value.items() if isinstance(value, dict) else [("", value)]
+                for part, number in numbers:
+                    if isinstance(number, int | float):
+                        self._writer.add_scalar("/".join(filter(None, (split, name, part))), number, step)
+
+    def histograms(self, step: int, params: Any) -> None:
+        """Adds histograms of parameters to TensorBoard's files."""
+        if self._writer is not None:
+            for path, array in flatten_dict(params).items():
+                self._writer.add_histogram("/".join(("params", *path)), np.asarray(array, np.float64), step)
 
     def bytes_on_disk(self) -> int:
         """The length of metrics.jsonl, after writing all of it to the disk."""
@@ -51,7 +62,9 @@ class MetricsLog:
 
 
 def json_value(value: Any) -> Any:
-    """A number, or nested lists of numbers, with null in the place of what JSON lacks: infinity and NaN."""
+    """A number, or nested lists or a dict of numbers, with null in the place of what JSON lacks: infinity and NaN."""
+    if isinstance(value, dict):
+        return {name: json_value(one) for name, one in value.items()}
     if isinstance(value, list):
         return [json_value(one) for one in value]
     return value if math.isfinite(value) else None

@@ -15,6 +15,7 @@ import numpy as np
 from jaxnets.data.pipeline import Batch
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.gradients import NORMS
 from jaxnets.training.hooks import Hook
 from jaxnets.training.metrics import Sums, Totals
 from jaxnets.training.metrics_log import MetricsLog
@@ -64,7 +65,7 @@ class RunLog:
     """Reads the metrics of a step while the next one runs, adds them up, logs and shows them, and calls the hooks.
 
     Without a `metrics_log`, as in processes other than the first, it only adds them up. `rates` are the learning rates
-    [steps], or None if they are not known.
+    [steps], or None if they are not known. `layers` are the names of the layers whose gradients are logged.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class RunLog:
         last_checkpoint: Callable[[], Path | None],
         started: float,
         hooks: Sequence[Hook] = (),
+        layers: Sequence[str] = (),
     ) -> None:
         self.position = position
         self._metrics_log = metrics_log
@@ -88,6 +90,7 @@ class RunLog:
         self._steps_through = steps_through
         self._last_checkpoint = last_checkpoint
         self._hooks = hooks
+        self._layers = layers
         self._unread: tuple[Sums, int] | None = None
         self._watcher = ThreadPoolExecutor(1, "steps")
         self._finished: Future[float] | None = None
@@ -148,6 +151,7 @@ class RunLog:
         if not self._read_any:
             self._read_any = True
             self._progress.say(f"first step finished after {self.first_step_seconds:.1f} s")
+        norms = sums.pop(NORMS, None)
         at.step += 1
         at.line.add(sums)
         at.epoch.add(sums)
@@ -172,7 +176,9 @@ class RunLog:
         self._progress.advance(at.step, epoch, recipe.epochs, at.epoch.means(), speed)
         if at.step % self._log_every == 0 or at.step == self._steps_through(epoch):
             if self._metrics_log is not None:
-                further = {"images_per_second": speed}
+                further: dict[str, Any] = {"images_per_second": speed}
+                if norms is not None:
+                    further[NORMS] = dict(zip(self._layers, norms.tolist(), strict=True))
                 if self._rates is not None:
                     # The optimiser does not count the steps that were skipped.
                     further = {"learning_rate": float(self._rates[at.step - 1 - at.skipped])} | further

@@ -1,13 +1,16 @@
 """All that a run needs before its first step. Invalid input is refused here, before anything is written."""
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from jaxnets.data.pipeline import CACHE_BYTES, Preprocessed, cached_if_small
 from jaxnets.data.preprocessing import NoPreprocessing, Preprocessing
@@ -25,9 +28,11 @@ from jaxnets.training.contents import Contents
 from jaxnets.training.custom import Custom
 from jaxnets.training.evaluation import FeatureExtractor
 from jaxnets.training.feed import TrainingFeed, resized
+from jaxnets.training.gradients import layers_of
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.recipe import Recipe
+from jaxnets.training.step import train_step
 from jaxnets.transfer import HeadOnTrunk, frozen_modules, make_head, scale_by_layer, with_frozen_norms
 from jaxnets.weights.origin import Origin
 
@@ -65,6 +70,29 @@ class Setup:
     def picture(self, index: int) -> np.ndarray:
         """The pixels [S, S, 3] of an image of the part that the run is judged on, as the network sees them."""
         return self.preprocessing.pixels(self.dataset.judged()[index].image)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose gradients are logged, from the first; none if the configuration does not ask."""
+        if not self.contents.config.log_gradients:
+            return ()
+        # Those of a user's own network may not be declared in their order.
+        return layers_of((*self.declared.parameters, *flatten_dict(self.declared.shapes["params"])), self.frozen)
+
+    def step_of(self, model: Any, axis_name: str | None, frozen: Collection[str] = ()) -> Callable[..., Any]:
+        """The training step of `model`, a function of the state and a batch; `frozen` as in `train_step`."""
+        return partial(
+            train_step,
+            model=model,
+            optimizer=self.optimizer,
+            preprocessing=self.inputs,
+            recipe=self.contents.config.recipe,
+            axis_name=axis_name,
+            frozen=frozen,
+            metrics=self.custom.metrics,
+            class_weights=self.class_weights,
+            layers=self.layers,
+        )
 
     def cache_features(self, variables: Any, parallel: Parallel) -> "Setup":
         """The run with each image replaced by its features, if it trains the head alone.
@@ -145,7 +173,15 @@ def set_up(
     fingerprints = parallel.broadcast(
         parallel.on_primary(lambda: {part: source.fingerprint() for part, source in dataset.parts.items()})
     )
-    contents = Contents(config, preprocessing, dataset.class_names, fingerprints, options, custom.describe(trained))
+    contents = Contents(
+        config,
+        preprocessing,
+        dataset.class_names,
+        fingerprints,
+        options,
+        custom.describe(trained),
+        None if class_weights is None else class_weights.tolist(),
+    )
 
     feed = TrainingFeed(dataset.train, preprocessing, recipe, config.seed, *process, dataset.labels["train"])
     with counting("decoding training images", len(dataset.train), quiet=quiet) as (done, _):

@@ -23,12 +23,15 @@ from jaxnets.weights.origin import Origin
 from jaxnets.weights.runs import read_contents
 
 
-def origin_of(config: Config, workdir: Path, parallel: Parallel) -> Origin | None:
+def origin_of(config: Config, workdir: Path | None, parallel: Parallel) -> Origin | None:
     """The origin of the weights that the run starts or started from; the same in all processes."""
     if config.weights is None:
         return None
     found = parallel.on_primary(
-        lambda: read_contents(workdir) or asdict(describe(config.arch, config.weights or "DEFAULT", config.weights_key))
+        lambda: (
+            (workdir and read_contents(workdir))
+            or asdict(describe(config.arch, config.weights or "DEFAULT", config.weights_key))
+        )
     )
     return Origin.from_dict(parallel.broadcast(found))
 

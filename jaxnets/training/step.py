@@ -1,6 +1,6 @@
 """One training step and one evaluation step, as pure functions of one replica that any transformation can wrap."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.models.layers import KEPT_OUTPUTS, param_dtype
 from jaxnets.training.augmentations import training_inputs
 from jaxnets.training.class_weights import weighted_targets
+from jaxnets.training.gradients import NORMS, layer_norms
 from jaxnets.training.losses import training_loss
 from jaxnets.training.metrics import Metrics, Sums, metric_sums
 from jaxnets.training.recipe import Recipe
@@ -37,13 +38,15 @@ def train_step(
     frozen: Collection[str] = (),
     metrics: Metrics | None = None,
     class_weights: np.ndarray | None = None,
+    layers: Sequence[str] = (),
 ) -> tuple[TrainState, Sums]:
     """One training step on uint8 images [N, H, W, 3] and labels [N]; returns the new state and sums of metrics.
 
     The modules `frozen` are not trained in this step, and those in `state.frozen` in none. All random numbers follow
     from the key and the step of the state. With `axis_name`, N is one replica's share; gradients and statistics are
     averaged over the replicas, and sums are added up. If the loss, a gradient, a statistic or a trained parameter is
-    not finite, the step changes only the number of steps and of skipped steps.
+    not finite, the step changes only the number of steps and of skipped steps. With `layers` the sums also hold the
+    norms [L] of the gradients of these layers, before they are clipped.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     augment_key, dropout_key = jax.random.split(key)
@@ -123,6 +126,8 @@ def train_step(
         frozen=state.frozen,
     )
     sums = jax.tree.map(lambda value: jnp.where(finite, value, 0), sums)
+    if layers:
+        sums[NORMS] = layer_norms(gradients, layers)
     return state, sums | {"skipped": 1 - finite.astype(jnp.int32), "skipped_in_a_row": state.skipped}
 
 

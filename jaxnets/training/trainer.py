@@ -1,6 +1,6 @@
 """A run in progress: its state, and what can be done with it: train an epoch, evaluate, save."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from jaxnets.training.progress import Progress
 from jaxnets.training.run_log import RunLog
 from jaxnets.training.setup import Setup
 from jaxnets.training.start import saved_or_new
-from jaxnets.training.step import train_step
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class Trainer:
                 lambda: MetricsLog(workdir or Path(), position.log_bytes, position.step, schedule.tensorboard)
             )
             stack.enter_context(metrics_log or nullcontext())
+            self._metrics_log = metrics_log
             self.log = RunLog(
                 position,
                 metrics_log,
@@ -80,6 +80,7 @@ class Trainer:
                 self._checkpoints.last,
                 started,
                 self._hooks,
+                run.layers,
             )
             self._steps = self._compiled_steps()
             size, metrics = run.contents.config.recipe.batch_size, run.custom.metrics
@@ -137,6 +138,8 @@ class Trainer:
         better = self.log.finished_epoch(None if val is None else val.metrics)
         if better:
             self._best_val = val
+        if self._schedule.tensorboard and self.run.contents.config.log_gradients and self._metrics_log is not None:
+            self._metrics_log.histograms(self.log.position.step, self._parallel.fetch(self.state.params))
         if val is not None:
             for hook in self._hooks:
                 hook.after_val(epoch, val, self.state.variables)
@@ -217,19 +220,8 @@ class Trainer:
         return steps
 
     def _compiled_step(self, model: Any, frozen: Collection[str] = ()) -> Compiled:
-        step: Callable[..., Any] = partial(
-            train_step,
-            model=model,
-            optimizer=self.run.optimizer,
-            preprocessing=self.run.inputs,
-            recipe=self.run.contents.config.recipe,
-            axis_name=self._parallel.axis_name,
-            frozen=frozen,
-            metrics=self.run.custom.metrics,
-            class_weights=self.run.class_weights,
-        )
         return self._parallel.wrap(
-            step,
+            self.run.step_of(model, self._parallel.axis_name, frozen),
             donate=True,
             several_steps=self._schedule.steps_per_call > 1,
             compiling=self._save_before_compiling,

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -102,3 +103,14 @@ def test_a_log_that_lost_its_lines_is_refused(tmp_path: Path) -> None:
         MetricsLog(tmp_path, 3, 1)
     MetricsLog(tmp_path, 0, 0)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_norms_by_layer_and_histograms_reach_tensorboard(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, 0, 0, tensorboard=True) as log:
+        log.add("train", 10, 1, {"gradient_norms": {"a/conv": 0.5, "fc": float("nan")}})
+        log.histograms(10, {"a": {"conv": {"kernel": np.arange(6.0).reshape(2, 3)}}})
+    assert lines(tmp_path)[0]["gradient_norms"] == {"a/conv": 0.5, "fc": None}
+    values = {value.tag: value for event in events(tmp_path) for value in event.summary.value}
+    assert set(values) == {"train/gradient_norms/a/conv", "params/a/conv/kernel"}
+    histogram = values["params/a/conv/kernel"].histo
+    assert (histogram.min, histogram.max, histogram.num, histogram.sum) == (0, 5, 6, 15)
