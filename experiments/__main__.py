@@ -8,7 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "Train a network, from scratch or from pretrained weights.",
     "find_lr": "Find a learning rate for a training run.",
-    "evaluate": "Test a trained network again.",
+    "evaluate": "Judge a trained network on a data set.",
     "predict": "Classify images.",
     "embed": "Write the features of images to a file.",
     "inspect": "Show what a network sees in images, on an HTML page.",
@@ -21,7 +21,7 @@ COMMANDS = {
     "export": "Write a network and its weights as a StableHLO program.",
     "prepare": "Download a data set, or resize images once for faster training.",
     "benchmark": "Measure the speed of training, inference or reading data.",
-    "report": "Write the HTML report of a run again.",
+    "report": "Write the HTML report of a run, or compare several.",
 }
 
 
@@ -34,7 +34,7 @@ def usage() -> str:
         "Train and use AlexNet, GoogLeNet, ResNet and ResNeXt in JAX.",
         "",
         "commands:",
-        *(f"  {name:13}{line}" for name, line in COMMANDS.items()),
+        *(f"  {name.replace('_', '-'):13}{line}" for name, line in COMMANDS.items()),
         "",
         "jaxnets COMMAND --help lists the options of a command.",
     ]

@@ -1,6 +1,7 @@
 """Images that a data set holds twice: python -m experiments.duplicates (DATASET | RUN) [--output FILE.csv|.html]."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def _done_after(done: Callable[[int], None], before: int, count: int) -> None:
 def _dataset(data: str, data_dir: str | None) -> Dataset:
     config = Path(data).expanduser() / "config.json"
     if config.is_file():
-        return Config.read(config).load_dataset()
+        settings = Config.read(config)
+        return replace(settings, data_dir=data_dir or settings.data_dir).load_dataset()
     return load_dataset(data, data_dir=data_dir)
 
 

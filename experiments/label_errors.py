@@ -1,4 +1,4 @@
-"""Likely label errors: python -m experiments.label_errors RUN [--part train|val|test] [--output FILE.csv|.html]."""
+"""Likely label errors: python -m experiments.label_errors RUN [--split train|val|test] [--output FILE.csv|.html]."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import numpy as np
 
 from experiments.command import add_classifier, classifier_of, parser_of, run
 from experiments.listing import check_output, readable, write_page, write_rows
+from jaxnets.data.division import PARTS
 from jaxnets.data.sources import Source
+from jaxnets.errors import InputError
 from jaxnets.inspection.label_errors import LabelErrors, find_label_errors
 from jaxnets.inspection.linear_probe import FOLDS, out_of_sample
 from jaxnets.inspection.sheet import Card, contact_sheet
@@ -27,25 +29,25 @@ def main() -> None:
     """
     parser = parser_of("label_errors", main.__doc__)
     add_classifier(parser)
-    parser.add_argument(
-        "--part", choices=("train", "val", "test"), default="train", help="which images to judge (default: train)"
-    )
+    parser.add_argument("--split", choices=PARTS, default="train", help="which images to judge (default: train)")
     parser.add_argument("--batch-size", type=int, default=128, help="images computed at once (default: 128)")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write all images to a .csv file, or the first 100 to an .html page"
     )
     arguments = parser.parse_args()
     check_output(arguments.output)
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
     trained = classifier_of(arguments)
     dataset = trained.config.load_dataset()
     trained.check_classes(dataset.class_names)
-    part, names = arguments.part, trained.class_names
+    part, names = arguments.split, trained.class_names
     source = dataset.judged(part)
     with counting("checking images", len(source)) as (done, say):
         source = readable(source, len(names), done, say)
         if part in trained.fingerprints and source.fingerprint() != trained.fingerprints[part]:
             say(f"warning: these are not the {part} images of the run: some were added, removed or changed since")
-    size = max(1, min(arguments.batch_size, len(source)))
+    size = min(arguments.batch_size, len(source))
     judge = _by_linear_classifiers if part == "train" else _by_network
     probabilities, labels = judge(trained, source, size)
     errors = find_label_errors(probabilities, labels)

@@ -6,8 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxnets.data.folder import named_images
 from jaxnets.data.sources import Dataset
+from jaxnets.errors import InputError
 from jaxnets.ops import keep_memory
 from jaxnets.prediction import Prediction, predict
 from jaxnets.pretrained import Pretrained
@@ -90,7 +93,12 @@ def _run(words: Mapping[str, Any], workdir: str | Path | None, resume: bool) -> 
     keep_memory()
     folder = None if workdir is None else Path(workdir).expanduser()
     launch = {name: words[name] for name in _LAUNCH if name in words}
-    config = configuration({name: value for name, value in words.items() if name not in ("parallel", *_LAUNCH)})
+    if resume and folder is None:
+        raise InputError("resume=True needs the workdir of the run to continue")
+    settings = {name: value for name, value in words.items() if name not in ("parallel", *_LAUNCH)}
+    config = configuration(settings, folder if resume else None)
+    if config.dtype == "float64" and jax.dtypes.canonicalize_dtype("float64") != "float64":
+        raise InputError('dtype="float64" needs jax.config.update("jax_enable_x64", True) before anything is computed')
     parallel = Parallel.choose(words.get("parallel", "auto"))
     dataset = words["dataset"] if isinstance(words["dataset"], Dataset) else None
     with workdir_or_new(folder, config, parallel) as path:

@@ -1,7 +1,7 @@
 """The images of each batch. Their order depends on the seed and the epoch only, not on the batch size."""
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,15 +25,16 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return order
 
 
-def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
+def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An order of len(labels) images for an epoch (from 0) that draws each class that occurs in `labels` equally often.
 
     The numbers of images of two classes differ by at most one. The images of a class are used in random order, and none
-    is repeated before all have been used; this continues from epoch to epoch.
+    is repeated before all have been used; this continues from epoch to epoch. Also returns how often each image has
+    been used before.
     """
     classes, sizes = np.unique(labels, return_counts=True)
     count, number = len(labels), len(classes)
-    drawn = []
+    drawn, uses = [], []
     for place, (label, size) in enumerate(zip(classes, sizes, strict=True)):
         # Draw i of all draws of the run, counted over the epochs, is of class i modulo the number of classes.
         first, end = (-((place - draws) // number) for draws in (epoch * count, (epoch + 1) * count))
@@ -42,7 +43,9 @@ def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         if orders:
             drawn.append(members[np.concatenate(orders)[first - passes.start * size :][: end - first]])
-    return np.random.default_rng((seed, epoch)).permutation(np.concatenate(drawn))
+            uses.append(np.arange(first, end) // size)
+    shuffled = np.random.default_rng((seed, epoch)).permutation(count)
+    return np.concatenate(drawn)[shuffled], np.concatenate(uses)[shuffled]
 
 
 def training_slots(
@@ -54,7 +57,7 @@ def training_slots(
     process_count: int = 1,
     *,
     repeats: int = 1,
-    order: Callable[[int], np.ndarray] | None = None,
+    order: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Slots:
     """Returns the images of a training step (from 0): one process's contiguous share of the batch.
 
@@ -66,19 +69,23 @@ def training_slots(
     exception is a pair that spans two epochs of an odd number of images. Each repeat has its own number in `epochs`,
     and therefore its own crop.
 
-    `order` gives the `count` images of an epoch (from 0) in another order than `epoch_order`, such as `balanced_order`.
+    `order` gives the `count` images of an epoch (from 0), and how often each was used before, in another order than
+    `epoch_order`, such as `balanced_order`.
     """
     if repeats < 1:
         raise InputError(f"repeats={repeats}; expected a whole number of at least 1")
     positions = step * batch_size + _share(batch_size, process_index, process_count)
     visits = positions // (2 * repeats) * 2 + positions % 2
     passes = visits // count
-    order = order or partial(epoch_order, seed, count=count)
-    indices = np.empty_like(positions)
+    indices, uses = np.empty_like(positions), passes.copy()
     for epoch in np.unique(passes):
         here = passes == epoch
-        indices[here] = order(int(epoch))[visits[here] - epoch * count]
-    epochs = passes * repeats + positions // 2 % repeats
+        places = visits[here] - epoch * count
+        if order is None:
+            indices[here] = epoch_order(seed, int(epoch), count)[places]
+        else:
+            indices[here], uses[here] = (array[places] for array in order(int(epoch)))
+    epochs = uses * repeats + positions // 2 % repeats
     return Slots(indices, epochs, np.ones(len(positions), bool))
 
 

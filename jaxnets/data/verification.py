@@ -152,7 +152,7 @@ def usable(
     labels, reasons = np.empty(len(source), np.int32), {}
     # Of files: so that no process has to read those of the others for the fingerprint.
     contents = getattr(source, "contents", None)
-    local_contents = None if contents is None else contents[process_index::process_count].copy()
+    local_contents = None if contents is None else contents[process_index::process_count].tolist()
     gathered = gather((local_labels, list(local_reasons.items()), local_contents))
     for process, (process_labels, process_reasons, process_contents) in enumerate(gathered):
         labels[process::process_count] = process_labels

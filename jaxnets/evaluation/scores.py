@@ -93,7 +93,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
     """The share of images whose label is among the `k` most probable classes; probabilities [N, K], labels [N].
 
-    Of equal probabilities, the class with the lower index counts as more probable, as in `argmax`.
+    Of equal probabilities, the class with the higher index counts as more probable, as in scikit-learn.
     """
     return float(in_top_k(probabilities, labels, k).mean())
 
@@ -101,7 +101,7 @@ def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> flo
 def in_top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Whether each label [N] is among the `k` most probable classes."""
     of_label = np.take_along_axis(probabilities, labels[:, None], 1)
-    before = (probabilities == of_label) & (np.arange(probabilities.shape[1]) < labels[:, None])
+    before = (probabilities == of_label) & (np.arange(probabilities.shape[1]) > labels[:, None])
     return ((probabilities > of_label) | before).sum(1) < k
 
 

@@ -38,7 +38,7 @@ class TrainingFeed:
         self._process = (process_index, process_count)
         self._crops = RandomCrops(seed, recipe.min_crop_area) if recipe.min_crop_area else None
         self._cached: tuple[int, Source | Preprocessed] | None = None
-        self._order: Callable[[int], np.ndarray] | None = None
+        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
         if recipe.sampler == "balanced" and labels is not None:
             self._order = lru_cache(maxsize=4)(partial(balanced_order, seed, labels=labels))
 

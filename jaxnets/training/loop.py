@@ -84,7 +84,7 @@ def train(
     schedule = Schedule(checkpoint_interval, steps_per_call, tensorboard)
     with files or nullcontext():
         if finished := parallel.broadcast(parallel.on_primary(lambda: files.result() if files else None)):
-            if files and not (workdir / "report.html").exists():
+            if files and not dry_run and not (workdir / "report.html").exists():
                 write_report(workdir)
             return finished
         run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel), custom)

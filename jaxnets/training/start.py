@@ -69,9 +69,7 @@ def saved_or_new(
             weights_key=config.weights_key,
             say=progress.say,
         )
-        variables = parallel.on_primary(start)
-        if variables:
-            _check_fits(variables, run)
+        variables = parallel.on_primary(lambda: _fitting(start(), run))
         state = new(variables=variables) if variables else state
     state, position = saved or (state, Position().to_dict())
     source = config.weights if config.weights and not saved else f"{'the checkpoint' if saved else config.arch}"
@@ -86,8 +84,8 @@ def check_start(run: Setup, parallel: Parallel, *, resume: bool) -> None:
             saved_or_new(run, parallel, None, progress)
 
 
-def _check_fits(variables: Any, run: Setup) -> None:
-    """Raises InputError if initial weights have other shapes than the network, which options can change."""
+def _fitting(variables: Any, run: Setup) -> Any:
+    """The initial weights; raises InputError if they have other shapes than the network, which options can change."""
     shapes, config = flatten_dict(run.declared.shapes), run.contents.config
     theirs = flatten_dict(variables)
     for path in sorted(shapes.keys() | theirs.keys(), key=lambda path: (path[0] != "params", path)):
@@ -99,6 +97,7 @@ def _check_fits(variables: Any, run: Setup) -> None:
                 f"{'/'.join(path)} is {weights} in the weights, and {ours} in the network; change the options, or "
                 "start without --weights"
             )
+    return variables
 
 
 def _check_finite(state: TrainState, source: str) -> None:

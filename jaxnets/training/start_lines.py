@@ -37,7 +37,8 @@ def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
         "device": f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}",
         "writes to": str(workdir),
     }
-    return [*(f"{name:12}{text}" for name, text in rows.items()), *skew_warnings(dataset)]
+    warnings = [] if recipe.class_weights or recipe.sampler == "balanced" else skew_warnings(dataset)
+    return [*(f"{name:12}{text}" for name, text in rows.items()), *warnings]
 
 
 def skew_warnings(dataset: Dataset) -> list[str]:

@@ -29,7 +29,7 @@ def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert _console(monkeypatch, "--help") == 0
     commands = capsys.readouterr().out.partition("commands:\n")[2].partition("\n\n")[0]
     listed = [line.split()[0] for line in commands.splitlines()]
-    assert listed == list(console.COMMANDS)
+    assert listed == [name.replace("_", "-") for name in console.COMMANDS]
     assert _console(monkeypatch) == 0
     assert capsys.readouterr().out.startswith("usage: jaxnets COMMAND")
 

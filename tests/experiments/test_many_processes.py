@@ -9,7 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from jaxnets.data.datasets import load_dataset
+from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from tests.experiments.commands import Refuses
 from tests.training.networks import (
@@ -130,6 +133,35 @@ def test_two_stopped_processes_go_on_to_the_same_bytes(tmp_path: Path) -> None:
         assert codes <= {143, 128 + number}
     all_ended(launch(run, setup, setup, devices=2, words=["--resume"]), 0, within=300)
     assert_same_run(run, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_a_folder(tmp_path: Path) -> None:
+    """Each checks its share of the files; process 0 writes the fingerprints of all."""
+    random = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / "photos" / f"class {label}").mkdir(parents=True)
+        for number in range(30):
+            picture = Image.fromarray(random.integers(0, 256, (8, 8, 3)).astype(np.uint8))
+            picture.save(tmp_path / "photos" / f"class {label}" / f"{number}.png")
+    words = (
+        "--arch", "tests.training.tiny:Tiny", "--image-size", "8", "--epochs", "1", "--batch-size", "4",
+        "--dataset", tmp_path / "photos",
+    )  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(
+            *words, "--workdir", tmp_path / "run", "--parallel", "pmap", "--coordinator", coordinator,
+            "--num-processes", "2", "--process-id", place, module="experiments.train", JAX_NUM_CPU_DEVICES="1",
+        )
+        for place in range(2)
+    ]  # fmt: skip
+    all_ended(processes, 0, within=120)
+    assert load_classifier(tmp_path / "run").fingerprints == {
+        part: source.fingerprint() for part, source in load_dataset(str(tmp_path / "photos")).parts.items()
+    }
 
 
 def test_processes_that_do_not_agree_are_refused(tmp_path: Path) -> None:

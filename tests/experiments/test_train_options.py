@@ -210,8 +210,8 @@ def test_help_has_a_line_for_every_option(width: int, monkeypatch: pytest.Monkey
     assert groups == [
         "options",
         "starting from weights",
-        "checkpoints",
         "devices and machines",
+        "checkpoints",
         "recipe",
         "augmentation, as part of the recipe",
     ]
