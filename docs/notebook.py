@@ -75,7 +75,7 @@ for row in run.result["test_per_class"]:
 
 # %%
 predictions = run.predict(folder / "test", top=2)
-for image, guesses in predictions[:3]:
+for image, guesses, _ in predictions[:3]:
     print(image, [(guess.name, round(guess.probability, 3)) for guess in guesses])
 
 # %% [markdown]

@@ -81,7 +81,8 @@ def test_later_commands_find_the_network_again(run: Path, photos: Path, tmp_path
     result = json.loads((run / "result.json").read_text())
     assert result["arch"] == arch_of(run) in ARCHS
     part = result["judged_on"]
-    assert f"{part} accuracy {result[f'{part}_accuracy']:.2%}" in invoke("evaluate", run)
+    right = round(result[f"{part}_accuracy"] * result[f"{part}_images"])
+    assert f"{right} of {result[f'{part}_images']} {part} images are right\n" in invoke("evaluate", run)
     image = photos / "val" / CLASSES[0] / "0.png"
     answer = json.loads(_answers("predict", run, image, "--topk", 3, "--format", "json", folder=tmp_path))
     assert {guess["class"] for guess in answer[0]["classes"]} == set(CLASSES)

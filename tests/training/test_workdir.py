@@ -154,7 +154,7 @@ def test_five_runs_at_once_in_the_default_folder(tmp_path: Path, monkeypatch: py
         settings = json.loads((run / "config.json").read_text())
         rates.add(settings["recipe"]["learning_rate"])
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 4]  # four of train, val, test
         number = checkpoints(run)[-1]
         metadata = json.loads((run / "checkpoints" / str(number) / "metadata" / "metadata").read_text())
         assert metadata["config"] == settings
