@@ -96,7 +96,7 @@ def main() -> None:
         on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
         # As in training, the limit is a share of all images.
         judge(bad, sum(map(len, {id(one): one for one in dataset.parts.values()}.values())), on_bad_image, say)
-        expected = trained.fingerprints.get(part) if trained and arguments.dataset is None else None
+        expected = trained.fingerprints.get(part) if trained else None
         if expected is not None and test.fingerprint() != expected:
             say(
                 f"warning: these are not the {part} images of the run: some were added, removed, renamed or changed "

@@ -26,7 +26,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels a side (default: that of its recipe)")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="classes (default: 1000)")
-    parser.add_argument("--stages", action="store_true", help="print the totals of the stages alone")
+    parser.add_argument("--stages", action="store_true", help="print the totals of the stages alone, as --beside does")
     parser.add_argument("--format", choices=("table", "csv"), default="table", help="what to print (default: table)")
     arguments = parser.parse_args()
     names = [arguments.arch, *([arguments.beside] if arguments.beside else [])]

@@ -36,6 +36,8 @@ class Division:
         for name, share in (("val_share", self.val_share), ("test_share", self.test_share)):
             if not 0 <= share < 1:
                 raise InputError(f"{name}={share}; expected a fraction from 0 up to 1, such as 0.2")
+        if self.fold is not None and self.val_share != Division.val_share:
+            raise InputError(f"fold={self.fold} and val_share={self.val_share} both say what val is; give one of them")
         if self.fold is not None:
             match = _FOLD.fullmatch(self.fold)
             if match is None or not int(match[1]) <= int(match[2]) or int(match[2]) < 2:

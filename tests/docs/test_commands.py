@@ -17,7 +17,7 @@ from jaxnets.training.recipes import RECIPES
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, name_of
 
 _STUDIES = [f"studies.{path.stem}" for path in sorted(ROOT.glob("experiments/studies/[!_]*.py"))]
-_COMMAND = re.compile(r"(?:jaxnets (?=[a-z])|python -m experiments\.)([\w.]+)(.*)")
+_COMMAND = re.compile(r"(?:jaxnets (?=[a-z])|python -m experiments\.)([\w.-]+)(.*)")
 
 
 class _Parsed(Exception):
@@ -59,7 +59,7 @@ def test_commands_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch, caps
         match = _COMMAND.search(line)
         if match is None:
             continue
-        command, rest = match.groups()
+        command, rest = match[1].replace("-", "_"), match[2]
         assert command in (*COMMANDS, *_STUDIES), line
         if not rest.strip():  # The name of the command alone.
             continue

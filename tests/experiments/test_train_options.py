@@ -211,9 +211,9 @@ def test_help_has_a_line_for_every_option(width: int, monkeypatch: pytest.Monkey
         "options",
         "starting from weights",
         "devices and machines",
-        "checkpoints",
         "recipe",
         "augmentation, as part of the recipe",
+        "checkpoints",
     ]
     for setting in fields(Recipe):
         assert re.search(rf"^  {FLAGS[setting.name]}\b", text, re.MULTILINE)

@@ -187,7 +187,9 @@ def arguments(config: Config, workdir: Path) -> list[str]:
         words += ["--set", f"{name}={value}"]
     for name, value in settings.items():
         flag = "--lr" if name == "learning_rate" else "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        if name == "log_gradients":
+            words += [flag] * value
+        elif isinstance(value, bool):
             words.append(flag if value else "--no-" + flag[2:])
         elif isinstance(value, tuple):
             words += [flag, *map(str, value)]
