@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from jaxnets.models.contract import anatomy, check_image_sizes, option_of, traced_side
 from jaxnets.models.initialization import declaration
@@ -177,7 +178,22 @@ def _layers(
             operation.stage = stage
             layers.append(operation)
         pooling = scope
-    return layers
+    return _own_parameters(calls, params, stage_of) + layers
+
+
+def _own_parameters(calls: list[_Call], params: Mapping[str, Any], stage_of: Mapping[str, str]) -> list[Layer]:
+    """A row for each module that calls others and has parameters of its own."""
+    called, in_rows = ({call.path for call in calls if call.row or not rows} for rows in (False, True))
+    sizes: dict[tuple[str, ...], int] = {}
+    for path, array in flatten_dict(params).items():
+        if path[:-1] in called and path[:-1] not in in_rows:
+            sizes[path[:-1]] = sizes.get(path[:-1], 0) + prod(array.shape)
+    stages = list(stage_of.values())
+    return [
+        Layer("/".join((*path, "parameters")), "Parameters", stage_of.get(path[0], stages[0]) if path else stages[0],
+              (), (), parameters=size)
+        for path, size in sizes.items()
+    ]  # fmt: skip
 
 
 def _equations(jaxpr: Any, outer: str) -> Iterator[tuple[str, Any]]:
