@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxnets.data.division import Division, even_positions
 from jaxnets.data.folder import load_folder
+from jaxnets.data.idx import holds_idx, load_idx
 from jaxnets.data.records import holds_records, load_records
 from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.data.table import load_table
@@ -26,15 +27,15 @@ def load_dataset(
     test_folder: str | None = None,
     only_test: bool = False,
 ) -> Dataset:
-    """Loads the data set `name`: digits, a folder of images or of prepared records, a CSV file, or a TFDS data set in
-    `data_dir`.
+    """Loads the data set `name`: digits, a folder of images, of prepared records or of IDX files, a CSV file, or a TFDS
+    data set in `data_dir`.
 
     The parts that it lacks are held out of its training images as `division` says. `train_folder`, `val_folder` and
     `test_folder`, relative to a folder of images, hold the images of the parts. With `only_test`, image files need no
     training images. Raises InputError if the data set does not exist.
     """
     path = Path(name).expanduser()
-    if name != "digits" and path.is_dir() and not holds_records(path):
+    if name != "digits" and path.is_dir() and not holds_records(path) and not holds_idx(path):
         return load_folder(
             path,
             division,
@@ -53,7 +54,7 @@ def load_dataset(
     if name == "digits":
         return digits(division)
     if path.is_dir():
-        return load_records(path, division)
+        return load_records(path, division) if holds_records(path) else load_idx(path, division)
     if path.exists():
         raise InputError(f"{name} is a file; expected a folder of images, a .csv file or the name of a data set")
     if is_path(name):

@@ -54,7 +54,7 @@ def curves(title: str, lines: Sequence[Curve], x_name: str, *, legend: bool = Tr
     if legend:
         axis.legend(frameon=False)
     described = ", ".join(f"{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
-    return _svg(figure, f"{title} by {x_name}; {described}")
+    return svg_of(figure, f"{title} by {x_name}; {described}")
 
 
 def gradient_map(norms: np.ndarray, steps: Sequence[int], layers: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ def gradient_map(norms: np.ndarray, steps: Sequence[int], layers: Sequence[str])
     axis.set_xlabel("step")
     bar = figure.colorbar(image, ax=axis, fraction=0.046)
     bar.ax.set_title("log10", fontsize=8)
-    return _svg(figure, f"Norms of the gradients of {len(layers)} layers over {len(steps)} logged steps")
+    return svg_of(figure, f"Norms of the gradients of {len(layers)} layers over {len(steps)} logged steps")
 
 
 def swatch(place: int) -> str:
@@ -102,7 +102,7 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray
     for one in (axis, below):
         one.grid(alpha=0.25)
         one.spines[["top", "right"]].set_visible(False)
-    return _svg(figure, f"Reliability curve; expected calibration error {100 * error:.1f} %")
+    return svg_of(figure, f"Reliability curve; expected calibration error {100 * error:.1f} %")
 
 
 def confusion_image(counts: np.ndarray, class_names: Sequence[str] = ()) -> str:
@@ -135,7 +135,7 @@ def confusion_image(counts: np.ndarray, class_names: Sequence[str] = ()) -> str:
         _name_cells(axis, counts, cells, class_names)
     bar = figure.colorbar(image, ax=axis, fraction=0.046, ticks=np.sqrt([0, 0.01, 0.1, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(["0 %", "1 %", "10 %", "25 %", "50 %", "100 %"])
-    return _svg(figure, f"Confusion matrix of {size} classes; the table of confusions has its largest numbers")
+    return svg_of(figure, f"Confusion matrix of {size} classes; the table of confusions has its largest numbers")
 
 
 def _name_cells(axis: Any, counts: np.ndarray, cells: np.ndarray, class_names: Sequence[str]) -> None:
@@ -177,7 +177,8 @@ def _figure(width: float, height: float, **rows: Any) -> tuple[Any, Any]:
     return figure, figure.subplots(len(next(iter(rows.values()), "1")), **rows)
 
 
-def _svg(figure: Any, label: str) -> str:
+def svg_of(figure: Any, label: str) -> str:
+    """A matplotlib figure as SVG for a page, with a text for those who can't see it."""
     from matplotlib import rc_context
 
     for drawn in (figure, *figure.axes):

@@ -134,13 +134,15 @@ def set_up(
     parallel: Parallel,
     origin: Origin | None = None,
     custom: Custom | None = None,
+    *,
+    quiet: bool = False,
 ) -> Setup:
     """Reads the data set, creates the network and the optimiser, and checks that they fit each other.
 
-    `origin` describes the weights that the run starts from. Raises InputError for a network, an image size, a data set
-    or a batch size that cannot train, and if another process has other data.
+    `origin` describes the weights that the run starts from; a `quiet` run says nothing. Raises InputError for a
+    network, an image size, a data set or a batch size that cannot train, and if another process has other data.
     """
-    recipe, custom, quiet = config.recipe, custom or Custom(), not parallel.is_primary
+    recipe, custom, quiet = config.recipe, custom or Custom(), quiet or not parallel.is_primary
     process = (parallel.process_index, parallel.process_count)
     _check_batch_size(recipe, parallel)
     if dataset is None:

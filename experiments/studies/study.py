@@ -1,0 +1,122 @@
+"""What a study is: claims with their criteria, stated before anything is measured, a measurement, and figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from experiments.studies.lab import Lab
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "not decided here"
+Measured = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the course, and the criterion that decides it.
+
+    `number` says what `value` computes from the measurements of one seed, with its unit. The claim holds if that number
+    is above (or below) the bound for every seed, and does not hold if it is so for none. Otherwise it is not decided,
+    and `scale` says what would decide it.
+    """
+
+    name: str
+    text: str
+    number: str
+    value: Callable[[Measured], float]
+    above: float | None = None
+    below: float | None = None
+    scale: str = "more seeds and longer runs"
+
+    def __post_init__(self) -> None:
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"{self.name}: give one of above and below")
+
+    @property
+    def criterion(self) -> str:
+        """The criterion in words."""
+        bound = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+        return f"{self.number} {bound}, for every seed"
+
+    def judge(self, measured: Sequence[Measured]) -> "Verdict":
+        """The verdict from the measurements of each seed."""
+        values = [float(self.value(one)) for one in measured]
+        met = [value > self.above if self.above is not None else value < (self.below or 0.0) for value in values]
+        return Verdict(self, HOLDS if all(met) else UNDECIDED if any(met) else FAILS, values)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claim holds, with its number for each seed."""
+
+    claim: Claim
+    verdict: str
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the number over the seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the number over the seeds; 0 for one seed."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON."""
+        claim = self.claim
+        return {
+            "claim": claim.name,
+            "text": claim.text,
+            "criterion": claim.criterion,
+            "number": claim.number,
+            "values": self.values,
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "verdict": self.verdict,
+            "scale": claim.scale if self.verdict == UNDECIDED else None,
+        }
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, with what it shows (`alt`, for those who can't see it) and what to see in it (`caption`)."""
+
+    name: str
+    figure: "Figure"
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A few claims that one measurement decides.
+
+    `measure(lab, settings)` measures with the seed of the lab, and returns JSON; `draw(measured)` gets the measurements
+    of all seeds. The texts in Chinese are in chinese/NAME.json. `quick` and `full` are the settings of either scale. `why` explains the claims in three sentences;
+    `source` names the papers and their sections. `harder` studies read Fashion-MNIST where it is found, as digits are
+    too easy for them. `seconds` is the time on two CPU cores at quick scale; it weighs the progress display. `exact`
+    studies don't depend on the seed: they are measured once.
+    """
+
+    name: str
+    title: str
+    why: str
+    source: str
+    claims: tuple[Claim, ...]
+    measure: Callable[["Lab", Any], dict[str, Any]]
+    draw: Callable[[Sequence[Measured]], list[Drawing]]
+    quick: Any
+    full: Any
+    seconds: float
+    harder: bool = False
+    exact: bool = False
+
+    def judge(self, measured: Sequence[Measured]) -> list[Verdict]:
+        """The verdict of each claim."""
+        return [claim.judge(measured) for claim in self.claims]
