@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.study import FAILS, HOLDS, UNDECIDED
-from jaxnets.report.page import check_replaceable, details, escape, paragraph, plot, section, write_page
+from jaxnets.report.page import check_replaceable, details, escape, paragraph, plot, section, table, write_page
 
 INDEX = "index.html"
 _SIGNS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
@@ -76,10 +76,13 @@ def _head(results: list[dict[str, Any]]) -> Iterable[str]:
 
 def _study(result: Mapping[str, Any], folder: Path) -> str:
     place, in_chinese = folder / result["study"], _texts(result["study"])
-    figures = "".join(
-        plot((place / f"{figure['name']}.svg").read_text(encoding="utf-8"), figure["caption"] + " " + figure["chinese"])
-        for figure in result["figures"]
-    )
+    figures, tables = "", ""
+    for drawn in result["figures"]:
+        caption = f"{drawn['caption']} {in_chinese['figures'][drawn['name']]}"
+        if "rows" in drawn:
+            tables += paragraph(caption, "soft") + table(drawn["head"], drawn["rows"], drawn["caption"])
+        else:
+            figures += plot((place / f"{drawn['name']}.svg").read_text(encoding="utf-8"), caption)
     seeds = "exact" if result["exact"] else f"{result['seeds']} seeds"
     settings = ", ".join(f"{name} {_text(value)}" for name, value in result["settings"].items())
     facts = f"{result['dataset']}, {seeds}, {result['seconds']:.0f} s on {result['device']}; jax {result['jax']}"
@@ -88,6 +91,7 @@ def _study(result: Mapping[str, Any], folder: Path) -> str:
         f'<a id="{result["study"]}"></a>',
         *(_claim(verdict, in_chinese["claims"][verdict["claim"]]) for verdict in result["verdicts"]),
         f'<div class="plots studies">{figures}</div>',
+        tables,
         "<h3>Why · 为什么</h3>",
         paragraph(result["why"]),
         chinese(in_chinese["why"]),

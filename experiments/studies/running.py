@@ -16,7 +16,7 @@ from tqdm import tqdm
 from experiments.studies.data import study_data
 from experiments.studies.lab import Lab, Programs
 from experiments.studies.page import write_index
-from experiments.studies.study import Measured, Study
+from experiments.studies.study import Measured, Study, Table
 from jaxnets import __version__
 from jaxnets.training.progress import clock
 
@@ -90,8 +90,11 @@ def _write(study: Study, measured: Sequence[Measured], result: dict[str, Any], p
     """Writes result.json and the figures, as PNG and as SVG."""
     from jaxnets.report.figures import svg_of
 
-    figures = []
+    figures: list[dict[str, Any]] = []
     for drawing in study.draw(measured):
+        if isinstance(drawing, Table):
+            figures.append(asdict(drawing))
+            continue
         drawing.figure.savefig(place / f"{drawing.name}.png", dpi=160)
         (place / f"{drawing.name}.svg").write_text(svg_of(drawing.figure, drawing.alt), encoding="utf-8")
         figures.append({"name": drawing.name, "alt": drawing.alt, "caption": drawing.caption})

@@ -94,14 +94,24 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table, whose first column names the rows."""
+
+    name: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | int]]
+
+
+@dataclass(frozen=True)
 class Study:
     """A few claims that one measurement decides.
 
     `measure(lab, settings)` measures with the seed of the lab, and returns JSON; `draw(measured)` gets the measurements
-    of all seeds. The texts in Chinese are in chinese/NAME.json. `quick` and `full` are the settings of either scale. `why` explains the claims in three sentences;
-    `source` names the papers and their sections. `harder` studies read Fashion-MNIST where it is found, as digits are
-    too easy for them. `seconds` is the time on two CPU cores at quick scale; it weighs the progress display. `exact`
-    studies don't depend on the seed: they are measured once.
+    of all seeds. `quick` and `full` are the settings of either scale. `why` explains the claims in three sentences;
+    `source` names the papers and their sections. The texts in Chinese are in chinese/NAME.json. `harder` studies read
+    Fashion-MNIST where it is found, as digits are too easy for them. `exact` studies don't depend on the seed: they are
+    measured once. `seconds` is the time on two CPU cores at quick scale; it weighs the progress display.
     """
 
     name: str
@@ -110,7 +120,7 @@ class Study:
     source: str
     claims: tuple[Claim, ...]
     measure: Callable[["Lab", Any], dict[str, Any]]
-    draw: Callable[[Sequence[Measured]], list[Drawing]]
+    draw: Callable[[Sequence[Measured]], Sequence[Drawing | Table]]
     quick: Any
     full: Any
     seconds: float

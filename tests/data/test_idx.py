@@ -34,7 +34,8 @@ def test_images_and_labels_are_those_that_were_written(folder: Path) -> None:
     for source, count in ((dataset.train, 40), (dataset.test, 9)):
         np.testing.assert_array_equal(source.images, random.integers(0, 256, (count, 5, 4)))
         np.testing.assert_array_equal(source.labels, np.arange(count) % 3)
-    assert dataset.class_names == ("0", "1", "2") and dataset.name == folder.name
+    assert dataset.class_names == ("0", "1", "2")
+    assert dataset.name == folder.name
     pixels = dataset.train.images / 255
     assert dataset.mean == pytest.approx([pixels.mean()] * 3, abs=1e-4)
     assert dataset.std == pytest.approx([pixels.std()] * 3, abs=1e-4)
@@ -43,7 +44,9 @@ def test_images_and_labels_are_those_that_were_written(folder: Path) -> None:
 def test_val_and_test_are_held_out_where_they_are_missing(folder: Path) -> None:
     whole = load_dataset(str(folder), division=Division(val_share=0.25))
     sizes = {part: len(source) for part, source in whole.parts.items()}
-    assert sizes["train"] + sizes["val"] == 40 and 8 <= sizes["val"] <= 12 and sizes["test"] == 9
+    assert sizes["train"] + sizes["val"] == 40
+    assert 8 <= sizes["val"] <= 12
+    assert sizes["test"] == 9
     for file in folder.glob("t10k*"):
         file.unlink()
     assert set(load_dataset(str(folder)).parts) == {"train", "val", "test"}
