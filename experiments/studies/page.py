@@ -17,7 +17,8 @@ _STYLE = """<style>
   margin: 1rem 0; break-inside: avoid; } .claim p { margin: .2rem 0; } .claim.holds { border-color: #009e73; }
 .claim.fails { border-color: #d55e00; } .verdict { font-weight: 600; } .claims { padding-left: 1.2rem; }
 nav li { margin: .5rem 0; } nav ul { list-style: none; padding-left: .4rem; }
-.plots.studies { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+.plots.studies { grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
+.plots.studies figure { max-width: 46rem; }
 @media print { .plots.studies { grid-template-columns: repeat(2, 1fr); } }
 </style>"""
 
@@ -108,7 +109,7 @@ def _claim(verdict: Mapping[str, Any], in_chinese: str) -> str:
     numbers = f"{verdict['mean']:.3g}"
     if len(values) > 1:
         numbers += f" ± {verdict['deviation']:.2g} ({', '.join(f'{value:.3g}' for value in values)})"
-    criterion = f"Criterion: {verdict['criterion']}."
+    criterion = f"Criterion: {verdict['criterion']}" + (", for every seed." if len(values) > 1 else ".")
     decided = "" if verdict["scale"] is None else f" It would take {verdict['scale']}."
     return (
         f'<div class="claim {style}"><p><span class="verdict">{_SIGNS[name]} {name.capitalize()} · '

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from experiments.studies.data import study_data
 from experiments.studies.lab import Lab, Programs
-from experiments.studies.page import write_index
+from experiments.studies.page import INDEX, write_index
 from experiments.studies.study import Measured, Study, Table
 from jaxnets import __version__
+from jaxnets.report import check_replaceable
 from jaxnets.training.progress import clock
 
 _SECONDS_A_LINE = 30
@@ -31,6 +32,7 @@ def run_studies(
 
     A study whose measurements are in the folder, of the same settings and data, is not measured again.
     """
+    check_replaceable(folder / INDEX)
     with _Progress([study.seconds * _share(study, seeds) for study in studies]) as progress:
         results = [_run(study, folder / study.name, full, seeds, dataset, progress) for study in studies]
     write_index(folder)
