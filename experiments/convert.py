@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import parser_of, prepare_for, run
+from experiments.arguments import parser_of
+from experiments.command import run
+from experiments.loading import prepare_for
 from jaxnets.conversion import SUFFIXES, check_output, convert_run, convert_weights
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe

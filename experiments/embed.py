@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_weights, images_of, parser_of, run, weights_of
-from experiments.listing import check_output
+from experiments.arguments import add_weights, parser_of
+from experiments.command import run
+from experiments.loading import images_of, weights_of
+from experiments.output import check_output
 from jaxnets.data.folder import class_order
 from jaxnets.errors import InputError
 from jaxnets.inspection.embedding import draw_embedding, principal_components, require_umap, umap_embedding

@@ -10,7 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.command import add_folders, add_tta, add_weights, classifier_of, parser_of, run, weights_of
+from experiments.arguments import add_folders, add_tta, add_weights, parser_of
+from experiments.command import run
+from experiments.loading import classifier_of, weights_of
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.sources import Dataset, Relabelled
 from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable

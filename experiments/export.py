@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from experiments.command import add_weights, parser_of, run, weights_of
+from experiments.arguments import add_weights, parser_of
+from experiments.command import run
+from experiments.loading import weights_of
 from jaxnets.errors import InputError
 from jaxnets.export import PLATFORMS, write_export
 

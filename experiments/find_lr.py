@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import parser_of, run
-from experiments.listing import check_output
+from experiments.arguments import parser_of
+from experiments.command import run
+from experiments.output import check_output
 from experiments.train import add_configuration, config_of, start_devices
 from jaxnets.training.find_lr import LearningRates, draw_learning_rates, find_learning_rate
 from jaxnets.training.parallel import Parallel

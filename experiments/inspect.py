@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_weights, images_of, parser_of, run, weights_of
+from experiments.arguments import add_weights, parser_of
+from experiments.command import run
+from experiments.loading import images_of, weights_of
 from jaxnets.data.sources import Source
 from jaxnets.errors import InputError
 from jaxnets.inspection.page import Picture, inspection_page

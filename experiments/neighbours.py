@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_classifier, classifier_of, parser_of, run
-from experiments.listing import check_output, readable, write_page, write_rows
+from experiments.arguments import add_classifier, parser_of
+from experiments.command import run
+from experiments.loading import classifier_of, readable
+from experiments.output import check_output, write_page, write_rows
 from jaxnets.data.folder import named_images
 from jaxnets.errors import InputError
 from jaxnets.inspection.neighbours import nearest

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-from experiments.command import add_tta, add_weights, images_of, parser_of, run, weights_of
+from experiments.arguments import add_tta, add_weights, parser_of
+from experiments.command import run
+from experiments.loading import images_of, weights_of
 from jaxnets.errors import InputError
 from jaxnets.prediction import FORMATS, predict, write_predictions
 from jaxnets.training.progress import counting

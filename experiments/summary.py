@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from experiments.command import add_options, options_in, parser_of, run
+from experiments.arguments import add_options, options_in, parser_of
+from experiments.command import run
 from jaxnets.models.options import model_with
 from jaxnets.summary import Layer, Summary, Total, summarize
 from jaxnets.training.recipes import recipe_for

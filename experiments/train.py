@@ -8,7 +8,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import add_division, add_folders, add_options, parser_of, run
+from experiments.arguments import add_division, add_folders, add_options, parser_of
+from experiments.command import run
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
 from jaxnets.models.options import assignments

@@ -1,25 +1,12 @@
-"""What the commands that list images share: readable images, and output files."""
+"""The files that commands write."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from jaxnets.data.sources import Source
-from jaxnets.data.verification import usable
 from jaxnets.errors import InputError
 
 SUFFIXES = (".csv", ".html")
-
-
-def readable(source: Source, num_classes: int, done: Callable[[int], None], say: Callable[[str], None]) -> Source:
-    """The source without the images that can't be read, which are named. Raises InputError if none is left."""
-    images, bad, _ = usable(source, num_classes, done)
-    for image in bad:
-        if not image.used:
-            say(f"left out: {image.where}: {image.reason}")
-    if not len(images):
-        raise InputError(f"none of {len(bad)} images can be read; the first is {bad[0].where} ({bad[0].reason})")
-    return images
 
 
 def check_output(output: Path | None, suffixes: Sequence[str] = SUFFIXES, flag: str = "--output") -> None:
