@@ -7,7 +7,8 @@ from typing import Any
 from experiments.arguments import parser_of
 from experiments.command import run
 from experiments.loading import prepare_for
-from jaxnets.conversion import SUFFIXES, check_output, convert_run, convert_weights
+from experiments.output import check_output
+from jaxnets.conversion import SUFFIXES, convert_run, convert_weights
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe
 from jaxnets.training.checkpoint import CHECKPOINTS
@@ -45,7 +46,7 @@ def main() -> None:
     known.add_argument("--std", type=float, nargs=3, metavar="X", help="of the channels (default: ImageNet's)")
     known.add_argument("--interpolation", help="bilinear or bicubic (default: bilinear)")
     arguments = parser.parse_args()
-    check_output(arguments.output)
+    check_output(arguments.output, SUFFIXES)
     source = Path(arguments.source).expanduser()
     settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value

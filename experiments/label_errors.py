@@ -7,8 +7,8 @@ import numpy as np
 from experiments.arguments import add_classifier, parser_of
 from experiments.command import run
 from experiments.loading import classifier_of, readable
-from experiments.output import check_output, write_page, write_rows
-from jaxnets.data.division import PARTS
+from experiments.output import LISTS, check_output, write_page, write_rows
+from jaxnets.data.part_names import PARTS
 from jaxnets.data.sources import Source
 from jaxnets.errors import InputError
 from jaxnets.inspection.label_errors import LabelErrors, find_label_errors
@@ -37,7 +37,7 @@ def main() -> None:
         "--output", type=Path, metavar="FILE", help="write all images to a .csv file, or the first 100 to an .html page"
     )
     arguments = parser.parse_args()
-    check_output(arguments.output)
+    check_output(arguments.output, LISTS)
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
     trained = classifier_of(arguments)

@@ -1,19 +1,22 @@
-"""The files that commands write."""
+"""The files that commands write: a name that is free, and a whole file or none."""
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from jaxnets.csv_file import write_csv
 from jaxnets.errors import InputError
 
-SUFFIXES = (".csv", ".html")
+LISTS = (".csv", ".html")
+FIGURES = (".png", ".svg")
 
 
-def check_output(output: Path | None, suffixes: Sequence[str] = SUFFIXES, flag: str = "--output") -> None:
-    """Raises InputError unless the name ends in one of the suffixes and no such file exists."""
+def check_output(output: Path | None, suffixes: Sequence[str] = (), flag: str = "--output") -> None:
+    """Raises InputError if the file exists or has no folder, or if its name ends in none of the suffixes, if any."""
     if output is None:
         return
-    if output.suffix.lower() not in suffixes:
+    if suffixes and output.suffix.lower() not in suffixes:
         raise InputError(f"{flag} {output}; expected a name that ends in {' or '.join(suffixes)}")
     if output.exists():
         raise InputError(f"{flag} {output} exists already; give another name or remove it")
@@ -21,18 +24,32 @@ def check_output(output: Path | None, suffixes: Sequence[str] = SUFFIXES, flag: 
         raise InputError(f"{flag} {output}: no folder {output.absolute().parent}; create it, or give another name")
 
 
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """The path OUTPUT.new for a file that takes the place of `output` at the end, or is removed after an exception."""
+    new = output.with_name(f"{output.name}.new")
+    try:
+        yield new
+        new.replace(output)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
 def write_page(output: Path, page: str) -> None:
     """Writes an HTML page."""
-    new = output.with_name(f"{output.name}.new")
-    new.write_text(page, encoding="utf-8", errors="backslashreplace")
-    new.replace(output)
+    with replacing(output) as new:
+        new.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def write_rows(output: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Writes a CSV file."""
-    new = output.with_name(f"{output.name}.new")
-    with new.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    new.replace(output)
+    with replacing(output) as new:
+        write_csv(new, columns, rows)
+
+
+def write_figure(output: Path, figure: Any) -> None:
+    """Writes a matplotlib figure in the format of the name's ending."""
+    with replacing(output) as new:
+        figure.savefig(new, format=output.suffix.lower().removeprefix("."), dpi=150)
+    print(f"figure in {output}")

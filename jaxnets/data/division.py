@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxnets.data.hashing import mix64
 from jaxnets.data.image_files import sort_key
+from jaxnets.data.part_names import PARTS
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 
-PARTS = ("train", "val", "test")
 _FOLD = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
 
 
