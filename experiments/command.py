@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
     except MemoryError:
         _fail("out of memory; try a smaller --batch-size or --image-size")
     except Interrupted as interrupted:
-        print(f"{interrupted}: all is saved; the same command with --resume goes on", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(interrupted.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

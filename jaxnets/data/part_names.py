@@ -1,10 +1,10 @@
 """What the names of folders and splits say: training, validation, test, or a numbered piece."""
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
+PARTS: tuple[str, ...] = get_args(Part)
 SPLITS = ("val", "test")
 
 _SET = "(set|data|dataset|images|imgs)?"
@@ -27,7 +27,7 @@ def words_of(name: str) -> list[str]:
 def part_of(name: str) -> Part | None:
     """The part of a data set that a name such as "Training", "seg_test" or "val2017" stands for; None for others."""
     words = words_of(name)
-    parts = [part for part in PARTS if any(map(_PART_WORDS[part].fullmatch, words))]
+    parts = [part for part in get_args(Part) if any(map(_PART_WORDS[part].fullmatch, words))]
     return parts[0] if len(parts) == 1 else None
 
 
