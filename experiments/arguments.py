@@ -59,14 +59,14 @@ def add_division(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument that sets options of a network; `options_in` reads it."""
+def add_options(parser: argparse.ArgumentParser, network: str = "the network") -> None:
+    """Adds the argument that sets options of `network`, as the help calls it; `options_in` reads it."""
     parser.add_argument(
         "--set",
         action="append",
         dest="network_options",
         metavar="NAME=VALUE",
-        help="set an option of the network, such as activation=gelu or groups=8 (repeatable); a wrong name lists all",
+        help=f"set an option of {network}, such as activation=gelu or groups=8 (repeatable); a wrong name lists all",
     )
 
 

@@ -32,6 +32,7 @@ _NOT_DAMAGE_IN_WORDS = (
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "out of memory"),
     *("Too many open files", "Stale file handle", "Input/output error"),
 )
+_NOT_BEST = "restore it, or read the last one with --checkpoint latest"
 # The recipe's settings that are options of a network, each with the value that needs none, and how to leave it out.
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "dropout_rate": (None, "leave out --dropout-rate"),
@@ -113,7 +114,7 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
 
     `model` is the one that `train` was given, if any.
 
-    Raises InputError if it can't be read.
+    Raises InputError if the checkpoint is missing or can't be read.
     """
     folder = Path(os.path.abspath(workdir)) / FOLDER
     if not os.path.isdir(folder):
@@ -128,9 +129,10 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
     except Exception as error:
         # orbax and tensorstore raise many types for a file that is missing, cut short or of another form.
         check_is_damage(error, folder)
+        before = "train --resume falls back to the one before, or train again in another workdir"
         raise InputError(
-            f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
-            f"{first_line(error)}); train --resume falls back to the one before, or train again in another workdir"
+            f"{workdir}: its {which} checkpoint is damaged or from another version ({type(error).__name__}: "
+            f"{first_line(error)}); {_NOT_BEST if which == 'best' else before}"
         ) from None
 
 
@@ -141,8 +143,11 @@ def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
         if number is None:
             raise InputError("no checkpoint was finished; train again in another workdir")
         metadata = files.read_metadata(manager, number)
-        if which == "best" and metadata["best"] in manager.all_steps():
-            number = metadata["best"]
+        best = metadata["best"]
+        if which == "best" and best is not None:
+            if best not in manager.all_steps():
+                raise InputError(f"its best checkpoint, {folder / str(best)}, is missing; {_NOT_BEST}")
+            number = best
             metadata = files.read_metadata(manager, number)
         settings, origin = metadata["config"], origin_in(metadata)
         trained = metadata.get("custom", {}).get("model")  # runs of earlier versions have no such entry
