@@ -75,8 +75,8 @@ for row in run.result["test_per_class"]:
 
 # %%
 predictions = run.predict(folder / "test", top=2)
-for image, guesses, _ in predictions[:3]:
-    print(image, [(guess.name, round(guess.probability, 3)) for guess in guesses])
+for prediction in predictions[:3]:
+    print(prediction.image, [(guess.name, round(guess.probability, 3)) for guess in prediction.guesses])
 
 # %% [markdown]
 # ## Look at the mistakes
