@@ -25,9 +25,9 @@ COLUMNS = ("part", "index", "image", "class", "suggested", "likely_error", "clas
 
 
 class _Row(NamedTuple):
-    """An image, with its index in the part, and what `LabelErrors` says of it."""
+    """An image, by its index in the part, and what `LabelErrors` says of it."""
 
-    index: int
+    place: int
     image: str
     label: str
     suggested: str
@@ -72,7 +72,7 @@ def main() -> None:
     _print(rows[: min(_PRINTED, int(errors.likely.sum()))])
     hardest = _hardest(errors)
     print("the hardest of the others, by their loss:")
-    by_index = {row.index: row for row in rows}
+    by_index = {row.place: row for row in rows}
     _print([by_index[index] for index in hardest[: _PRINTED // 2]])
     if arguments.output is None:
         return
@@ -121,7 +121,7 @@ def _row(source: Source, labels: np.ndarray, names: tuple[str, ...], errors: Lab
 def _cells(part: str, row: _Row) -> tuple[object, ...]:
     likely = "yes" if row.likely else "no"
     numbers = f"{row.probability:.6f}", f"{row.margin:.6f}", f"{row.loss:.4f}"
-    return part, row.index, row.image, row.label, row.suggested, likely, *numbers
+    return part, row.place, row.image, row.label, row.suggested, likely, *numbers
 
 
 def _print(rows: list[_Row]) -> None:
@@ -136,7 +136,7 @@ def _page(title: str, source: Source, rows: list[_Row], errors: LabelErrors, har
     def card(row: _Row) -> Card:
         bold = f"{row.label}, rather {row.suggested}?" if row.label != row.suggested else row.label
         share = f"probability of {row.label}: {row.probability:.1%}, loss {row.loss:.4f}"
-        return Card([(source, row.index)], [bold, share, row.image])
+        return Card([(source, row.place)], [bold, share, row.image])
 
     count = int(errors.likely.sum())
     lead = (
