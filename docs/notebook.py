@@ -42,9 +42,9 @@ for part, images in (("train", digits.train), ("test", digits.test)):
 # %% [markdown]
 # ## Train
 #
-# The words are those of `jaxnets train`: `epochs`, `image_size`, `recipe`, `transfer`, `seed` and so on. The first run
-# starts from random weights and learns all ten digits. `network_options` make ResNet-20 shorter, so that it compiles
-# sooner.
+# The arguments are the options of `jaxnets train`: `epochs`, `image_size`, `recipe`, `transfer`, `seed` and so on. The
+# first run starts from random weights and learns all ten digits. `network_options` make ResNet-20 shorter, so that it
+# compiles sooner.
 
 # %%
 first = jaxnets.train("resnet20_cifar", "digits", epochs=4, network_options={"stage_sizes": [1, 1, 1]})
@@ -75,8 +75,8 @@ for row in run.result["test_per_class"]:
 
 # %%
 predictions = run.predict(folder / "test", top=2)
-for image, guesses, _ in predictions[:3]:
-    print(image, [(guess.name, round(guess.probability, 3)) for guess in guesses])
+for prediction in predictions[:3]:
+    print(prediction.image, [(guess.name, round(guess.probability, 3)) for guess in prediction.guesses])
 
 # %% [markdown]
 # ## Look at the mistakes

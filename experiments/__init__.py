@@ -1,1 +1,1 @@
-"""Commands: `python -m experiments.train`, `evaluate`, `predict`, `report`."""
+"""Commands: `python -m experiments.NAME`, or `jaxnets NAME`; `jaxnets --help` lists them."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import add_options, options_in, parser_of, run
+from experiments.arguments import add_options, options_in, parser_of
+from experiments.command import run
 from jaxnets.benchmarking import data, step
 from jaxnets.benchmarking.worker import DTYPES, MODES, PARALLELS, Job
 from jaxnets.data.datasets import absolute

@@ -4,8 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import parser_of, prepare_for, run
-from jaxnets.conversion import SUFFIXES, check_output, convert_run, convert_weights
+from experiments.arguments import parser_of
+from experiments.command import run
+from experiments.loading import prepare_for
+from experiments.output import check_output
+from jaxnets.conversion import SUFFIXES, convert_run, convert_weights
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe
 from jaxnets.training.checkpoint import CHECKPOINTS
@@ -18,13 +21,14 @@ def main() -> None:
     """
     parser = parser_of("convert", main.__doc__)
     parser.add_argument(
-        "source", help="a .pth, .pt or .safetensors file, IMAGENET1K_V1 and its like, or the folder of a run"
+        "source",
+        help="a .pth, .pt or .safetensors file, a published name such as IMAGENET1K_V1, or the folder of a run",
     )
     parser.add_argument(
         "--arch", help="network of the weights, such as resnet50, or package.module:factory; a run knows it"
     )
     parser.add_argument("--output", type=Path, required=True, help=f"the file, ending in {', '.join(SUFFIXES)}")
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="best", help="of a run (default: best)")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="best", help="checkpoint of a run (default: best)")
     parser.add_argument(
         "--weights-key",
         metavar="KEY",
@@ -43,7 +47,7 @@ def main() -> None:
     known.add_argument("--std", type=float, nargs=3, metavar="X", help="of the channels (default: ImageNet's)")
     known.add_argument("--interpolation", help="bilinear or bicubic (default: bilinear)")
     arguments = parser.parse_args()
-    check_output(arguments.output)
+    check_output(arguments.output, SUFFIXES)
     source = Path(arguments.source).expanduser()
     settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -55,12 +59,15 @@ def main() -> None:
             raise InputError(f"--weights-key {arguments.weights_key} is of a torch checkpoint; {source} is a run")
         if settings or arguments.class_names:
             raise InputError(
-                "a run knows its classes and its preprocessing; leave out --class-names and those of the preprocessing"
+                "a run knows its classes and its preprocessing; leave out --class-names, --crop-size, --resize-size, "
+                "--mean, --std and --interpolation"
             )
         prepare_for(source)
         arch, origin = convert_run(source, arguments.output, arguments.checkpoint, arguments.arch)
     elif arguments.arch is None:
-        raise InputError(f"give the network that {arguments.source} holds weights of as --arch")
+        raise InputError(
+            f"{arguments.source} needs the network of its weights; give it as --arch, such as --arch resnet50"
+        )
     else:
         arch = arguments.arch
         weights = source if source.exists() else arguments.source

@@ -5,8 +5,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from experiments.command import parser_of, run
-from experiments.listing import check_output, readable, write_page, write_rows
+from experiments.arguments import parser_of
+from experiments.command import run
+from experiments.loading import readable
+from experiments.output import LISTS, check_output, write_page, write_rows
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.sources import Dataset, Source
 from jaxnets.inspection.duplicates import Pair, find_duplicates
@@ -31,7 +33,7 @@ def main() -> None:
         "--output", type=Path, metavar="FILE", help="write all pairs to a .csv file, or the first 100 to an .html page"
     )
     arguments = parser.parse_args()
-    check_output(arguments.output)
+    check_output(arguments.output, LISTS)
     dataset = _dataset(arguments.data, arguments.data_dir)
     parts = dataset.parts
     count = sum(map(len, parts.values()))

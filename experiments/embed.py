@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_weights, images_of, parser_of, run, weights_of
-from experiments.listing import check_output
+from experiments.arguments import add_weights, parser_of
+from experiments.command import run
+from experiments.loading import images_of, weights_of
+from experiments.output import FIGURES, check_output, replacing, write_figure
 from jaxnets.data.folder import class_order
 from jaxnets.errors import InputError
 from jaxnets.inspection.embedding import draw_embedding, principal_components, require_umap, umap_embedding
@@ -33,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     output: Path = arguments.output
     check_output(output, (".npz",))
-    check_output(arguments.plot, (".png", ".svg"), "--plot")
+    check_output(arguments.plot, FIGURES, "--plot")
     if arguments.method is not None and arguments.plot is None:
         raise InputError(f"--method {arguments.method} is for the figure; give --plot FILE.png")
     if arguments.method == "umap":
@@ -47,10 +49,8 @@ def main() -> None:
     with counting("embedding", len(images)) as (done, _):
         embeddings, _ = extract(classifier.variables, images, done)
     names = np.array([images.where(index) for index in range(len(images))])
-    new = output.with_name(f"{output.name}.new")
-    with new.open("wb") as file:
+    with replacing(output) as new, new.open("wb") as file:
         np.savez(file, embeddings=embeddings, images=names, stage=np.array(stage))
-    new.replace(output)
     print(f"{len(names)} embeddings {list(embeddings.shape[1:])} of {stage} in {output}")
     if arguments.plot is not None:
         _plot(arguments.plot, embeddings, names, stage, arguments.method or "pca")
@@ -66,10 +66,7 @@ def _plot(path: Path, embeddings: np.ndarray, names: np.ndarray, stage: str, met
         points, shares = principal_components(embeddings)
         axes = [f"component {number}: {share:.0%} of the variance" for number, share in enumerate(shares, 1)]
     figure = draw_embedding(points, labels, classes, axes=axes, title=f"features of {stage}, {len(names)} images")
-    new = path.with_name(f"{path.name}.new")
-    figure.savefig(new, format=path.suffix.lower().removeprefix("."), dpi=150)
-    new.replace(path)
-    print(f"figure in {path}")
+    write_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.command import add_folders, add_tta, add_weights, classifier_of, parser_of, run, weights_of
+from experiments.arguments import add_folders, add_tta, add_weights, parser_of
+from experiments.command import run
+from experiments.loading import classifier_of, weights_of
 from jaxnets.data.datasets import load_dataset
+from jaxnets.data.part_names import PARTS
 from jaxnets.data.sources import Dataset, Relabelled
 from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
 from jaxnets.errors import InputError
@@ -26,8 +29,6 @@ from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.views import views_of
 from jaxnets.weights.catalogue import same_classes
-
-PARTS = ("train", "val", "test")
 
 
 def main() -> None:
@@ -158,7 +159,7 @@ def labels_of(categories: Sequence[str], class_names: Sequence[str]) -> np.ndarr
 
 def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
     """The data set that is asked for, or else that of the run with the configuration `config`."""
-    folders = {f"{part}_folder": getattr(arguments, f"{part}_folder") for part in ("train", "val", "test")}
+    folders = {f"{part}_folder": getattr(arguments, f"{part}_folder") for part in PARTS}
     only_test = arguments.split != "train"
     if config is None:
         return load_dataset(arguments.dataset or "", data_dir=arguments.data_dir, **folders, only_test=only_test)

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from experiments.command import add_weights, parser_of, run, weights_of
+from experiments.arguments import add_weights, parser_of
+from experiments.command import run
+from experiments.loading import weights_of
+from experiments.output import check_output
 from jaxnets.errors import InputError
 from jaxnets.export import PLATFORMS, write_export
 
@@ -18,8 +21,7 @@ def main() -> None:
     arguments = parser.parse_args()
     output: Path = arguments.output
     for path in (output, output.with_name(f"{output.name}.json")):
-        if path.exists():
-            raise InputError(f"{path} exists already; give another --output, or remove it")
+        check_output(path)
     if len(arguments.paths) > (arguments.arch is None):
         raise InputError(f"{arguments.paths[-1]}: one classifier at a time; give the folder of a run, or --arch")
     arch, classifier = weights_of(arguments)

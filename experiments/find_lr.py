@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import parser_of, run
-from experiments.listing import check_output
+from experiments.arguments import parser_of
+from experiments.command import run
+from experiments.output import FIGURES, check_output, write_figure
 from experiments.train import add_configuration, config_of, start_devices
 from jaxnets.training.find_lr import LearningRates, draw_learning_rates, find_learning_rate
 from jaxnets.training.parallel import Parallel
@@ -34,7 +35,7 @@ def main() -> None:
     add_configuration(parser)
     given = vars(parser.parse_args())
     output: Path | None = given.pop("output")
-    check_output(output, (".png", ".svg"))
+    check_output(output, FIGURES)
     start_devices(given)
     parallel = Parallel.choose(given.pop("parallel", "auto"))
     steps, lowest, highest = (given.pop(name) for name in ("steps", "lowest", "highest"))
@@ -44,11 +45,7 @@ def main() -> None:
         return
     _print(result)
     if output is not None:
-        figure = draw_learning_rates(result, f"{config.arch} on {Path(config.dataset).name}")
-        new = output.with_name(f"{output.name}.new")
-        figure.savefig(new, format=output.suffix.lower().removeprefix("."), dpi=150)
-        new.replace(output)
-        print(f"figure in {output}")
+        write_figure(output, draw_learning_rates(result, f"{config.arch} on {Path(config.dataset).name}"))
 
 
 def _print(result: LearningRates) -> None:

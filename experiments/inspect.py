@@ -4,7 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_weights, images_of, parser_of, run, weights_of
+from experiments.arguments import add_weights, parser_of
+from experiments.command import run
+from experiments.loading import images_of, weights_of
+from experiments.output import check_output, write_page
 from jaxnets.data.sources import Source
 from jaxnets.errors import InputError
 from jaxnets.inspection.page import Picture, inspection_page
@@ -28,10 +31,7 @@ def main() -> None:
     parser.add_argument("--stage", help="stage that Grad-CAM reads, such as layer3 (default: the last one with a map)")
     arguments = parser.parse_args()
     output: Path = arguments.output
-    if output.suffix != ".html":
-        raise InputError(f"--output {output}; expected a name that ends in .html")
-    if output.exists():
-        raise InputError(f"--output {output} exists already; give another name or remove it")
+    check_output(output, (".html",))
     images = images_of(arguments)
     if len(images) > _MAX_IMAGES:
         raise InputError(f"{len(images)} images; a page shows at most {_MAX_IMAGES}, name fewer")
@@ -50,9 +50,7 @@ def main() -> None:
             mapped=done,
             covered=lambda images: done(count + images),
         )
-    new = output.with_name(f"{output.name}.new")
-    new.write_text(page, encoding="utf-8", errors="backslashreplace")
-    new.replace(output)
+    write_page(output, page)
     print(f"{count} images inspected in {output}" if count > 1 else f"1 image inspected in {output}")
 
 

@@ -1,12 +1,15 @@
 """Likely label errors: python -m experiments.label_errors RUN [--split train|val|test] [--output FILE.csv|.html]."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments.command import add_classifier, classifier_of, parser_of, run
-from experiments.listing import check_output, readable, write_page, write_rows
-from jaxnets.data.division import PARTS
+from experiments.arguments import add_classifier, parser_of
+from experiments.command import run
+from experiments.loading import classifier_of, readable
+from experiments.output import LISTS, check_output, write_page, write_rows
+from jaxnets.data.part_names import PARTS
 from jaxnets.data.sources import Source
 from jaxnets.errors import InputError
 from jaxnets.inspection.label_errors import LabelErrors, find_label_errors
@@ -19,6 +22,19 @@ from jaxnets.training.progress import counting
 
 _PRINTED, _DRAWN, _HARDEST = 20, 100, 20
 COLUMNS = ("part", "index", "image", "class", "suggested", "likely_error", "class_probability", "margin", "loss")
+
+
+class _Row(NamedTuple):
+    """An image, by its index in the part, and what `LabelErrors` says of it."""
+
+    place: int
+    image: str
+    label: str
+    suggested: str
+    likely: bool
+    probability: float
+    margin: float
+    loss: float
 
 
 def main() -> None:
@@ -35,7 +51,7 @@ def main() -> None:
         "--output", type=Path, metavar="FILE", help="write all images to a .csv file, or the first 100 to an .html page"
     )
     arguments = parser.parse_args()
-    check_output(arguments.output)
+    check_output(arguments.output, LISTS)
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
     trained = classifier_of(arguments)
@@ -51,17 +67,17 @@ def main() -> None:
     judge = _by_linear_classifiers if part == "train" else _by_network
     probabilities, labels = judge(trained, source, size)
     errors = find_label_errors(probabilities, labels)
-    rows = [_row(part, source, labels, names, errors, int(index)) for index in errors.order]
+    rows = [_row(source, labels, names, errors, index) for index in errors.order.tolist()]
     print(f"{errors.likely.sum()} of {len(source)} {part} images probably have a wrong label")
     _print(rows[: min(_PRINTED, int(errors.likely.sum()))])
     hardest = _hardest(errors)
     print("the hardest of the others, by their loss:")
-    by_index = dict(zip(errors.order.tolist(), rows, strict=True))
+    by_index = {row.place: row for row in rows}
     _print([by_index[index] for index in hardest[: _PRINTED // 2]])
     if arguments.output is None:
         return
     if arguments.output.suffix.lower() == ".csv":
-        write_rows(arguments.output, COLUMNS, rows)
+        write_rows(arguments.output, COLUMNS, (_cells(part, row) for row in rows))
     else:
         title = f"Likely label errors: {part} images of {dataset.name}"
         write_page(arguments.output, _page(title, source, rows, errors, [by_index[index] for index in hardest]))
@@ -89,35 +105,38 @@ def _hardest(errors: LabelErrors) -> list[int]:
     return order[~errors.likely[order]][:_HARDEST].tolist()
 
 
-def _row(
-    part: str, source: Source, labels: np.ndarray, names: tuple[str, ...], errors: LabelErrors, index: int
-) -> tuple[object, ...]:
-    return (
-        part,
+def _row(source: Source, labels: np.ndarray, names: tuple[str, ...], errors: LabelErrors, index: int) -> _Row:
+    return _Row(
         index,
         source.where(index),
         names[labels[index]],
         names[errors.suggested[index]],
-        "yes" if errors.likely[index] else "no",
-        f"{errors.self_confidence[index]:.6f}",
-        f"{errors.margin[index]:.6f}",
-        f"{errors.loss[index]:.4f}",
+        bool(errors.likely[index]),
+        float(errors.self_confidence[index]),
+        float(errors.margin[index]),
+        float(errors.loss[index]),
     )
 
 
-def _print(rows: list[tuple[object, ...]]) -> None:
-    for _, _, image, label, suggested, _, probability, _, loss in rows:
-        print(f"  {image}: labelled {label} ({float(str(probability)):.1%}), looks like {suggested}, loss {loss}")
+def _cells(part: str, row: _Row) -> tuple[object, ...]:
+    likely = "yes" if row.likely else "no"
+    numbers = f"{row.probability:.6f}", f"{row.margin:.6f}", f"{row.loss:.4f}"
+    return part, row.place, row.image, row.label, row.suggested, likely, *numbers
 
 
-def _page(
-    title: str, source: Source, rows: list[tuple[object, ...]], errors: LabelErrors, hardest: list[tuple[object, ...]]
-) -> str:
-    def card(row: tuple[object, ...]) -> Card:
-        _, index, image, label, suggested, _, probability, _, loss = row
-        bold = f"{label}, rather {suggested}?" if label != suggested else f"{label}"
-        share = f"probability of {label}: {float(str(probability)):.1%}, loss {loss}"
-        return Card([(source, int(str(index)))], [bold, share, str(image)])
+def _print(rows: list[_Row]) -> None:
+    for row in rows:
+        print(
+            f"  {row.image}: labelled {row.label} ({row.probability:.1%}), looks like {row.suggested}, "
+            f"loss {row.loss:.4f}"
+        )
+
+
+def _page(title: str, source: Source, rows: list[_Row], errors: LabelErrors, hardest: list[_Row]) -> str:
+    def card(row: _Row) -> Card:
+        bold = f"{row.label}, rather {row.suggested}?" if row.label != row.suggested else row.label
+        share = f"probability of {row.label}: {row.probability:.1%}, loss {row.loss:.4f}"
+        return Card([(source, row.place)], [bold, share, row.image])
 
     count = int(errors.likely.sum())
     lead = (

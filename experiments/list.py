@@ -1,6 +1,7 @@
 """The networks: python -m experiments.list [PATTERN]."""
 
-from experiments.command import parser_of, run
+from experiments.arguments import parser_of
+from experiments.command import run
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model, list_models
 from jaxnets.summary import summarize

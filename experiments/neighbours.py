@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command import add_classifier, classifier_of, parser_of, run
-from experiments.listing import check_output, readable, write_page, write_rows
+from experiments.arguments import add_classifier, parser_of
+from experiments.command import run
+from experiments.loading import classifier_of, readable
+from experiments.output import LISTS, check_output, write_page, write_rows
 from jaxnets.data.folder import named_images
 from jaxnets.errors import InputError
 from jaxnets.inspection.neighbours import nearest
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="images computed at once (default: 128)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a .csv file, or an .html page with the pictures")
     arguments = parser.parse_args()
-    check_output(arguments.output)
+    check_output(arguments.output, LISTS)
     for flag, number in (("--k", arguments.k), ("--batch-size", arguments.batch_size)):
         if number < 1:
             raise InputError(f"{flag} {number}; expected at least 1")

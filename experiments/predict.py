@@ -3,7 +3,10 @@
 import sys
 from pathlib import Path
 
-from experiments.command import add_tta, add_weights, images_of, parser_of, run, weights_of
+from experiments.arguments import add_tta, add_weights, parser_of
+from experiments.command import run
+from experiments.loading import images_of, weights_of
+from experiments.output import check_output, replacing
 from jaxnets.errors import InputError
 from jaxnets.prediction import FORMATS, predict, write_predictions
 from jaxnets.training.progress import counting
@@ -25,8 +28,7 @@ def main() -> None:
     format = arguments.format or (output.suffix.removeprefix(".") if output else "text")
     if format not in FORMATS:
         raise InputError(f"--output {output}: unknown format; name the file .csv or .json, or give --format")
-    if output is not None and output.exists():
-        raise InputError(f"--output {output} exists already; give another name or remove it")
+    check_output(output)
     if arguments.probabilities and format == "text":
         raise InputError("--probabilities is for CSV and JSON; give --format csv or --format json")
     images = images_of(arguments)
@@ -45,10 +47,11 @@ def main() -> None:
         if output is None:
             write_predictions(predictions, sys.stdout, format, every_class=every_class)
             return
-        new = output.with_name(f"{output.name}.new")
-        with new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with (
+            replacing(output) as new,
+            new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
             write_predictions(predictions, file, format, every_class=every_class)
-        new.replace(output)
 
 
 if __name__ == "__main__":

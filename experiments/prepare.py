@@ -4,7 +4,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from experiments.command import add_division, add_folders, parser_of, run
+from experiments.arguments import add_division, add_folders, parser_of
+from experiments.command import run
 from jaxnets.data.datasets import absolute, is_path, load_dataset
 from jaxnets.data.division import Division
 from jaxnets.data.records import write_records

@@ -3,7 +3,9 @@
 from contextlib import suppress
 from pathlib import Path
 
-from experiments.command import parser_of, prepare_for, run
+from experiments.arguments import parser_of
+from experiments.command import run
+from experiments.loading import prepare_for
 from jaxnets.errors import InputError
 from jaxnets.report import check_replaceable, write_comparison, write_report
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from experiments.command import add_options, options_in, parser_of, run
+from experiments.arguments import add_options, options_in, parser_of
+from experiments.command import run
 from jaxnets.models.options import model_with
 from jaxnets.summary import Layer, Summary, Total, summarize
 from jaxnets.training.recipes import recipe_for
@@ -23,10 +24,12 @@ def main() -> None:
     parser = parser_of("summary", main.__doc__)
     parser.add_argument("--arch", required=True, help="network, such as resnet50, or package.module:factory")
     parser.add_argument("--beside", metavar="ARCH", help="another network, to compare the totals of the stages")
-    add_options(parser)
+    add_options(parser, "--arch, not of --beside")
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels a side (default: that of its recipe)")
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="classes (default: 1000)")
-    parser.add_argument("--stages", action="store_true", help="print the totals of the stages alone, as --beside does")
+    parser.add_argument(
+        "--stages", action="store_true", help="print only the totals of the stages, as --beside always does"
+    )
     parser.add_argument("--format", choices=("table", "csv"), default="table", help="what to print (default: table)")
     arguments = parser.parse_args()
     names = [arguments.arch, *([arguments.beside] if arguments.beside else [])]
@@ -52,8 +55,9 @@ def main() -> None:
     if arguments.format == "csv":
         csv.writer(sys.stdout).writerows([header, *rows])
         return
+    names[0] += "".join(f" {option}" for option in arguments.network_options or ())
     print(
-        ", ".join(f"{name}, {s.image_size} x {s.image_size} pixels" for name, s in zip(names, summaries, strict=True))
+        "; ".join(f"{name}, {s.image_size} x {s.image_size} pixels" for name, s in zip(names, summaries, strict=True))
     )
     _print_table(header, rows)
 

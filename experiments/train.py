@@ -8,19 +8,20 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.command import add_division, add_folders, add_options, parser_of, run
+from experiments.arguments import add_division, add_folders, add_options, parser_of
+from experiments.command import run
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
 from jaxnets.models.options import assignments
 from jaxnets.training.augmentations import AugmentationSettings
 from jaxnets.training.config import DTYPES, Config
+from jaxnets.training.configure import configure, override, read_settings
 from jaxnets.training.interruption import Interruption
 from jaxnets.training.loop import CHECKPOINT_INTERVAL, train
 from jaxnets.training.new_workdir import workdir_or_new
 from jaxnets.training.parallel import PARALLEL, PLATFORMS, Parallel, choose_platform, join_processes
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
-from jaxnets.training.words import configuration, with_words, words_in
 from jaxnets.transfer import TRANSFERS
 
 _FLAGS = {"learning_rate": "--lr"}
@@ -209,8 +210,8 @@ def config_of(given: dict[str, Any], before: Path | None = None) -> Config:
     file = given.pop("config", None)
     if "network_options" in given:
         given["network_options"] = assignments(given["network_options"])
-    words = given if file is None else with_words(words_in(file.expanduser()), given)
-    config = configuration(words, before)
+    settings = given if file is None else override(read_settings(file.expanduser()), given)
+    config = configure(settings, before)
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     return config

@@ -38,7 +38,7 @@ def convert_weights(
     `class_names` replace what is known. `weights_key` is as for `load_pretrained`. Tensors keep their types; one at a
     time is in memory. Raises InputError, before the output exists, if they do not fit the network or are not finite.
     """
-    check_output(output)
+    _check_output(output)
     with open_weights(arch, weights, weights_key) as opened:
         tensors, origin = opened.tensors, opened.origin
         if opened.choice:
@@ -62,7 +62,7 @@ def convert_run(workdir: Path, output: Path, which: str = "best", arch: str | No
     Returns the network's name and the weights' origin. Raises InputError if they can't be read or written, or are of
     another network than `arch`.
     """
-    check_output(output)
+    _check_output(output)
     run = read_run(workdir, which)
     if arch not in (None, run.arch):
         raise InputError(f"{workdir} is a run of {run.arch}, not of {arch}")
@@ -77,7 +77,7 @@ def convert_run(workdir: Path, output: Path, which: str = "best", arch: str | No
     return arch, origin
 
 
-def check_output(output: Path) -> None:
+def _check_output(output: Path) -> None:
     """Raises InputError for a file that exists, or whose name does not end in one of `SUFFIXES`."""
     if output.suffix not in SUFFIXES:
         raise InputError(f"output {output}; expected a name that ends in {', '.join(SUFFIXES)}")

@@ -30,7 +30,10 @@ class Guess(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """An image, its most probable classes in decreasing order, and the probabilities [K] of all if asked for."""
+    """An image, its most probable classes in decreasing order, and the probabilities [K] of all if asked for.
+
+    Read the fields by name: a later version may add more.
+    """
 
     image: str
     guesses: list[Guess]

@@ -1,4 +1,4 @@
-"""From Python as from the command: the same words give the same run."""
+"""From Python as from the command: the same options give the same run."""
 
 import json
 import subprocess
@@ -156,7 +156,7 @@ def test_options_that_the_weights_do_not_fit_are_refused(first: Any, photos: Pat
     assert "is (4,) in the weights, and (8,) in the network" in str(raised.value)
 
 
-def test_nothing_is_written_for_wrong_words(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_for_wrong_settings(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(jaxnets.InputError, match="unknown setting 'epoch'; did you mean epochs"):
         jaxnets.fine_tune(photos, "resnet18", epoch=3)

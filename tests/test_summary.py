@@ -132,6 +132,21 @@ def test_the_command_prints_layers_and_stages(rows: Any, capsys: pytest.CaptureF
     header, *stages, total = rows("--arch", "resnet20_cifar", "--beside", "resnet32_cifar", "--num-classes", 10)
     assert [total[0], total[3], total[10]] == ["total", "269722", "464154"]
     assert len(stages) == 18  # conv1, 15 blocks of the deeper network, pool, fc; the shallower one has nine blocks
+    beside = (
+        "--arch",
+        "resnet20_cifar",
+        "--beside",
+        "resnet20_cifar",
+        "--num-classes",
+        10,
+        "--set",
+        "stage_sizes=1,1,1",
+    )
+    wide = rows(*beside, "--stages")
+    assert wide == rows(*beside)
+    assert [row[:6] for row in wide[1:]][-1] == rows(*beside[:2], *beside[4:], "--stages")[-1]
+    assert wide[-1][7:][3] == "269722"  # without the option
     sys.argv[-1] = "table"
     summary.main()
-    assert "269,722" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "resnet20_cifar stage_sizes=1,1,1, " in printed

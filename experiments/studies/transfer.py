@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import parser_of, run
+from experiments.arguments import parser_of
+from experiments.command import run
 from jaxnets.data.datasets import digits
 from jaxnets.data.division import Division
 from jaxnets.data.sources import ArraySource, Dataset

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command import parser_of, run
+from experiments.arguments import parser_of
+from experiments.command import run
 from jaxnets.data.pipeline import Batch
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.models.initialization import declaration

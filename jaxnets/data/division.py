@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxnets.data.hashing import mix64
 from jaxnets.data.image_files import sort_key
+from jaxnets.data.part_names import PARTS
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 
-PARTS = ("train", "val", "test")
 _FOLD = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
 
 
@@ -58,9 +58,10 @@ class Division:
     ) -> Dataset:
         """The data set with the parts that it lacks, held out of its training images.
 
-        `labels` [N] are the classes of the training images; those below 0 stay. `positions` [N], from 0 to 1, decide
-        which are held out, the lowest first, or with `groups` [N] the hashes of their names. `subset` returns the
-        images of a source at indices. Raises InputError if a part or a class would have no images.
+        `labels` [N] are the classes of the training images; images with a label below 0 stay there. Images with the
+        lowest `positions` [N], from 0 to 1, are held out first; with `groups` [N], hashes of the names of the groups
+        take the place of the positions. `subset` returns the images of a source at indices. Raises InputError if a part
+        or a class would have no images.
         """
         lacking = self.lacking(dataset)
         numbers = self._assign(labels, positions, dataset.class_names, lacking, groups)

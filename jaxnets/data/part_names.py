@@ -4,6 +4,7 @@ import re
 from typing import Literal, get_args
 
 Part = Literal["train", "val", "test"]
+PARTS: tuple[str, ...] = get_args(Part)
 SPLITS = ("val", "test")
 
 _SET = "(set|data|dataset|images|imgs)?"

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from jaxnets.data.decoding import open_image, pixels_of
-from jaxnets.data.division import PARTS, Division, even_positions
+from jaxnets.data.division import Division, even_positions
+from jaxnets.data.part_names import PARTS
 from jaxnets.data.pipeline import in_order
 from jaxnets.data.preprocessing import resized
 from jaxnets.data.sources import Dataset, Record, Source

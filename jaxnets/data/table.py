@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxnets.data.division import PARTS, Division, groups_of
+from jaxnets.data.division import Division, groups_of
 from jaxnets.data.folder import FolderSource, class_order, held_out
 from jaxnets.data.image_files import normalised, printable, sort_key
-from jaxnets.data.part_names import part_of
+from jaxnets.data.part_names import PARTS, part_of
 from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
 

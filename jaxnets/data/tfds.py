@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxnets.data.division import Division, even_positions
-from jaxnets.data.part_names import part_of
+from jaxnets.data.part_names import SPLITS, part_of
 from jaxnets.data.sources import Dataset, Record
 from jaxnets.data.tfrecord import convert, example_parser, one_line
 from jaxnets.errors import InputError
@@ -111,7 +111,7 @@ def load_tfds(name: str, data_dir: Path | None, division: Division) -> Dataset:
     class_names = tuple(builder.info.features[train.label_key].names)
     given: dict[str, TfdsSource] = {}
     origins: dict[str, str] = {}
-    for part in ("val", "test"):
+    for part in SPLITS:
         for candidate in _named(present, part):
             source = _source(name, builder, candidate)
             sample = np.unique(np.linspace(0, len(source) - 1, _LABEL_SAMPLE).astype(int)).tolist()

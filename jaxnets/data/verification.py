@@ -1,6 +1,5 @@
 """Checks before training that every image is readable and every class has images."""
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxnets.csv_file import write_csv
 from jaxnets.data.decoding import check_image
 from jaxnets.data.pipeline import IMAGES_PER_TASK, in_order
 from jaxnets.data.sources import Dataset, Source, Subset
@@ -102,10 +102,8 @@ def judge(bad: Sequence[BadImage], count: int, on_bad_image: str, say: Callable[
 
 def write_bad_images(folder: Path, bad: Sequence[BadImage]) -> None:
     """Writes the damaged images, the reasons and whether they are used to bad-images.csv."""
-    with (folder / "bad-images.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.writer(file)
-        rows.writerow(("image", "reason", "used"))
-        rows.writerows((image.where, image.reason, "yes" if image.used else "no") for image in bad)
+    rows = ((image.where, image.reason, "yes" if image.used else "no") for image in bad)
+    write_csv(folder / "bad-images.csv", ("image", "reason", "used"), rows)
 
 
 def check_labels(class_names: Sequence[str], labels: np.ndarray) -> None:

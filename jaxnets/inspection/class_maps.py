@@ -42,8 +42,8 @@ def grad_cam(
     `classes` [N] are by default the most probable ones; for classes [N, T] the maps are [N, T, h, w]. See `class_maps`
     for the other arguments, and for errors.
     """
-    found = class_maps(model, variables, images, classes, stage, method=method, batch_size=batch_size, done=done)
-    return found.maps[:, 0] if classes is None or np.ndim(classes) == 1 else found.maps
+    maps = class_maps(model, variables, images, classes, stage, method=method, batch_size=batch_size, done=done).maps
+    return maps[:, 0] if classes is None or np.ndim(classes) == 1 else maps
 
 
 def class_maps(

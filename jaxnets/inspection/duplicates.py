@@ -126,16 +126,16 @@ def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int, bool, float]]:
     rank = np.argsort(order, axis=1)
     by_gap = (rank < before[:, None]) & (judged <= _MOST_WITH_GAP * typical)
     by_distance = judged <= _MOST_TYPICAL * typical
-    found: dict[tuple[int, int], tuple[bool, float]] = {}
+    best: dict[tuple[int, int], tuple[bool, float]] = {}
     sides: dict[tuple[int, int], int] = {}
     for a, b, flip, score, gap, near in zip(
         one, other, flipped, similarity, by_gap.ravel(), by_distance.ravel(), strict=True
     ):
         pair = (int(min(a, b)), int(max(a, b)))
         sides[pair] = sides.get(pair, 0) + (2 if near else int(gap))
-        if pair not in found or score > found[pair][1]:
-            found[pair] = bool(flip), float(score)
-    return [(*pair, *found[pair]) for pair, agreed in sides.items() if agreed >= 2]
+        if pair not in best or score > best[pair][1]:
+            best[pair] = bool(flip), float(score)
+    return [(*pair, *best[pair]) for pair, agreed in sides.items() if agreed >= 2]
 
 
 def _similar(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -144,9 +144,9 @@ def _similar(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     # A mirrored image has the opposite sign at odd frequencies across.
     signs = np.where(np.arange(_COARSE) % 2, -1, 1) * np.ones((_COARSE, 1))
     reflected = features * signs.ravel()[1:].astype(np.float32)
-    found = [nearest(features, other, _CANDIDATES, leave_out_self=True) for other in (features, reflected)]
-    indices, values = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
-    flipped = np.arange(indices.shape[1]) >= found[0][0].shape[1]
+    matches = [nearest(features, other, _CANDIDATES, leave_out_self=True) for other in (features, reflected)]
+    indices, values = (np.concatenate(arrays, axis=1) for arrays in zip(*matches, strict=True))
+    flipped = np.arange(indices.shape[1]) >= matches[0][0].shape[1]
     order = np.argsort(-values, axis=1, kind="stable")
     indices, values, flipped = (
         np.take_along_axis(indices, order, 1),

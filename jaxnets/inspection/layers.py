@@ -57,9 +57,9 @@ def _labels(variables: Any, images: np.ndarray, model: Any, stages: Sequence[str
     order: list[str] = []
 
     def run(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        found = _outputs(variables, images, model, stages, modules)
-        order.extend(found)
-        return found
+        outputs = _outputs(variables, images, model, stages, modules)
+        order.extend(outputs)
+        return outputs
 
     jax.eval_shape(run, variables, shape)
     return order
@@ -69,8 +69,8 @@ def _step(
     variables: Any, batch: tuple[jax.Array], *, model: Any, stages: tuple[str, ...], modules: Any
 ) -> list[jax.Array]:
     precise = param_dtype(model.dtype)
-    found = _outputs(variables, batch[0].astype(precise), model, stages, modules)
-    return [output.astype(precise) for output in found.values()]
+    outputs = _outputs(variables, batch[0].astype(precise), model, stages, modules)
+    return [output.astype(precise) for output in outputs.values()]
 
 
 def _outputs(
@@ -87,11 +87,11 @@ def _outputs(
 
     with nn.intercept_methods(record):
         outputs = features(model, variables, images, stages)
-    found: dict[str, jax.Array] = {}
+    by_label: dict[str, jax.Array] = {}
     for stage, names in zip(stages, modules, strict=True):
-        found[stage] = outputs[stage]
-        found |= {f"{stage}/{name}": value for (module, name), value in branches.items() if module in names}
-    return found
+        by_label[stage] = outputs[stage]
+        by_label |= {f"{stage}/{name}": value for (module, name), value in branches.items() if module in names}
+    return by_label
 
 
 _programs = Programs(_step)

@@ -63,8 +63,8 @@ def fit_logistic(inputs: np.ndarray, labels: np.ndarray, num_classes: int, penal
         return float(value), np.asarray(gradient, np.float64).ravel()
 
     options = {"maxiter": _STEPS, "gtol": 1e-5, "ftol": 1e-7}
-    found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
-    return np.asarray(found.x, np.float64).reshape(shape)
+    result = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(result.x, np.float64).reshape(shape)
 
 
 @jax.jit

@@ -62,8 +62,8 @@ def occlusion(
     probabilities = np.concatenate(parts).reshape(count, len(places), -1)
     if classes is None:
         columns = probabilities[:, 0].argmax(axis=1)
-    ofclass = np.take_along_axis(probabilities, columns[:, None, None], axis=2)[..., 0]
-    drops = ofclass[:, :1] - ofclass[:, 1:]
+    of_class = np.take_along_axis(probabilities, columns[:, None, None], axis=2)[..., 0]
+    drops = of_class[:, :1] - of_class[:, 1:]
     sums, covered = np.zeros((count, height, width)), np.zeros((height, width))
     for index, (top, left) in enumerate(squares):
         sums[:, top : top + window, left : left + window] += drops[:, index, None, None]

@@ -75,8 +75,10 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> Path:
         f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n<body><main>'
         f"{''.join(sections)}</main></body></html>\n"
     )
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    # An interrupted run may have to end while it writes its report.
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return new.replace(path)
 
 
 def check_replaceable(path: Path) -> None:

@@ -87,9 +87,9 @@ class RunFiles:
         """The part that was evaluated after each epoch: "val", or "test" in runs of earlier versions."""
         return self.epochs[0]["split"] if self.epochs else "val"
 
-    def number(self, name: str, part: str | None = None) -> Any:
-        """A number of the result, such as "accuracy", for a part of the data; None if there is none."""
-        return (self.result or {}).get(f"{part or self.part}_{name}")
+    def number(self, name: str) -> Any:
+        """A number of the result, such as "accuracy", for `part`; None if there is none."""
+        return (self.result or {}).get(f"{self.part}_{name}")
 
 
 def _json(path: Path) -> Any:

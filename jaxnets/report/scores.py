@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxnets.csv_file import write_csv
 from jaxnets.data.sources import Source
 from jaxnets.errors import InputError
 from jaxnets.report import figures
 from jaxnets.training.evaluation import Evaluation
-from jaxnets.training.predictions_file import write_csv, write_predictions_file
+from jaxnets.training.predictions_file import write_predictions_file
 
 _TITLES = {
     "accuracy": "accuracy",

@@ -53,8 +53,8 @@ def find_learning_rate(
 
     It takes the steps of `train(config, ...)` with the optimiser of the recipe, in which the growing rate replaces the
     schedule; all is trained that the run trains after `head_epochs`. It writes nothing. `dataset` takes the place of
-    the data set that `config` names. Raises InputError for rates or steps that make no range, and for what `train`
-    would refuse.
+    the data set that `config` names. Raises InputError for invalid `steps`, `lowest` or `highest`, and for what
+    `train` would refuse.
     """
     if not (0 < lowest < highest < math.inf):
         raise InputError(f"learning rates from {lowest:g} to {highest:g}; expected 0 < lowest < highest")

@@ -24,7 +24,7 @@ class Interrupted(Exception):
 
     def __init__(self, signal_number: int | None) -> None:
         number = signal_number or signal.SIGTERM  # another process got the signal
-        super().__init__(signal.Signals(number).name)
+        super().__init__(f"{signal.Signals(number).name}: all is saved; the same command with --resume goes on")
         self.exit_code = 128 + number
 
 
@@ -32,12 +32,13 @@ class Interruption:
     """Watches for SIGTERM and Ctrl-C, also while compiled code runs. Use as a context manager in the main thread.
 
     While `can_save` is false, a signal ends the process at once. Otherwise `requested` becomes the number of the
-    signal, and the run has 9 s to save its state and end. After that, or after a second signal, the process ends with
-    its last checkpoint.
+    signal, and the run has 9 s to save its state, to set `saved`, and to end. After that, or after a second signal, the
+    process ends with its last checkpoint.
     """
 
     def __init__(self) -> None:
         self.can_save = False
+        self.saved = False
         self.requested: int | None = None
         self._requested_at = 0.0
         self._timer: threading.Timer | None = None
@@ -78,14 +79,19 @@ class Interruption:
             if self.requested is not None:
                 if time.monotonic() - self._requested_at < _SECONDS_OF_ONE_REQUEST:
                     continue
-                _end(number, "ended by a second signal; the last checkpoint is kept")
+                self._end_with_checkpoint(number, "ended by a second signal")
             self.requested, self._requested_at = number, time.monotonic()
             print(f"\n{signal.Signals(number).name}: saving ...", file=sys.stderr, flush=True)
             self._timer = threading.Timer(
-                _SECONDS_TO_SAVE, _end, (number, "could not save in time; the last checkpoint is kept")
+                _SECONDS_TO_SAVE, self._end_with_checkpoint, (number, "could not save in time")
             )
             self._timer.daemon = True
             self._timer.start()
+
+    def _end_with_checkpoint(self, number: int, reason: str) -> None:
+        if self.saved:
+            _end(number, str(Interrupted(number)))
+        _end(number, f"{reason}; the last checkpoint is kept")
 
 
 class Vote:

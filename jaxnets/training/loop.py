@@ -20,7 +20,7 @@ from jaxnets.training.config import Config
 from jaxnets.training.custom import Custom, check_parts
 from jaxnets.training.evaluation import Evaluation
 from jaxnets.training.hooks import Hook
-from jaxnets.training.interruption import Interruption
+from jaxnets.training.interruption import Interrupted, Interruption
 from jaxnets.training.metrics import Metric, all_metrics
 from jaxnets.training.metrics_log import json_value, require_tensorboard
 from jaxnets.training.parallel import Parallel
@@ -29,6 +29,7 @@ from jaxnets.training.start import check_start, origin_of
 from jaxnets.training.start_lines import start_lines
 from jaxnets.training.trainer import Schedule, Trainer
 from jaxnets.training.workdir import Workdir
+from jaxnets.weights.runs import first_line
 
 CHECKPOINT_INTERVAL = 60.0
 
@@ -84,7 +85,7 @@ def train(
     schedule = Schedule(checkpoint_interval, steps_per_call, tensorboard)
     with files or nullcontext():
         if finished := parallel.broadcast(parallel.on_primary(lambda: files.result() if files else None)):
-            if files and not dry_run and not (workdir / "report.html").exists():
+            if files and not dry_run and not _is_reported(workdir):
                 write_report(workdir)
             return finished
         run = set_up(config, dataset, parallel, origin_of(config, workdir, parallel), custom)
@@ -99,18 +100,38 @@ def train(
             files.begin(config, run.dataset.class_names, run.bad_images)
 
         folder = workdir if files else None
-        with Trainer(run, parallel, folder, interruption, schedule, resume=resume, started=started) as trainer:
-            for epoch in trainer.epochs_left():
-                trainer.train_epoch(epoch)
-                trainer.finish_epoch(epoch)
-            evaluations = trainer.judge()
-            trainer.wait_for_checkpoints()
+        try:
+            with Trainer(run, parallel, folder, interruption, schedule, resume=resume, started=started) as trainer:
+                for epoch in trainer.epochs_left():
+                    trainer.train_epoch(epoch)
+                    trainer.finish_epoch(epoch)
+                evaluations = trainer.judge()
+                trainer.wait_for_checkpoints()
+        except Interrupted:
+            # Only a process that got the signal itself is sure to end in time.
+            if files and interruption.requested is not None:
+                _report_so_far(workdir)
+            raise
 
         result = _result(trainer, parallel, evaluations)
         if files:
             files.finish(result, run.dataset, evaluations[run.dataset.judged_on], run.picture)
             write_report(workdir)
         return result
+
+
+def _is_reported(workdir: Path) -> bool:
+    """Whether the report is that of the finished run, not of an interruption before."""
+    report = workdir / "report.html"
+    return report.exists() and report.stat().st_mtime >= (workdir / "result.json").stat().st_mtime
+
+
+def _report_so_far(workdir: Path) -> None:
+    """Writes the report of an interrupted run; why it fails, if it does, is a warning."""
+    try:
+        write_report(workdir)
+    except Exception as error:
+        print(f"warning: report.html is not written: {first_line(error)}", file=sys.stderr)
 
 
 def _result(trainer: Trainer, parallel: Parallel, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

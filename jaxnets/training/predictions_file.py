@@ -1,12 +1,11 @@
 """predictions.csv: a row for each image of an evaluation."""
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from jaxnets.csv_file import write_csv
 from jaxnets.data.sources import Source
 from jaxnets.training.evaluation import Evaluation
 
@@ -38,11 +37,3 @@ def write_predictions_file(
 def probability_columns(class_names: Sequence[str]) -> list[str]:
     """The names of the columns with the probability of each class."""
     return [f"probability of {name}" for name in class_names]
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file in UTF-8. Names of files may have bytes that are not UTF-8; they are kept."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)

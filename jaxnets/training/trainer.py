@@ -193,6 +193,7 @@ class Trainer:
         if self._vote():
             self.save()
             self._checkpoints.wait()
+            self._interruption.saved = True
             raise Interrupted(self._interruption.requested)
 
     def _report_checkpoint(self, step: int, folder: Path) -> None:

@@ -32,6 +32,8 @@ _NOT_DAMAGE_IN_WORDS = (
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "out of memory"),
     *("Too many open files", "Stale file handle", "Input/output error"),
 )
+_IF_DAMAGED = "train --resume falls back to the one before, or train again in another workdir"
+_IF_BEST_DAMAGED = "restore it, or read the last one with --checkpoint latest"
 # The recipe's settings that are options of a network, each with the value that needs none, and how to leave it out.
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "dropout_rate": (None, "leave out --dropout-rate"),
@@ -113,7 +115,7 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
 
     `model` is the one that `train` was given, if any.
 
-    Raises InputError if it can't be read.
+    Raises InputError if the checkpoint is missing or can't be read.
     """
     folder = Path(os.path.abspath(workdir)) / FOLDER
     if not os.path.isdir(folder):
@@ -121,8 +123,20 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
             raise InputError(f"{workdir} is a file, not a run; weights in a file need --arch NAME --weights {workdir}")
         raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
     devices()
+    files, advice = orbax_files(), _IF_DAMAGED
     try:
-        return _read(folder, which, model)
+        with files.reader(folder) as manager:
+            number = manager.latest_step()
+            if number is None:
+                raise InputError("no checkpoint was finished; train again in another workdir")
+            metadata = files.read_metadata(manager, number)
+            best = metadata["best"]
+            if which == "best" and best not in (None, number):
+                number, advice = best, _IF_BEST_DAMAGED
+                if number not in manager.all_steps():
+                    raise InputError(f"its best checkpoint, {folder / str(number)}, is missing; {advice}")
+                metadata = files.read_metadata(manager, number)
+            return _read(manager, number, metadata, model)
     except InputError as error:
         raise InputError(f"{workdir}: {error}") from None
     except Exception as error:
@@ -130,28 +144,20 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
         check_is_damage(error, folder)
         raise InputError(
             f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
-            f"{first_line(error)}); train --resume falls back to the one before, or train again in another workdir"
+            f"{first_line(error)}); {advice}"
         ) from None
 
 
-def _read(folder: Path, which: str, custom: nn.Module | None) -> RunWeights:
-    files = orbax_files()
-    with files.reader(folder) as manager:
-        number = manager.latest_step()
-        if number is None:
-            raise InputError("no checkpoint was finished; train again in another workdir")
-        metadata = files.read_metadata(manager, number)
-        if which == "best" and metadata["best"] in manager.all_steps():
-            number = metadata["best"]
-            metadata = files.read_metadata(manager, number)
-        settings, origin = metadata["config"], origin_in(metadata)
-        trained = metadata.get("custom", {}).get("model")  # runs of earlier versions have no such entry
-        if trained is not None and custom is None:
-            raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
-        model = network_of(settings, len(origin.class_names), origin.options, custom)
-        shapes = declaration(model, origin.preprocessing.crop_size).shapes
-        like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-        variables = files.read_arrays(manager, number, "variables", metadata, like)
+def _read(manager: Any, number: int, metadata: dict[str, Any], custom: nn.Module | None) -> RunWeights:
+    """The weights of checkpoint `number`, which has this metadata."""
+    settings, origin = metadata["config"], origin_in(metadata)
+    trained = metadata.get("custom", {}).get("model")  # runs of earlier versions have no such entry
+    if trained is not None and custom is None:
+        raise InputError(f"its network {trained} was given to train(); give it to load_classifier(model=...) too")
+    model = network_of(settings, len(origin.class_names), origin.options, custom)
+    shapes = declaration(model, origin.preprocessing.crop_size).shapes
+    like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    variables = orbax_files().read_arrays(manager, number, "variables", metadata, like)
     for path, leaf in flatten_dict(variables).items():
         if fault := fault_of(np.asarray(leaf), is_variance=path[0] == "batch_stats" and path[-1] == "var"):
             raise InputError(f"checkpoint {number} has {'/'.join(path)} that {fault}; use another checkpoint or run")

@@ -231,7 +231,7 @@ def test_the_best_checkpoint_is_read_unless_the_latest_is_asked_for(
         asked.append((workdir, which))
         raise InputError("enough")
 
-    monkeypatch.setattr("experiments.command.load_classifier", load)
+    monkeypatch.setattr("experiments.loading.load_classifier", load)
     images = ["image.png"] if name == "predict" else []
     refuses(name, "run", *images, words=("enough",))
     refuses(name, "run", *images, "--checkpoint", "latest", words=("enough",))
@@ -249,7 +249,7 @@ def test_what_was_trained_in_64_bits_is_tested_in_64_bits(
         enabled.append(jax.config.jax_enable_x64)
         raise InputError("enough")
 
-    monkeypatch.setattr("experiments.command.load_classifier", load)
+    monkeypatch.setattr("experiments.loading.load_classifier", load)
     config = Config("resnet20_cifar", recipe_for("resnet20_cifar"), dtype=dtype)
     (tmp_path / "config.json").write_text(config.to_json())
     try:

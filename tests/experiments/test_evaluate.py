@@ -27,7 +27,7 @@ def classifier(monkeypatch: pytest.MonkeyPatch) -> Pretrained:
     """What --arch tiny stands for: seven classes, and a margin to crop."""
     model = Tiny(num_classes=len(NAMES))
     loaded = Pretrained(model, make_variables(model), Preprocessing(8, 10), NAMES)
-    monkeypatch.setattr("experiments.command.load_pretrained", lambda *_, **__: loaded)
+    monkeypatch.setattr("experiments.loading.load_pretrained", lambda *_, **__: loaded)
     return loaded
 
 

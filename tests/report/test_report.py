@@ -16,6 +16,7 @@ from PIL import Image
 from jaxnets.errors import InputError
 from jaxnets.report import heat_maps as maps
 from jaxnets.report import write_comparison, write_report
+from jaxnets.report.figures import gradient_map
 from jaxnets.report.page import check_replaceable
 from jaxnets.report.run_files import RunFiles
 from tests.report.browser import find_browser, visit
@@ -312,3 +313,35 @@ def test_pages_in_a_browser(width: int, tmp_path: Path) -> None:
         (measured,) = re.findall(r"<title>measured (\d+) (\d+) (\d+)</title>", document)
         assert tuple(map(int, measured)) == (width, 0, 0)
         assert "CONSOLE" not in log
+
+
+def test_gradients_that_are_logged_are_drawn_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", NAMES)
+    assert "Gradients" not in check_page(write_report(run)).text
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    layers, random, expected = ("conv1", "layer1_0/conv<1>", "fc"), np.random.default_rng(0), []
+    for number, line in enumerate(line for line in lines if line["split"] == "train"):
+        if number % 2:  # as if the setting had been changed in between
+            continue
+        norms = random.uniform(0.1, 2, 3).tolist()
+        line["gradient_norms"] = dict(zip(layers, norms, strict=True))
+        expected.append((line["step"], norms))
+    # A norm that is not finite is null in the file.
+    expected[0][1][2] = np.nan
+    lines[0]["gradient_norms"]["fc"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+
+    def draw(norms: np.ndarray, steps: list[int], names: list[str]) -> str:
+        drawn.append((norms, steps, names))
+        return gradient_map(norms, steps, names)
+
+    monkeypatch.setattr("jaxnets.report.figures.gradient_map", draw)
+    page = check_page(write_report(run))
+    ((norms, steps, names),) = drawn
+    assert tuple(names) == layers
+    assert steps == [step for step, _ in expected]
+    np.testing.assert_array_equal(norms, [row for _, row in expected])
+    assert "Gradients" in page.text
+    labels = [svg.get("aria-label") or "" for svg in page.of("svg")]
+    assert f"Norms of the gradients of 3 layers over {len(expected)} logged steps" in (*labels, *page.text.splitlines())

@@ -91,6 +91,19 @@ def test_weights_are_taken_where_there_is_no_average(tmp_path: Path) -> None:
         assert_same(variables, {"params": state.params, "batch_stats": state.batch_stats})
 
 
+def test_a_best_checkpoint_that_is_missing_or_damaged_is_not_replaced_in_silence(saved: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    best = run / "checkpoints" / "3"
+    shutil.rmtree(best / "variables")
+    with pytest.raises(InputError, match=r"its checkpoint is damaged .*; restore it, or .*--checkpoint latest$"):
+        load_classifier(run)
+    shutil.rmtree(best)
+    with pytest.raises(InputError, match=r"its best checkpoint, \S+/3, is missing; .*--checkpoint latest$"):
+        load_classifier(run)
+    assert_same(load_classifier(run, "latest").variables, state_at(11).ema)
+
+
 def test_all_of_a_run_comes_back(saved: Path) -> None:
     with Checkpoints(saved, CONTENTS) as checkpoints:
         restored = checkpoints.restore(state_at(99), print)

@@ -17,10 +17,10 @@ from jaxnets.data.sources import Dataset, Subset
 from jaxnets.errors import InputError
 from jaxnets.training.class_weights import balanced_weights, read_weights, weighted_targets
 from jaxnets.training.config import Config
+from jaxnets.training.configure import configure
 from jaxnets.training.interruption import Interrupted
 from jaxnets.training.loop import train
 from jaxnets.training.losses import smoothed_targets, training_loss
-from jaxnets.training.words import configuration
 from tests.training.networks import Stop, cpus
 from tests.training.tiny import GREYS, PLAIN, Tiny, make_batch, make_state, make_variables, normalised, step_of
 
@@ -178,8 +178,8 @@ def test_both_ways_help_rare_classes(seed: int, tmp_path: Path) -> None:
         "sampler": {"sampler": "balanced"},
     }
     for name, changes in ways.items():
-        words = {"arch": "resnet20_cifar", "dataset": dataset, "image_size": 8, "batch_size": 64, "epochs": 6}
-        config = configuration({**words, "learning_rate": 0.02, "seed": seed, **changes})
+        settings = {"arch": "resnet20_cifar", "dataset": dataset, "image_size": 8, "batch_size": 64, "epochs": 6}
+        config = configure({**settings, "learning_rate": 0.02, "seed": seed, **changes})
         result = train(config, tmp_path / name, dataset, parallel=cpus(1, "jit"))
         accuracies[name] = result["test_balanced_accuracy"]
     print(f"seed {seed}: {accuracies}")

@@ -16,12 +16,12 @@ from experiments import find_lr
 from jaxnets.errors import InputError
 from jaxnets.models.layers import Dense
 from jaxnets.training.config import Config
+from jaxnets.training.configure import configure
 from jaxnets.training.custom import Custom
 from jaxnets.training.find_lr import find_learning_rate
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.setup import set_up
 from jaxnets.training.state import create_state
-from jaxnets.training.words import configuration
 from tests.training.tiny import GREYS, PLAIN
 
 ONE = Parallel.choose("jit", jax.devices("cpu")[:1])
@@ -83,8 +83,8 @@ def test_a_loss_that_never_falls_gives_no_suggestion(least_squares: float) -> No
 
 @pytest.mark.slow
 def test_the_suggested_rate_trains_digits_better_than_others() -> None:
-    words = {"arch": "resnet20_cifar", "image_size": 8, "batch_size": 64, "warmup_epochs": 0.0}
-    config = configuration(words)
+    settings = {"arch": "resnet20_cifar", "image_size": 8, "batch_size": 64, "warmup_epochs": 0.0}
+    config = configure(settings)
     suggestion = find_learning_rate(config, parallel=ONE).suggestion
     assert suggestion is not None
 

@@ -1,6 +1,7 @@
 """The norms of gradients by layer, against gradients that jax.grad takes of the same batch."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnets.errors import InputError
 from jaxnets.training.config import Config
 from jaxnets.training.gradients import NORMS, layers_of
 from jaxnets.training.loop import train
@@ -46,14 +48,27 @@ def test_layers_are_in_order_and_named_once() -> None:
     assert layers_of(paths, {"b"}) == ("a", "fc")
 
 
-def test_without_it_the_step_computes_the_same_as_before() -> None:
+def test_only_a_step_that_is_asked_for_norms_computes_them() -> None:
     model = Tiny()
     state, step = make_state(PLAIN, make_variables(model)), step_of(PLAIN, model)
-    off = jax.make_jaxpr(step)(state, make_batch())
-    assert str(jax.make_jaxpr(partial(step, layers=()))(state, make_batch())) == str(off)
-    on = jax.make_jaxpr(partial(step, layers=LAYERS))(state, make_batch())
-    assert len(on.out_avals) == len(off.out_avals) + 1
-    assert len(on.eqns) > len(off.eqns)
+    on, off = (str(jax.make_jaxpr(program)(state, make_batch())) for program in (partial(step, layers=LAYERS), step))
+    # The norms are the only square roots of four numbers.
+    roots = re.compile(r":f32\[4\] = sqrt ")
+    assert (len(roots.findall(on)), len(roots.findall(off))) == (1, 0)
+    assert NORMS not in jax.eval_shape(step, state, make_batch())[1]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_without_the_setting_computes_no_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed(gradients: Any, layers: Any) -> jax.Array:
+        raise InputError("norms are computed")
+
+    monkeypatch.setattr("jaxnets.training.step.layer_norms", computed)
+    config = Config("tiny", replace(PLAIN, learning_rate=0.01, epochs=1), log_every=1)
+    train(config, tmp_path / "run", GREYS, parallel=cpus(1, "jit"))
+    assert NORMS not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="norms are computed"):
+        train(replace(config, log_gradients=True), tmp_path / "other", GREYS, parallel=cpus(1, "jit"))
 
 
 @pytest.mark.usefixtures("tiny")

@@ -117,27 +117,29 @@ import jax
 from jaxnets.training import interruption
 interruption._SECONDS_TO_SAVE = float(sys.argv[1])
 with interruption.Interruption() as asked:
-    asked.can_save = True
+    asked.can_save, asked.saved = True, sys.argv[2] == "saved"
     print("ready", file=sys.stderr, flush=True)
     jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: x * 0, 1))().block_until_ready()
 """
 
 
 @pytest.mark.parametrize(
-    ("seconds", "signals", "code", "line"),
+    ("seconds", "state", "signals", "code", "line"),
     [
-        (60, (signal.SIGTERM, signal.SIGINT), 130, "ended by a second signal; the last checkpoint is kept"),
+        (60, "", (signal.SIGTERM, signal.SIGINT), 130, "ended by a second signal; the last checkpoint is kept"),
+        # As while it writes the report.
+        (1, "saved", (signal.SIGTERM,), 143, "SIGTERM: all is saved; the same command with --resume goes on"),
         pytest.param(
-            *(1, (signal.SIGTERM,), 143, "could not save in time; the last checkpoint is kept"),
+            *(1, "", (signal.SIGTERM,), 143, "could not save in time; the last checkpoint is kept"),
             marks=pytest.mark.exhaustive,
         ),
     ],
 )
 def test_a_run_that_cannot_save_ends_all_the_same(
-    seconds: float, signals: tuple[signal.Signals, ...], code: int, line: str
+    seconds: float, state: str, signals: tuple[signal.Signals, ...], code: int, line: str
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", BUSY, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", BUSY, str(seconds), state], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"

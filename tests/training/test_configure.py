@@ -1,4 +1,4 @@
-"""What the words of a command, of a Python call and of a config.json mean."""
+"""Configurations from a command line, a Python call and a config.json."""
 
 import json
 from dataclasses import fields, replace
@@ -10,31 +10,31 @@ import pytest
 from experiments.train import parse
 from jaxnets import InputError
 from jaxnets.training.config import Config
+from jaxnets.training.configure import configure, override, read_settings
 from jaxnets.training.recipe import Recipe
 from jaxnets.training.recipes import RECIPES, recipe_for
-from jaxnets.training.words import configuration, with_words, words_in
 from tests.training.tiny import GREYS
 
 
 def test_a_data_set_object_gets_the_recipe_of_photos() -> None:
-    config = configuration({"arch": "resnet18", "dataset": GREYS})
+    config = configure({"arch": "resnet18", "dataset": GREYS})
     assert (config.recipe, config.dataset) == (recipe_for("resnet18", "photos"), "greys")
     assert config.recipe != recipe_for("resnet18")
 
 
-def test_words_of_python_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_python_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     typed = (
         "--arch googlenet --dataset photos --data-dir data --epochs 3 --lr 1 --batch-size 8 --seed 4 --dtype bfloat16 "
         "--train-image-sizes 64 96 --dropout-rate 0.5 --remat --set lrn=local_response_norm --set aux_logits=false"
     )
-    words = {
+    settings = {
         "arch": "googlenet", "dataset": Path("photos"), "data_dir": "data", "epochs": 3, "lr": 1,
         "batch_size": 8, "seed": 4, "dtype": "bfloat16", "train_image_sizes": [64, 96], "dropout_rate": 0.5,
         "remat": True, "network_options": {"lrn": "local_response_norm", "aux_logits": False},
     }  # fmt: skip
-    config = configuration(words)
+    config = configure(settings)
     assert config == parse(typed.split())[0]
     assert config.dataset == str(tmp_path / "photos")
     assert type(config.recipe.learning_rate) is float
@@ -42,7 +42,7 @@ def test_words_of_python_are_those_of_the_command(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("settings", "line"),
     [
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean epochs?"),
         ({"rate": 0.1}, "unknown setting 'rate'; "),
@@ -59,19 +59,19 @@ def test_words_of_python_are_those_of_the_command(tmp_path: Path, monkeypatch: p
         ({"epochs": 0}, "epochs=0; expected a number of at least 1"),
     ],
 )
-def test_wrong_words_are_named(words: dict[str, Any], line: str) -> None:
+def test_wrong_settings_are_named(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError) as raised:
-        configuration({"arch": "resnet18", **words})
+        configure({"arch": "resnet18", **settings})
     assert str(raised.value).startswith(line) or line in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_settings_of_the_recipe_may_be_given_as_options() -> None:
-    as_option = configuration({"arch": "resnet18", "network_options": {"dropout_rate": "0.25"}})
-    assert as_option == configuration({"arch": "resnet18", "dropout_rate": 0.25})
+    as_option = configure({"arch": "resnet18", "network_options": {"dropout_rate": "0.25"}})
+    assert as_option == configure({"arch": "resnet18", "dropout_rate": 0.25})
     assert as_option.network_options == {}
     with pytest.raises(InputError, match=r"dropout_rate is given as 0.5 and, as an option, as 0.25"):
-        configuration({"arch": "resnet18", "dropout_rate": 0.5, "network_options": {"dropout_rate": 0.25}})
+        configure({"arch": "resnet18", "dropout_rate": 0.5, "network_options": {"dropout_rate": 0.25}})
 
 
 CONFIG = Config(
@@ -113,7 +113,7 @@ def test_a_run_of_an_earlier_version_has_no_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ('{"arch": "resnet18", "epoch": 3}', "unknown setting 'epoch'; did you mean epochs?"),
         ('{"recipe": {"seed": 3}}', "unknown setting 'seed'"),
@@ -124,18 +124,18 @@ def test_a_run_of_an_earlier_version_has_no_options(tmp_path: Path) -> None:
         ("{", "is no JSON file"),
     ],
 )
-def test_a_wrong_file_is_named(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(text)
     with pytest.raises(InputError) as raised:
         parse(["--config", str(file)])
     assert str(raised.value).startswith(str(file))
-    assert words in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_every_setting_can_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(CONFIG.to_json())
-    words = words_in(tmp_path / "config.json")
-    assert set(words) == {f.name for f in (*fields(Config), *fields(Recipe))} - {"recipe"}
-    assert with_words(words, {}) == words
+    settings = read_settings(tmp_path / "config.json")
+    assert set(settings) == {f.name for f in (*fields(Config), *fields(Recipe))} - {"recipe"}
+    assert override(settings, {}) == settings

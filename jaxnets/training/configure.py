@@ -1,4 +1,4 @@
-"""What the words of a command line, of a Python call or of a config.json mean: the configuration of a run."""
+"""The configuration of a run from settings by name: those of a command line, a Python call or a config.json."""
 
 import difflib
 import json
@@ -23,21 +23,21 @@ from jaxnets.training.recipes import recipe_for
 _RECIPE = tuple(setting.name for setting in fields(Recipe))
 _TYPES = get_type_hints(Recipe) | get_type_hints(Config) | {"recipe": str}
 _SHORT = {"lr": "learning_rate"}
-_IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "names with values"}
+_DESCRIBED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "names with values"}
 
 
-def configuration(words: Mapping[str, Any], before: Path | None = None) -> Config:
-    """The configuration that `words` mean: fields of Config and of Recipe by name; `recipe` is the name of a recipe.
+def configure(settings: Mapping[str, Any], before: Path | None = None) -> Config:
+    """The configuration from `settings`: fields of Config and of Recipe by name; `recipe` is the name of a recipe.
 
-    `lr` is the learning rate, as on the command line. What is not given is the recipe's, which depends on the network,
-    the data set and whether there are weights, or the default. `dataset` may be a Dataset. `before` is the folder of a
-    run to continue: without `arch` the run keeps its configuration. Raises InputError for an unknown word, and for a
-    value that a word does not take.
+    `lr` is the learning rate, as on the command line. Other settings are those of the recipe, which depends on the
+    network, the data set and whether there are weights, or the defaults. `dataset` may be a Dataset. `before` is the
+    folder of a run to continue: without `arch` the run keeps its configuration. Raises InputError for an unknown
+    setting, and for a value that a setting does not accept.
     """
-    words = {_SHORT.get(name, name): value for name, value in words.items()}
-    dataset = words.get("dataset", "digits")
-    given = {name: _typed(name, value) for name, value in words.items() if name != "dataset"}
-    if "dataset" in words:
+    settings = {_SHORT.get(name, name): value for name, value in settings.items()}
+    dataset = settings.get("dataset", "digits")
+    given = {name: _typed(name, value) for name, value in settings.items() if name != "dataset"}
+    if "dataset" in settings:
         given["dataset"] = dataset.name if isinstance(dataset, Dataset) else absolute(_text("dataset", dataset))
     if given.get("data_dir") is not None:
         given["data_dir"] = str(Path(given["data_dir"]).expanduser().absolute())
@@ -67,8 +67,8 @@ def configuration(words: Mapping[str, Any], before: Path | None = None) -> Confi
     return Config(recipe=replace(recipe, **changes), **given)
 
 
-def words_in(path: Path) -> dict[str, Any]:
-    """The words in a file such as a run's config.json. Raises InputError for a file that can't be read as one."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file such as a run's config.json. Raises InputError for a file that can't be read as one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -80,20 +80,20 @@ def words_in(path: Path) -> dict[str, Any]:
         for name in recipe:
             if name not in _RECIPE:
                 raise _unknown(name, _RECIPE)
-        words = values | recipe
-        for name, value in words.items():
+        settings = values | recipe
+        for name, value in settings.items():
             _typed(name, value)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return words
+    return settings
 
 
-def with_words(before: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
-    """The words of a file, and others that override them. A recipe by name takes the place of the file's settings."""
-    if "recipe" in words:
+def override(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `before`, overridden by `settings`. A recipe by name replaces all settings of the recipe before."""
+    if "recipe" in settings:
         before = {name: value for name, value in before.items() if name not in _RECIPE}
-    options = {**before.get("network_options", {}), **words.get("network_options", {})}
-    return {**before, **words} | ({"network_options": options} if options else {})
+    options = {**before.get("network_options", {}), **settings.get("network_options", {})}
+    return {**before, **settings} | ({"network_options": options} if options else {})
 
 
 def _set_options(arch: str, given: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -142,9 +142,9 @@ def _typed(name: str, value: Any) -> Any:
         if get_origin(kind) is tuple and isinstance(value, list | tuple):
             if all(_is_a(number, get_args(kind)[0]) for number in value):
                 return tuple(get_args(kind)[0](number) for number in value)
-        elif (plain := get_origin(kind) or kind) in _IN_WORDS and _is_a(value, plain):
+        elif (plain := get_origin(kind) or kind) in _DESCRIBED and _is_a(value, plain):
             return plain(value)
-    expected = [_IN_WORDS.get(get_origin(kind) or kind, "a list of numbers") for kind in kinds if kind is not NoneType]
+    expected = [_DESCRIBED.get(get_origin(kind) or kind, "a list of numbers") for kind in kinds if kind is not NoneType]
     raise InputError(f"{name}={value!r}; expected {' or '.join(expected)}")
 
 

@@ -1,0 +1,81 @@
+"""What the arguments of a command name, loaded: networks with their weights, and images."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from jaxnets.data.folder import named_images
+from jaxnets.data.sources import Source
+from jaxnets.data.verification import BadImage, judge, usable
+from jaxnets.errors import InputError
+from jaxnets.pretrained import Pretrained, load_pretrained
+from jaxnets.training.checkpoint import load_classifier
+from jaxnets.training.config import Config
+from jaxnets.training.contents import TrainedClassifier
+from jaxnets.training.progress import counting
+
+
+def weights_of(arguments: argparse.Namespace) -> tuple[str, Pretrained]:
+    """The network's name, and itself with its weights."""
+    if arguments.arch is not None:
+        return arguments.arch, load_pretrained(arguments.arch, arguments.weights, weights_key=arguments.weights_key)
+    if arguments.weights_key is not None:
+        raise InputError(f"--weights-key {arguments.weights_key} needs --arch and --weights with a torch checkpoint")
+    if arguments.weights != "DEFAULT":
+        raise InputError(f"--weights {arguments.weights} needs the network they are for, as --arch")
+    if not arguments.paths:
+        raise InputError("give the folder of a run, or a network as --arch")
+    arguments.workdir = arguments.paths[0]
+    run = classifier_of(arguments)
+    return run.config.arch, Pretrained(run.model, run.variables, run.preprocessing, run.class_names)
+
+
+def images_of(arguments: argparse.Namespace) -> Source:
+    """The images that are named beside the weights. Bad ones are left out, and named, if that is asked for."""
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
+    paths = arguments.paths if arguments.arch is not None else arguments.paths[1:]
+    if not paths:
+        raise InputError("no images; name image files, or folders of them")
+    images: Source = named_images(paths)
+    if arguments.on_bad_image != "error":
+        count = len(images)
+        with counting("checking images", count) as (done, say):
+            images, bad, _ = usable(images, 1, done)
+            if arguments.on_bad_image == "strict":
+                judge(bad, count, "strict", say)
+            for image in bad:
+                say(f"{'damaged, but used' if image.used else 'left out'}: {image.where}: {image.reason}")
+        _check_any(images, bad)
+    return images
+
+
+def classifier_of(arguments: argparse.Namespace) -> TrainedClassifier:
+    """The classifier of the run that the arguments name."""
+    prepare_for(arguments.workdir)
+    return load_classifier(arguments.workdir, arguments.checkpoint)
+
+
+def prepare_for(workdir: Path) -> None:
+    """Allows 64-bit types where the run was trained in them."""
+    config = workdir / "config.json"
+    if os.path.exists(config) and Config.read(config).dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+
+
+def readable(source: Source, num_classes: int, done: Callable[[int], None], say: Callable[[str], None]) -> Source:
+    """The source without the images that can't be read, which are named. Raises InputError if none is left."""
+    images, bad, _ = usable(source, num_classes, done)
+    for image in bad:
+        if not image.used:
+            say(f"left out: {image.where}: {image.reason}")
+    _check_any(images, bad)
+    return images
+
+
+def _check_any(images: Source, bad: Sequence[BadImage]) -> None:
+    if not len(images):
+        raise InputError(f"none of {len(bad)} images can be read; the first is {bad[0].where} ({bad[0].reason})")
