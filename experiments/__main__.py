@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "Write a network and its weights as a StableHLO program.",
     "prepare": "Download a data set, or resize images once for faster training.",
     "benchmark": "Measure the speed of training, inference or reading data.",
+    "study": "Measure and draw claims about these networks, on one HTML page.",
     "report": "Write the HTML report of a run, or compare several.",
 }
 

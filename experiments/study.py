@@ -3,7 +3,8 @@
 import difflib
 from pathlib import Path
 
-from experiments.command import parser_of, run
+from experiments.arguments import parser_of
+from experiments.command import run
 from experiments.studies import STUDIES, load_study
 from experiments.studies.page import INDEX
 from experiments.studies.running import run_studies
