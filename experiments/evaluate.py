@@ -26,7 +26,7 @@ from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
 from jaxnets.training.run_data import load_data_of, warn_of_other_images
 from jaxnets.training.views import views_of
-from jaxnets.weights.catalogue import same_classes
+from jaxnets.weights.catalogue import labels_by_name, same_classes
 
 PARTS = ("train", "val", "test")
 
@@ -141,13 +141,13 @@ def squared_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def labels_of(categories: Sequence[str], class_names: Sequence[str]) -> np.ndarray | None:
-    """The network's label [C] of each class of a data set by name; None if the classes are the same.
+    """The network's label [C] of each class of a data set, by its name or WordNet id; None if the classes are the same.
 
     Raises InputError if a class is not among the network's.
     """
     if same_classes(categories, class_names):
         return None
-    labels = {name: label for label, name in enumerate(categories)}
+    labels = labels_by_name(categories)
     if not labels.keys() >= set(class_names):
         check_classes(categories, class_names)
     return np.array([labels[name] for name in class_names])
