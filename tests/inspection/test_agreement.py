@@ -20,7 +20,7 @@ def test_class_maps_and_occlusion_agree_on_the_object(family: str) -> None:
     data = objects(48, seed=3, side=side)
     logits = jax.jit(partial(model.apply, train=False))(variables, data.images)
     # A network that does not recognise the objects has no reason to look at them.
-    assert np.mean(np.argmax(logits, axis=1) == data.labels) > 0.9
+    assert np.mean(np.argmax(logits, axis=1) == data.labels) > 0.95
     shown = data.labels != NOTHING
     images, labels, masks = data.images[shown], data.labels[shown], data.masks()[shown]
     drops = occlusion(model, variables, images, labels, window=side // 4, stride=side // 8, batch_size=128)
@@ -36,7 +36,7 @@ def test_class_maps_and_occlusion_agree_on_the_object(family: str) -> None:
         inside = [heat[i][masks[i]].sum() / heat[i].sum() for i in range(len(heat))]
         assert np.mean(inside) > 2 * share
     # Maps without a relation have correlations about 0.
-    assert np.mean(ranks) > 0.15, np.mean(ranks)
+    assert np.mean(ranks) > 0.4, np.mean(ranks)
 
 
 def _averaged(values: np.ndarray, height: int, width: int) -> Image.Image:
