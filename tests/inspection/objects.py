@@ -32,8 +32,8 @@ class Family:
 
 
 FAMILIES = {
-    # The last convolution's map of 127 pixels has 7x7. With He's initialisation and no warm-up, AlexNet recognised 80 to
-    # 93 % of the objects, and its maps hardly agreed with occlusion.
+    # The last convolution's map of 127 pixels has 7x7. With He's initialisation and no warm-up, AlexNet recognised 80
+    # to 93 % of the objects, and its maps hardly agreed with occlusion.
     "alexnet": Family(
         AlexNet(num_classes=CLASSES, hidden_features=64, dropout_rate=0.0), "conv5", side=127, steps=120, rate=5e-4
     ),
