@@ -1,0 +1,80 @@
+"""Writes docs/laboratory.md and its figures from results: python -m experiments.studies.markdown RESULTS DOCS."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from experiments.command import run
+from experiments.studies.page import results_in
+from experiments.studies.study import UNDECIDED
+from jaxnets.errors import InputError
+
+_HEAD = """# The laboratory
+
+After this page you know which claims about these networks hold on real images, by which numbers, and can run each of
+them again.
+
+```sh
+jaxnets study
+```
+
+measures all of them on two CPU cores in about twenty minutes, without a network connection, and writes
+`runs/studies/index.html`: the claims in English and Chinese, the figures, the verdicts and the reasons. `jaxnets study
+residual` runs one study. A study that was stopped continues where it was. `--full` runs larger networks, for a GPU, and
+`--dataset` takes any data set. `result.json` of each study holds the numbers of each seed.
+
+Each claim has a number and a bound, fixed before the measurement. It holds if the number is beyond the bound for every
+seed, and does not hold if it is so for none; otherwise it is not decided at this scale.
+"""
+
+
+def markdown(results: list[dict[str, Any]], images: str) -> str:
+    """The page for results; `images` is the folder of the figures, relative to the page."""
+    first = results[0]
+    lines = [_HEAD, f"The numbers below are from {first['device']}, jax {first['jax']}, with the seeds 0 to 2."]
+    for result in results:
+        lines += [f"\n## {result['title']}\n", f"```sh\n{result['command']}\n```\n"]
+        lines += ["| claim | number | measured | verdict |", "|---|---|---|---|", *map(_row, result["verdicts"]), ""]
+        for figure in result["figures"]:
+            if "rows" not in figure:
+                lines += [
+                    f"![{figure['alt']}]({images}/{result['study']}-{figure['name']}.png)\n",
+                    f"{figure['caption']}\n",
+                ]
+        lines += [f"{result['why']}\n", f"Source: {result['source']}. Data: {result['dataset']}."]
+    return "\n".join(lines) + "\n"
+
+
+def _row(verdict: Mapping[str, Any]) -> str:
+    measured = f"{verdict['mean']:.3g}"
+    if len(verdict["values"]) > 1:
+        measured += f" ± {verdict['deviation']:.2g}"
+    decided = f"; it would take {verdict['scale']}" if verdict["verdict"] == UNDECIDED else ""
+    return f"| {verdict['text']} | {verdict['criterion']} | {measured} | **{verdict['verdict']}**{decided} |"
+
+
+def main() -> None:
+    """Writes laboratory.md to the folder of the documentation, and the figures to images/laboratory in it."""
+    if len(sys.argv) != 3:
+        raise InputError("expected the folder of the results and that of the documentation")
+    results_folder, docs = map(Path, sys.argv[1:])
+    results = results_in(results_folder)
+    if not results:
+        raise InputError(f"{results_folder} has no results; run jaxnets study --output {results_folder}")
+    images = docs / "images" / "laboratory"
+    images.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        for figure in result["figures"]:
+            if "rows" not in figure:
+                with Image.open(results_folder / result["study"] / f"{figure['name']}.png") as image:
+                    # A tenth of the size, for drawings.
+                    small = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+                small.save(images / f"{result['study']}-{figure['name']}.png", optimize=True)
+    (docs / "laboratory.md").write_text(markdown(results, "images/laboratory"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
