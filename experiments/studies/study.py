@@ -40,7 +40,7 @@ class Claim:
     def criterion(self) -> str:
         """The criterion in words."""
         bound = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
-        return f"{self.number} {bound}"
+        return f"{self.number}: {bound}"
 
     def judge(self, measured: Sequence[Measured]) -> "Verdict":
         """The verdict from the measurements of each seed."""
