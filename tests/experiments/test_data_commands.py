@@ -162,6 +162,37 @@ def test_a_run_resumes_on_a_copied_data_set_and_on_no_other(trained: Path, copie
         set_up(config, None, Parallel.choose("jit")).contents.check_resumes(before)
 
 
+def test_a_finished_run_is_not_that_of_other_data(
+    folder: Path,
+    trained: Path,
+    copied: Path,
+    refuses: Refuses,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    resume = (*QUICK, "--on-bad-image", "skip", "--workdir", str(trained), "--resume", "--dataset")
+
+    def resumed(dataset: Path) -> str:
+        monkeypatch.setattr("sys.argv", ["train", *resume, str(dataset)])
+        run(train.main)
+        output, errors = capsys.readouterr()
+        assert output.startswith("val accuracy")
+        return errors
+
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    shutil.rmtree(copied / "test")
+    assert "is finished already; this is its result\n" in resumed(folder)
+    assert "is finished already; this is its result\n" in resumed(copied)
+    refuses("train", *resume, copied / "nowhere", words=("holds a finished run", "nowhere: no such folder"))
+    other = photos(copied.parent / "other", {"train": 1, "val": 1})
+    for part in ("train", "val"):
+        (other / part / "10").rename(other / part / "9")
+    refuses("train", *resume, other, words=("holds a finished run", "class 2 is '9', in training it was '10'"))
+    (copied / "train" / "1" / "000.png").rename(copied / "train" / "2" / "000-1.png")
+    refuses("train", *resume, copied, words=("the train images are not those that the run began with",))
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
 def test_train_takes_the_parts_by_flags(tmp_path: Path, refuses: Refuses) -> None:
     photos(tmp_path / "data", {"color": 4, "grayscale": 3})
     refuses("train", *QUICK, "--dataset", "data", words=("have the same class folders", "--train-folder"))
