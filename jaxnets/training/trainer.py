@@ -181,7 +181,7 @@ class Trainer:
     def wait_for_checkpoints(self) -> None:
         """Waits until all checkpoints are on the disk; from then on an interruption has nothing to save."""
         self._checkpoints.wait()
-        self._interruption.can_save = False
+        self._interruption.can_save, self._interruption.saved = False, True
 
     def _save_before_compiling(self) -> None:
         # Compilation cannot be interrupted, and may take longer than a scheduler waits after SIGTERM.

@@ -106,7 +106,8 @@ def test_evaluate_needs_a_data_set_of_the_same_classes(trained: Path, refuses: R
     weights = ("--arch", "resnet20_cifar", "--weights", trained)
     refuses("evaluate", *weights, words=("needs a data set", "--dataset"))
     refuses("evaluate", trained, trained, words=("unexpected", "one run"))
-    refuses("evaluate", trained, "--batch-size", -1, words=("--batch-size -1",))
+    for size in (-1, 0):
+        refuses("evaluate", trained, "--batch-size", size, words=(f"--batch-size {size}; expected at least 1",))
     refuses("evaluate", words=("the folder of a run, or a network as --arch",))
 
 
