@@ -76,12 +76,15 @@ def main() -> None:
         arch = config.arch
         classifier = Pretrained(trained.model, trained.variables, trained.preprocessing, trained.class_names)
     else:
-        if arguments.arch is not None and arguments.dataset is None:
-            raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
+        if arguments.arch is not None:
+            if arguments.dataset is None:
+                raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
+            dataset = dataset_of(arguments, None)
         arch, classifier = weights_of(arguments)
     batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
     views_of(classifier.preprocess, arguments.tta)
-    dataset = dataset_of(arguments, config)
+    if config is not None:
+        dataset = dataset_of(arguments, config)
     new_labels = labels_of(classifier.categories, dataset.class_names)
     part = arguments.split or dataset.judged_on
     source = dataset.judged(part)
@@ -101,7 +104,7 @@ def main() -> None:
         if expected is not None and test.fingerprint() != expected:
             say(
                 f"warning: these are not the {part} images of the run: some were added, removed, renamed or changed "
-                "since, and some may have been trained on (runs of earlier versions get this warning always)"
+                "since, and some may have been trained on; a run of an earlier version gets this warning in any case"
             )
     counted = None
     if new_labels is not None:

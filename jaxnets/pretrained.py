@@ -260,11 +260,9 @@ def _path_of(name: str, weights: str | Path) -> Path | None:
         return None
     path = Path(weights).expanduser()
     if not path.exists():
-        there = f"{', '.join(names)}, DEFAULT" if names else "none"
-        raise InputError(
-            f"weights={str(weights)!r}: there is no such file or run; for {name}, weights published: {there}; "
-            "give one of these"
-        )
+        published_ones = f"; give a file, a run, or one of the weights published: {', '.join(names)}, DEFAULT"
+        none = f", and no weights are published for {name}; give a file or a run"
+        raise InputError(f"weights={str(weights)!r}: there is no such file or run{published_ones if names else none}")
     return path
 
 

@@ -16,7 +16,9 @@ from jaxnets.training.parallel import Parallel
 _SECONDS_TO_SAVE = 9.0
 # Launchers signal a process and then its group; both signals are one request.
 _SECONDS_OF_ONE_REQUEST = 1.0
-_NOTHING_NEW = "nothing was saved before the first step; give the same command again, with --resume if it has a --workdir"
+_NOTHING_NEW = (
+    "nothing was saved before the first step; give the same command again, with --resume if it has a --workdir"
+)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -57,6 +57,7 @@ def trained(folder: Path) -> Path:
     done = command("train", *QUICK, "--dataset", folder.name, "--on-bad-image", "skip", folder=place)
     assert done.returncode == 0, done.stderr
     assert f"bad image: {folder / 'train' / '10' / '007.png'}: empty file\n" in done.stderr
+    assert "top-5" not in done.stdout  # of four classes
     assert done.stderr.startswith(
         "4 classes ('1', '2', '10', 'Ähre'), 160 training images, 40 val images (from val/)\n"
     )
@@ -200,7 +201,8 @@ def test_train_takes_the_parts_by_flags(tmp_path: Path, refuses: Refuses) -> Non
     config, _ = train.parse([*QUICK, "--batch-size", "12", "--dataset", root, *parts])
     dataset = set_up(config, None, Parallel.choose("jit")).dataset
     assert dataset.summary().endswith(
-        "12 training images, 4 val images (about 10% of each class, held out), 12 test images (from grayscale/)"
+        "12 training images, 4 val images (about 10% of each class, at least one, held out), "
+        "12 test images (from grayscale/)"
     )
     # Evaluation finds the parts in the configuration of the run.
     config = Config.from_dict(json.loads(config.to_json()))
@@ -280,9 +282,10 @@ def test_train_refuses_label_faults_and_wrong_places(tmp_path: Path, refuses: Re
     refuse("./nowhere", "nowhere: no such folder")
     refuse(tmp_path / "nowhere", "no such folder; give a folder of images")
     refuse("nowhere/", "no such folder")
+    refuse("nowhere", "unknown data set 'nowhere': there is no such folder or CSV file here", ".csv file")
     refuse("empty", "has no class folders; expected")
     refuse(root / "train" / "1", "has no class folders; expected")
-    refuse("data", "batch_size=20", "12 training images")
+    refuse("data", "--batch-size 20", "12 training images, beside 8 val images; choose a smaller --batch-size")
     (root / "val" / "2").rename(root / "val" / "Two")
     refuse("data", "class '2' is in", "but not in", str(root / "val"))
     (root / "val" / "Two").rename(root / "val" / "2")

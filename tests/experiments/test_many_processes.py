@@ -182,7 +182,7 @@ def test_processes_that_do_not_agree_are_refused(tmp_path: Path) -> None:
 def test_several_processes_of_one_device_are_refused(tmp_path: Path) -> None:
     setup = config(**STILL)
     lines = all_ended(launch(tmp_path / "run", setup, setup, devices=1, kind="jit"), 2, within=60)
-    assert all("parallel=jit uses one device, but there are 2 processes" in line for line in lines)
+    assert all("--parallel jit uses one device, but there are 2 processes" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +191,10 @@ def test_several_processes_of_one_device_are_refused(tmp_path: Path) -> None:
         (["--coordinator", "localhost:1"], ["--coordinator HOST:PORT", "--num-processes N", "--process-id I"]),
         (["--process-id", "0"], ["--coordinator HOST:PORT"]),
         (["--coordinator", "node", "--num-processes", "2", "--process-id", "0"], ["HOST:PORT", "node1:7890"]),
-        (["--coordinator", "node:1", "--num-processes", "2", "--process-id", "2"], ["process_id=2", "0 to 1"]),
+        (["--coordinator", "node:1", "--num-processes", "2", "--process-id", "2"], ["--process-id 2", "0 to 1"]),
         (["--parallel", "vmap"], ["--parallel", "shard_map"]),
         (["--platform", "tpu"], ["--platform", "gpu"]),
-        (["--parallel", "pmap", "--batch-size", "12"], ["batch_size=12", "8 devices", "such as 16"]),
+        (["--parallel", "pmap", "--batch-size", "12"], ["--batch-size 12", "8 devices", "such as 16"]),
         (["--parallel", "shard_map", "--accumulation", "2", "--batch-size", "40"], ["2 parts", "multiple of 16"]),
         (["--resume"], ["--resume needs the --workdir"]),
     ],
@@ -209,5 +209,5 @@ def test_train_refuses_what_it_cannot_spread(
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named(refuses: Refuses) -> None:
     refuses(
-        "train", "--arch", "resnet50", "--platform", "gpu", words=("platform=gpu", "finds no GPU", "--platform cpu")
+        "train", "--arch", "resnet50", "--platform", "gpu", words=("--platform gpu", "finds no GPU", "--platform cpu")
     )
