@@ -103,8 +103,8 @@ class Division:
             own = [other for other in own if not is_held_out(dataset, other)]
             if share != getattr(Division, name) and own:
                 warnings.append(
-                    f"warning: --{part}-share {share:g} has no effect, as {dataset.name} has {own[-1]} images of its own; "
-                    "leave it out"
+                    f"warning: --{part}-share {share:g} has no effect, as {dataset.name} has {own[-1]} images of its "
+                    "own; leave it out"
                 )
         return warnings
 

@@ -72,7 +72,7 @@ def read_weights(path: Path | str, class_names: Sequence[str]) -> np.ndarray:
 def _rows(text: str) -> list[tuple[str, float]]:
     """The rows of a CSV file, without a header "class,weight"."""
     rows = csv.reader(text.splitlines())
-    weights = []
+    weights: list[tuple[str, float]] = []
     for row in filter(None, rows):
         cells = [cell.strip() for cell in row]
         if not weights and [cell.lower() for cell in cells] == ["class", "weight"]:
