@@ -19,7 +19,7 @@ def main() -> None:
     names = list_models(arguments.pattern)
     if not names:
         near = difflib.get_close_matches(arguments.pattern, list_models(), n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else f"{program('list')} lists all"
+        hint = f"did you mean {', '.join(near)}?" if near else f"{program('list')} without a name lists all"
         raise InputError(f"no network matches {arguments.pattern}; {hint}")
     width = max(map(len, names))
     print(f"{'network':{width}}  pixels   parameters    GMACs  published weights (top-1)")

@@ -76,7 +76,7 @@ class Division:
     def lacking(self, dataset: Dataset) -> dict[str, str]:
         """The parts that a data set lacks and that are to be held out, with a description of each."""
         parts: dict[str, str] = {}
-        has_test = dataset.val is not None or dataset.test is not None or not self.test_share
+        holds_out_test = dataset.val is None and dataset.test is None and self.test_share > 0
         if self.fold is not None:
             if dataset.val is not None:
                 raise InputError(
@@ -85,8 +85,8 @@ class Division:
                 )
             parts["val"] = "fold {} of {}, ".format(*self.numbers) + _HELD_OUT
         elif dataset.val is None and self.val_share:
-            parts["val"] = self._share_in_words(self.val_share, "" if has_test else "the rest of ")
-        if not has_test:
+            parts["val"] = self._share_in_words(self.val_share, "the rest of " if holds_out_test else "")
+        if holds_out_test:
             parts["test"] = self._share_in_words(self.test_share)
         return parts
 

@@ -53,7 +53,7 @@ class RunFiles:
             names = tuple(result["class_names"] if result else names or ())
             answers = _answers(workdir / "predictions.csv", names) if result else None
             return cls(workdir, config, _lines(workdir / "metrics.jsonl"), names, result, answers)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{workdir} holds no run; give a folder that jaxnets train wrote") from None
         except OSError as error:
             raise InputError(f"{error.filename} can't be read ({error.strerror}); check the permissions") from None
