@@ -41,8 +41,12 @@ def main() -> None:
         metavar="FILE",
         help="text file with one class name per line (default: ImageNet's, or numbers)",
     )
-    known.add_argument("--crop-size", type=int, help="image side in pixels for the network (default: 224)")
-    known.add_argument("--resize-size", type=int, help="pixels of the short side before the crop (default: 256)")
+    known.add_argument("--crop-size", type=int, help="image side in pixels for the network (default: 224; CIFAR: 32)")
+    known.add_argument(
+        "--resize-size",
+        type=int,
+        help="pixels of the short side before the crop (default: 256; CIFAR: 32)",
+    )
     known.add_argument("--mean", type=float, nargs=3, metavar="X", help="of the channels, 0 to 1 (default: ImageNet's)")
     known.add_argument("--std", type=float, nargs=3, metavar="X", help="of the channels (default: ImageNet's)")
     known.add_argument("--interpolation", help="bilinear or bicubic (default: bilinear)")

@@ -15,6 +15,8 @@ from jaxnets.inspection.duplicates import Pair, find_duplicates
 from jaxnets.inspection.sheet import Card, contact_sheet
 from jaxnets.training.config import Config
 from jaxnets.training.progress import counting
+from jaxnets.training.run_data import load_data_of, warn_of_other_images
+from jaxnets.weights.runs import read_contents
 
 _PRINTED, _DRAWN = 20, 100
 COLUMNS = ("part", "index", "image", "class", "other_part", "other_index", "other_image", "other_class")
@@ -34,7 +36,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     check_output(arguments.output, LISTS)
-    dataset = _dataset(arguments.data, arguments.data_dir)
+    dataset, fingerprints = _dataset(arguments.data, arguments.data_dir)
     parts = dataset.parts
     count = sum(map(len, parts.values()))
     sources: dict[str, Source] = {}
@@ -45,6 +47,8 @@ def main() -> None:
         for part, source in parts.items():
             sources[part] = readable(source, len(dataset.class_names), partial(_done_after, done, before), say)
             before += len(source)
+            if fingerprints is not None:
+                warn_of_other_images(fingerprints, part, sources[part], say)
     with counting("comparing images", count) as (done, _):
         pairs = find_duplicates(sources, done)
     across = [pair for pair in pairs if pair.part != pair.other_part]
@@ -67,12 +71,15 @@ def _done_after(done: Callable[[int], None], before: int, count: int) -> None:
     done(before + count)
 
 
-def _dataset(data: str, data_dir: str | None) -> Dataset:
-    config = Path(data).expanduser() / "config.json"
-    if config.is_file():
-        settings = Config.read(config)
-        return replace(settings, data_dir=data_dir or settings.data_dir).load_dataset()
-    return load_dataset(data, data_dir=data_dir)
+def _dataset(data: str, data_dir: str | None) -> tuple[Dataset, dict[str, str] | None]:
+    """The data set, and the fingerprints of a run's parts; None without a checkpoint that holds them."""
+    workdir = Path(data).expanduser()
+    if (workdir / "config.json").is_file():
+        config = Config.read(workdir / "config.json")
+        contents = read_contents(workdir)
+        dataset = load_data_of(replace(config, data_dir=data_dir or config.data_dir))
+        return dataset, None if contents is None else contents["fingerprints"]
+    return load_dataset(data, data_dir=data_dir), None
 
 
 def _rows(pairs: list[Pair], sources: dict[str, Source], dataset: Dataset) -> list[tuple[object, ...]]:

@@ -27,8 +27,9 @@ from jaxnets.training.evaluation import Evaluator
 from jaxnets.training.losses import cross_entropy, smoothed_targets
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.progress import counting
+from jaxnets.training.run_data import load_data_of, warn_of_other_images
 from jaxnets.training.views import views_of
-from jaxnets.weights.catalogue import same_classes
+from jaxnets.weights.catalogue import labels_by_name, same_classes
 
 
 def main() -> None:
@@ -100,12 +101,8 @@ def main() -> None:
         on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
         # As in training, the limit is a share of all images.
         judge(bad, sum(map(len, {id(one): one for one in dataset.parts.values()}.values())), on_bad_image, say)
-        expected = trained.fingerprints.get(part) if trained else None
-        if expected is not None and test.fingerprint() != expected:
-            say(
-                f"warning: these are not the {part} images of the run: some were added, removed, renamed or changed "
-                "since, and some may have been trained on; a run of an earlier version gets this warning in any case"
-            )
+        if trained is not None:
+            warn_of_other_images(trained.fingerprints, part, test, say)
     counted = None
     if new_labels is not None:
         test, counted = Relabelled(test, new_labels), np.isin(np.arange(len(classifier.categories)), new_labels)
@@ -148,13 +145,13 @@ def squared_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def labels_of(categories: Sequence[str], class_names: Sequence[str]) -> np.ndarray | None:
-    """The network's label [C] of each class of a data set by name; None if the classes are the same.
+    """The network's label [C] of each class of a data set, by its name or WordNet id; None if the classes are the same.
 
     Raises InputError if a class is not among the network's.
     """
     if same_classes(categories, class_names):
         return None
-    labels = {name: label for label, name in enumerate(categories)}
+    labels = labels_by_name(categories)
     if not labels.keys() >= set(class_names):
         check_classes(categories, class_names)
     return np.array([labels[name] for name in class_names])
@@ -171,7 +168,9 @@ def dataset_of(arguments: argparse.Namespace, config: Config | None) -> Dataset:
         before = {name: _if_there(Path(arguments.dataset).expanduser(), folder) for name, folder in before.items()}
         config = replace(config, dataset=arguments.dataset, fold=None, group_by=None)
     folders = {name: folder or before[name] for name, folder in folders.items()}
-    return replace(config, data_dir=arguments.data_dir or config.data_dir, **folders).load_dataset(only_test=only_test)
+    config = replace(config, data_dir=arguments.data_dir or config.data_dir, **folders)
+    load = load_data_of if arguments.dataset is None else Config.load_dataset
+    return load(config, only_test=only_test)
 
 
 def _if_there(root: Path, folder: str | None) -> str | None:

@@ -14,6 +14,7 @@ from jaxnets.inspection.page import Picture, inspection_page
 from jaxnets.models.features import blocks_of
 from jaxnets.pretrained import Pretrained
 from jaxnets.training.progress import counting
+from jaxnets.weights.catalogue import labels_by_name
 
 _MAX_IMAGES = 50
 
@@ -61,8 +62,7 @@ def _picture(images: Source, index: int, classifier: Pretrained) -> Picture:
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
     folder = Path(where).parent.name
-    names = classifier.categories
-    return Picture(where, pixels, names.index(folder) if folder in names else None)
+    return Picture(where, pixels, labels_by_name(classifier.categories).get(folder))
 
 
 if __name__ == "__main__":

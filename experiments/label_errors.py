@@ -19,6 +19,7 @@ from jaxnets.models.features import head_inputs
 from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.evaluation import Evaluator, FeatureExtractor
 from jaxnets.training.progress import counting
+from jaxnets.training.run_data import load_data_of, warn_of_other_images
 
 _PRINTED, _DRAWN, _HARDEST = 20, 100, 20
 COLUMNS = ("part", "index", "image", "class", "suggested", "likely_error", "class_probability", "margin", "loss")
@@ -55,14 +56,13 @@ def main() -> None:
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
     trained = classifier_of(arguments)
-    dataset = trained.config.load_dataset()
+    dataset = load_data_of(trained.config)
     trained.check_classes(dataset.class_names)
     part, names = arguments.split, trained.class_names
     source = dataset.judged(part)
     with counting("checking images", len(source)) as (done, say):
         source = readable(source, len(names), done, say)
-        if part in trained.fingerprints and source.fingerprint() != trained.fingerprints[part]:
-            say(f"warning: these are not the {part} images of the run: some were added, removed or changed since")
+        warn_of_other_images(trained.fingerprints, part, source, say)
     size = min(arguments.batch_size, len(source))
     judge = _by_linear_classifiers if part == "train" else _by_network
     probabilities, labels = judge(trained, source, size)

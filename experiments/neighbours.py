@@ -15,6 +15,7 @@ from jaxnets.inspection.sheet import Card, contact_sheet
 from jaxnets.models.features import blocks_of, head_inputs
 from jaxnets.training.evaluation import FeatureExtractor
 from jaxnets.training.progress import counting
+from jaxnets.training.run_data import load_data_of, warn_of_other_images
 
 COLUMNS = ("image", "rank", "similarity", "index", "neighbour", "class")
 
@@ -37,11 +38,12 @@ def main() -> None:
     trained = classifier_of(arguments)
     stage = arguments.stage or head_inputs(trained.model)
     blocks_of(trained.model, stage)
-    dataset = trained.config.load_dataset()
+    dataset = load_data_of(trained.config)
     trained.check_classes(dataset.class_names)
     train = dataset.judged("train")
     with counting("checking images", len(train)) as (done, say):
         train = readable(train, len(dataset.class_names), done, say)
+        warn_of_other_images(trained.fingerprints, "train", train, say)
     extract = FeatureExtractor(trained.model, trained.preprocessing, stage, arguments.batch_size)
     with counting("computing features", len(images) + len(train)) as (done, _):
         queries, _ = extract(trained.variables, images, done)

@@ -22,7 +22,7 @@ from jaxnets.models.options import model_with
 from jaxnets.models.registry import create_model, family_of
 from jaxnets.weights.catalogue import list_weights, published, same_classes
 from jaxnets.weights.download import fetch, say
-from jaxnets.weights.file_origin import file_origin, not_a_tensor, numbered, published_origin
+from jaxnets.weights.file_origin import FileOrigin, file_origin, not_a_tensor, numbered, published_origin
 from jaxnets.weights.network_tensors import NetworkTensors, fault_of
 from jaxnets.weights.origin import Origin
 from jaxnets.weights.runs import origin_in, read_contents, read_run, without_checkpoint
@@ -44,7 +44,8 @@ class Pretrained(NamedTuple):
 class Weights(NamedTuple):
     """Open weights of a network: the tensors that it takes, their origin, and where they come from.
 
-    `are_named` says whether the class names are known, not assumed. `choice` says which of several sets was read.
+    `are_named` says whether the class names are known, not assumed. `choice` says which of several sets was read, and
+    `assumed` what preprocessing a file gets that does not say its own.
     """
 
     tensors: NetworkTensors
@@ -52,6 +53,7 @@ class Weights(NamedTuple):
     source: str
     are_named: bool
     choice: str | None
+    assumed: str | None = None
 
 
 def load_pretrained(
@@ -67,7 +69,8 @@ def load_pretrained(
     `name` is one of `list_models` or "package.module:factory". `weights` is a published name ("IMAGENET1K_V1",
     "IMAGENET1K_V2", "DEFAULT" for the better one), which is downloaded once, or a path: a .pth, .pt or .safetensors
     file, or the workdir of a run. A file without metadata is recognised by its checksum if it was published; otherwise
-    it gets ImageNet's preprocessing, and ImageNet's class names if it has 1000 classes.
+    it gets ImageNet's preprocessing at the network's usual size (224 px, or 32 px for CIFAR's networks), as a line on
+    standard error says, and ImageNet's class names if it has 1000 classes.
     Of a torch checkpoint with a moving average of the weights, the average is read, and a line on standard error says
     so; `weights_key` names the entry to read instead, such as "model".
     Another `num_classes` than that of the weights gives the network a new head. `dtype` is what it computes in.
@@ -78,6 +81,8 @@ def load_pretrained(
     loaded = _load(name, weights, dtype, weights_key)
     if loaded.choice:
         say(f"{loaded.source}: {loaded.choice}")
+    if loaded.assumed:
+        say(f"{loaded.source}: {loaded.assumed}")
     model, origin = loaded.model, loaded.origin
     if num_classes is None or num_classes == len(origin.class_names):
         return Pretrained(model, loaded.variables, origin.preprocessing, origin.class_names)
@@ -175,7 +180,8 @@ def open_weights(
     record = published(name, str(weights)) if path is None else None
     head = tensor_name(name, anatomy(create_model(name)).head, "kernel")
     with open_tensors(fetch(record) if record else Path(weights).expanduser(), weights_key, head) as tensors:
-        origin, are_named = (published_origin(record), True) if record else file_origin(name, tensors)
+        known = FileOrigin(published_origin(record), True) if record else file_origin(name, tensors)
+        origin = known.origin
         _, like = shapes_of(name, len(origin.class_names), origin.options, image_size=origin.preprocessing.crop_size)
         paths = tensor_paths(name, like)
         if unread := next((key for key in paths if key in tensors.about.others), None):
@@ -187,9 +193,8 @@ def open_weights(
             raise InputError(f"{tensors.path}: {error}") from None
         variances = {key for key, path in paths.items() if path[0] == "batch_stats" and path[-1] == "var"}
         source = record.url if record else tensors.path.name
-        yield Weights(
-            NetworkTensors(tensors, used, paths, variances, dtype), origin, source, are_named, tensors.about.choice
-        )
+        read = NetworkTensors(tensors, used, paths, variances, dtype)
+        yield Weights(read, origin, source, known.are_named, tensors.about.choice, known.assumed)
 
 
 def _used_names(name: str, tensors: TensorFile, origin: Origin) -> list[str]:
@@ -221,6 +226,7 @@ class _Loaded(NamedTuple):
     source: str
     are_named: bool
     choice: str | None
+    assumed: str | None = None
 
 
 def _load(name: str, weights: str | Path, dtype: DTypeLike, weights_key: str | None) -> _Loaded:
@@ -239,7 +245,7 @@ def _load(name: str, weights: str | Path, dtype: DTypeLike, weights_key: str | N
         side = origin.preprocessing.crop_size
         model, like = shapes_of(name, len(origin.class_names), origin.options, dtype, image_size=side)
         variables = from_torchvision(name, opened.tensors, like, partial(_put, dtype=param_dtype(dtype)))
-    return _Loaded(model, variables, origin, opened.source, opened.are_named, opened.choice)
+    return _Loaded(model, variables, origin, opened.source, opened.are_named, opened.choice, opened.assumed)
 
 
 def _put(array: np.ndarray, dtype: DTypeLike) -> jax.Array:

@@ -4,8 +4,9 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxnets import pretrained
 from jaxnets.conversion import convert_run, convert_weights
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
+from jaxnets.models.resnet import BasicBlock, ResNet
 from jaxnets.pretrained import load_pretrained, shapes_of
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.loop import train
@@ -31,6 +33,14 @@ from tests.references import recipe
 from tests.tiers import slow_except
 from tests.training import networks
 
+
+class OneSize(ResNet):
+    """A network that takes images of 24 pixels alone."""
+
+    image_size: ClassVar[int] = 24
+
+
+one_size = partial(OneSize, stage_sizes=(1,), block=BasicBlock, num_filters=4, stem="cifar")
 PHOTO = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
 
 
@@ -85,7 +95,7 @@ def test_variables_come_back_from_a_file_to_the_bit(arch: str, tmp_path: Path) -
     assert_same(loaded.variables, variables)
     assert loaded.model == model
     # A bare file gets the network's defaults.
-    assert loaded.preprocess == Preprocessing(224, 256)
+    assert loaded.preprocess == (Preprocessing(32, 32) if arch.endswith("_cifar") else Preprocessing(224, 256))
     assert loaded.categories == ("0", "1", "2", "3", "4", "5", "6")
 
 
@@ -95,6 +105,31 @@ def test_a_thousand_classes_are_imagenets(tmp_path: Path) -> None:
     loaded = load_pretrained("resnet20_cifar", write(tmp_path / "w.pt", "resnet20_cifar", variables))
     assert loaded.categories == imagenet_classes()
     assert loaded.categories[207] == "golden retriever"
+
+
+@pytest.mark.parametrize(
+    ("arch", "crop", "resize"),
+    [
+        ("resnet20_cifar", 32, 32),
+        ("resnet164_v2_cifar", 32, 32),
+        ("resnet18", 224, 256),
+        ("tests.test_pretrained:one_size", 24, 24),
+    ],
+)
+def test_a_bare_file_gets_the_size_of_its_network_and_says_it(
+    arch: str, crop: int, resize: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, like = shapes_of(arch, 5, {})
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), like)
+    path = write(tmp_path / "w.pth", arch, variables)
+    assert load_pretrained(arch, path).preprocess == Preprocessing(crop, resize)
+    said = f"w.pth: it does not say its preprocessing: images are resized to {resize} px, cropped to {crop} px and"
+    assert capsys.readouterr().err.startswith(said)
+    # A converted file says it.
+    convert_weights(arch, path, tmp_path / "w.safetensors", preprocessing=Preprocessing(40, 48))
+    capsys.readouterr()
+    assert load_pretrained(arch, tmp_path / "w.safetensors").preprocess == Preprocessing(40, 48)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_the_network_reads_of_an_image() -> None:

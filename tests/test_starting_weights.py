@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,14 @@ from jaxnets.models.registry import create_model
 from jaxnets.pretrained import load_pretrained, starting_variables
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.weights import file_origin, to_torchvision
-from jaxnets.weights.catalogue import imagenet_classes, same_classes
+from jaxnets.weights.catalogue import imagenet_classes, imagenet_ids, labels_by_name, same_classes
 from jaxnets.weights.runs import FOLDER, orbax_files
 from jaxnets.weights.safetensors_file import write_safetensors
 from jaxnets.weights.tensors import Spec
 from tests.test_pretrained import variables_of, write
 
 ARCH = "tests.weights.small_resnet:resnet8"
-REFERENCES = Path(__file__).parent / "references"
-# Source: imagenet_synsets.txt of timm 1.0.31, in the order of the outputs of published weights.
-WORDNET_IDS = tuple((REFERENCES / "imagenet_synsets.txt").read_text().split())
+WORDNET_IDS = imagenet_ids()
 FIVE = ("a", "b", "c", "d", "e")
 
 
@@ -80,6 +79,20 @@ def test_the_head_is_kept_where_the_classes_are_the_same(
 
 def test_imagenets_classes_are_recognised_exactly() -> None:
     assert same_classes(WORDNET_IDS, imagenet_classes())
+    # The checksum of the ids in timm 1.0.31; ImageNet's order is theirs, by number.
+    joined = "\n".join(WORDNET_IDS).encode()
+    assert sha256(joined).hexdigest() == "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+    assert sorted(WORDNET_IDS) == list(WORDNET_IDS)
+    for names in (WORDNET_IDS, imagenet_classes()):
+        labels = labels_by_name(names)
+        # Two of Imagenette's classes.
+        assert [labels[name] for name in ("n02979186", "cassette player", "n03888257", "parachute")] == [
+            482,
+            482,
+            701,
+            701,
+        ]
+    assert labels_by_name(WORDNET_IDS[:999]) == {name: label for label, name in enumerate(WORDNET_IDS[:999])}
     others = (*WORDNET_IDS[:-1], "n99999999")  # sorted ids of other classes
     assert not same_classes(others, imagenet_classes())
     assert not same_classes(WORDNET_IDS[:999], imagenet_classes()[:999])

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnets.evaluation.calibration import brier_score, calibration
+from jaxnets.evaluation.calibration import brier_score, calibration, calibration_interval
 from jaxnets.evaluation.intervals import bootstrap_intervals, share_interval
 from jaxnets.evaluation.scores import class_scores, confusion_matrix, in_top_k
 
@@ -33,6 +33,7 @@ def all_scores(
         hits = int(in_top_k(probabilities, labels, TOP).sum())
         values["top5_accuracy"], intervals["top5_accuracy"] = hits / count, share_interval(hits, count)
     curve = calibration(probabilities.max(1), right)
+    intervals["expected_calibration_error"] = calibration_interval(probabilities.max(1), right)
     return {
         "images": count,
         "right": int(right.sum()),

@@ -63,8 +63,8 @@ def class_maps(
     The maps are of `classes` [N, T], or of the `top` most probable ones. `stage` is by default the last one whose
     output has more than one pixel; only what follows it is differentiated. `method` is "grad_cam" or "hires_cam",
     which are equal before a mean and a linear head, as in a ResNet. Before dense layers that read positions, as in
-    AlexNet, HiResCAM finds small objects that Grad-CAM misses, as it averages gradients over the image. `done` gets the
-    number of images so far. Raises InputError for a stage without a map, and if outputs are not finite.
+    AlexNet, HiResCAM's maps are narrower, as Grad-CAM averages gradients over the image. `done` gets the number of
+    images so far. Raises InputError for a stage without a map, and if outputs are not finite.
     """
     images = checked_images(images)
     if method not in METHODS:

@@ -39,7 +39,7 @@ def scores_text(scores: Mapping[str, Any]) -> str:
     numbers = {title: _percent(scores, name) for name, title in _TITLES.items() if name in scores}
     numbers |= {
         f"{scores['part']} loss": loss,
-        "calibration error": f"{100 * scores['expected_calibration_error']:.1f} %",
+        "calibration error": _percent(scores, "expected_calibration_error"),
     }
     width = max(map(len, numbers))
     lines = [f"{scores['right']:,} of {scores['images']:,} {scores['part']} images are right"]

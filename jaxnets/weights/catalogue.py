@@ -1,6 +1,5 @@
 """The catalogue of the weights that torchvision publishes for twelve of the networks."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,10 +9,6 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 
 LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet, whose terms allow non-commercial research only"
-
-# SHA-256 of the 1000 WordNet ids (n01440764, ..., n15075141) in the order of the outputs, joined by line feeds. Source:
-# `imagenet_synsets.txt` of timm 1.0.31.
-_WORDNET_IDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,20 @@ def imagenet_classes() -> tuple[str, ...]:
 
     Source: `_IMAGENET_CATEGORIES` of torchvision 0.29.1 (BSD-3-Clause).
     """
-    return tuple(files(__package__).joinpath("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+    return _lines("imagenet_classes.txt")
+
+
+@cache
+def imagenet_ids() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's 1000 classes, such as n01440764, in the order of `imagenet_classes`.
+
+    ImageNet's folders have these names. Source: `imagenet_synsets.txt` of timm 1.0.31.
+    """
+    return _lines("imagenet_wordnet_ids.txt")
+
+
+def _lines(file: str) -> tuple[str, ...]:
+    return tuple(files(__package__).joinpath(file).read_text(encoding="utf-8").splitlines())
 
 
 def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
@@ -138,7 +146,10 @@ def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
 
 def is_imagenet(class_names: Sequence[str]) -> bool:
     """Whether these are ImageNet's 1000 classes in the order of the published weights, as names or as WordNet ids."""
-    if len(class_names) != 1000:
-        return False
-    joined = "\n".join(class_names).encode("utf-8", "backslashreplace")
-    return tuple(class_names) == imagenet_classes() or hashlib.sha256(joined).hexdigest() == _WORDNET_IDS
+    return tuple(class_names) in (imagenet_classes(), imagenet_ids())
+
+
+def labels_by_name(class_names: Sequence[str]) -> dict[str, int]:
+    """The label of each class name; of ImageNet's 1000 classes, by their names and by their WordNet ids."""
+    ways = (imagenet_classes(), imagenet_ids()) if is_imagenet(class_names) else (class_names,)
+    return {name: label for names in ways for label, name in enumerate(names)}

@@ -3,11 +3,12 @@
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.models.contract import anatomy, auxiliary_heads_of
-from jaxnets.models.registry import create_model, list_models
+from jaxnets.models.registry import create_model, family_of, list_models
 from jaxnets.weights.catalogue import PublishedWeights, by_checksum, imagenet_classes
 from jaxnets.weights.download import sha256_of
 from jaxnets.weights.origin import Origin
@@ -16,6 +17,8 @@ from jaxnets.weights.tensor_file import TensorFile
 from jaxnets.weights.torchvision import tensor_name
 
 _BUILT_IN = frozenset(list_models())
+# The side of CIFAR's images in pixels.
+_CIFAR_SIDE = 32
 # Networks of timm 1.0.31 that have every name and shape of a network here, but compute something else.
 _LOOK_ALIKES = {"resnetaa50": "resnet50", "resnetblur50": "resnet50", "resnetblur18": "resnet18"}
 # What convert_weights writes into the metadata of a safetensors file.
@@ -34,8 +37,16 @@ def published_origin(record: PublishedWeights) -> Origin:
     return Origin(record.preprocessing, imagenet_classes(), options)
 
 
-def file_origin(name: str, tensors: TensorFile) -> tuple[Origin, bool]:
-    """The origin of a file's weights for the network `name`, and whether the class names are known, not assumed.
+class FileOrigin(NamedTuple):
+    """The origin of a file's weights; whether their class names are known, not assumed; and what else is assumed."""
+
+    origin: Origin
+    are_named: bool
+    assumed: str | None = None
+
+
+def file_origin(name: str, tensors: TensorFile) -> FileOrigin:
+    """The origin of a file's weights for the network `name`.
 
     Raises InputError for a file that says that it holds weights of another network.
     """
@@ -48,14 +59,26 @@ def file_origin(name: str, tensors: TensorFile) -> tuple[Origin, bool]:
         origin = _origin_in(tensors)
         if len(origin.class_names) != count:
             raise InputError(f"{tensors.path} names {len(origin.class_names)} classes, but its head has {count}")
-        return origin, tensors.metadata.get(ASSUMED_NAMES) != "true"
+        return FileOrigin(origin, tensors.metadata.get(ASSUMED_NAMES) != "true")
     if record := by_checksum(sha256_of(tensors.path)):
         if record.arch != name:
             raise InputError(f"{tensors.path} holds the published weights of {record.arch}, not of {name}")
-        return published_origin(record), True
+        return FileOrigin(published_origin(record), True)
     heads = tuple(f"{head}." for head in auxiliary_heads_of(create_model(name)))
     options = {"aux_logits": any(key.startswith(heads) for key in tensors)} if heads else {}
-    return Origin(Preprocessing(224, 256), imagenet_classes() if count == 1000 else numbered(count), options), False
+    preprocessing = _usual_preprocessing(name)
+    assumed = (
+        f"it does not say its preprocessing: images are resized to {preprocessing.resize_size} px, cropped to "
+        f"{preprocessing.crop_size} px and normalised as ImageNet's"
+    )
+    class_names = imagenet_classes() if count == 1000 else numbered(count)
+    return FileOrigin(Origin(preprocessing, class_names, options), False, assumed)
+
+
+def _usual_preprocessing(name: str) -> Preprocessing:
+    """That of ImageNet, at the side that the network is made for: the only one it takes, CIFAR's 32 px, or 224 px."""
+    side = anatomy(create_model(name)).image_size or (_CIFAR_SIDE if family_of(name) == "cifar" else None)
+    return Preprocessing(224, 256) if side is None else Preprocessing(side, side)
 
 
 def numbered(count: int) -> tuple[str, ...]:

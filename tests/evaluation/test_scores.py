@@ -12,6 +12,7 @@ from jaxnets.evaluation import (
     bootstrap_intervals,
     brier_score,
     calibration,
+    calibration_interval,
     class_scores,
     confusion_matrix,
     mcnemar,
@@ -110,6 +111,34 @@ def test_the_expected_calibration_error_is_that_of_a_loop() -> None:
     curve = calibration(confidence, right, bins=5)
     assert curve.expected_error == pytest.approx(error / 7, rel=1e-12)
     assert curve.counts.tolist() == [2, 2, 1, 0, 2]
+
+
+def sure(random: np.random.Generator, count: int, excess: float) -> tuple[np.ndarray, np.ndarray]:
+    """Answers that are right less often than their confidence says by `excess`: their true calibration error."""
+    confidence = random.uniform(0.3, 0.95, count)
+    return confidence, random.random(count) < confidence - excess
+
+
+@pytest.mark.parametrize("excess", [0.0, 0.02, 0.1])
+def test_the_interval_of_the_calibration_error_covers_it(excess: float) -> None:
+    random = np.random.default_rng(0)
+    bounds = np.array([calibration_interval(*sure(random, 400, excess)) for _ in range(300)])
+    covered = np.mean((bounds[:, 0] <= excess) & (excess <= bounds[:, 1]))
+    # Three standard errors below what the function promises.
+    assert covered >= 0.925 - 3 * (0.925 * 0.075 / 300) ** 0.5
+
+
+def test_the_interval_of_a_large_calibration_error_is_as_wide_as_a_bootstrap_over_images() -> None:
+    random = np.random.default_rng(1)
+    confidence, right = sure(random, 2000, 0.2)
+    low, high = calibration_interval(confidence, right)
+    drawn = random.integers(0, 2000, (1000, 2000))
+    errors = [calibration(confidence[rows], right[rows]).expected_error for rows in drawn]
+    least, most = np.percentile(errors, [2.5, 97.5])
+    assert high - low == pytest.approx(most - least, rel=0.1)
+    assert low < calibration(confidence, right).expected_error < high
+    # Certain and right: no error, and no chance to show one.
+    assert calibration_interval(np.ones(9), np.ones(9, bool)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (83, 100), (9_999, 10_000)])

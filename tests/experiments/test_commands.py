@@ -90,7 +90,7 @@ def test_evaluate_repeats_the_accuracy_exactly(trained: Path) -> None:
         assert re.search(rf"^{title}.* {100 * result[f'test_{name}']:.1f} % \(", done.stdout, re.MULTILINE), title
     assert re.search(rf"^test loss  +{result['test_loss']:.4f} \(", done.stdout, re.MULTILINE)
     error = result["test_expected_calibration_error"]
-    assert re.search(rf"^calibration error  +{100 * error:.1f} %$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^calibration error  +{100 * error:.1f} % \(", done.stdout, re.MULTILINE)
     rows = [line.replace(" %", "").split() for line in done.stdout.splitlines()[-10:]]
     for row, expected in zip(rows, result["test_per_class"], strict=True):
         numbers = [f"{100 * expected[name]:.1f}" for name in ("precision", "recall", "f1")]

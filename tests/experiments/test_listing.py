@@ -1,6 +1,8 @@
-"""The commands that list images of a data set."""
+"""The commands that list images of a data set, and what they say of a run on another one."""
 
 import csv
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,11 @@ import pytest
 from PIL import Image
 
 from experiments import duplicates
+from experiments.command import run
+from jaxnets.data.datasets import digits
+from jaxnets.training.loop import train
 from tests.experiments.commands import Refuses
+from tests.training.networks import STILL, config, cpus
 
 
 @pytest.mark.parametrize(
@@ -56,3 +62,54 @@ def test_copies_across_parts_come_first(
         ("train", "test", "dog", "cat"),
         ("train", "train", "cat", "cat"),
     ]
+
+
+@pytest.fixture(scope="module")
+def runs(small_networks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs on the digits, on others under the name of the digits, and under a name that nothing has."""
+    root = tmp_path_factory.mktemp("runs")
+    whole = digits()
+    few = whole.train.subset(np.arange(64))  # type: ignore[attr-defined]
+    data = {
+        "same": whole,
+        "other": replace(whole, train=few, val=None),
+        "nowhere": replace(whole, train=few, name="in-memory"),
+    }
+    for name, dataset in data.items():
+        train(config(**STILL, epochs=1, batch_size=64), root / name, dataset, parallel=cpus(1))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "image.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "parts"),
+    [
+        ("evaluate", ["--split", "train"], ["train"]),
+        # The run on others had no val images.
+        ("evaluate", ["--split", "val"], ["val"]),
+        ("duplicates", [], ["train", "val"]),
+        ("label_errors", [], ["train"]),
+        ("neighbours", ["image.png"], ["train"]),
+    ],
+)
+def test_all_say_that_the_images_are_not_those_of_the_run(
+    runs: Path,
+    name: str,
+    arguments: list[str],
+    parts: list[str],
+    refuses: Refuses,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr(duplicates, "find_duplicates", lambda *_: [])  # which takes seconds
+    for data, others in (("same", []), ("other", parts)):
+        monkeypatch.setattr("sys.argv", [name, data, *arguments])
+        run(import_module(f"experiments.{name}").main)
+        errors = capsys.readouterr().err
+        lines = [line for line in errors.splitlines() if "warning" in line]
+        assert len(lines) == len(others)
+        for part, line in zip(others, lines, strict=True):
+            assert line.startswith(f"warning: these are not the {part} images of the run: some were added")
+    words = ("the data set of the run, 'in-memory', can't be loaded by its name (unknown data set", "given a Dataset")
+    refuses(name, "nowhere", *arguments, words=words, folder=runs)

@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 import jaxnets
+from experiments import evaluate
 from jaxnets.data.folder import named_images
 from jaxnets.pretrained import load_pretrained
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.loop import train
 from tests.experiments.commands import Refuses, command, refused
+from tests.test_pretrained import lively, write
 from tests.training import networks
 
 ARCH = "resnet20_cifar"
@@ -300,3 +302,36 @@ def test_published_weights_that_are_out_of_reach_are_explained(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
     done = command("predict", "--arch", "resnet18", pictures, folder=tmp_path)
     refused(done, "https://download.pytorch.org/models/resnet18-f37072fd.pth", str(tmp_path / "cache"))
+
+
+def test_a_folder_of_wordnet_ids_is_judged_by_imagenets_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "w.pth", ARCH, lively(ARCH, 1000))
+    random = np.random.default_rng(0)
+    # Three of Imagenette's classes, in its folders; the labels are their places among ImageNet's 1000.
+    classes = {"n03888257": ("parachute", 701), "n01440764": ("tench", 0), "n02979186": ("cassette player", 482)}
+    for number, folder in enumerate(classes):
+        for part in ("train", "val"):
+            (tmp_path / "imagenette" / part / folder).mkdir(parents=True)
+            for image in range(2 + number):
+                pixels = random.integers(0, 256, (40, 36, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "imagenette" / part / folder / f"{image}.png")
+    monkeypatch.chdir(tmp_path)
+    given = ["--arch", ARCH, "--weights", "w.pth", "--dataset", "imagenette", "--json"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *given, "--split", "val"])
+    evaluate.main()
+    output, errors = capsys.readouterr()
+    assert "the 3 classes of the data set are among the 1000 of the network" in errors
+    scores = json.loads(output)
+    support = {row["class"]: row["support"] for row in scores["per_class"] if row["support"]}
+    assert support == {"tench": 3, "cassette player": 4, "parachute": 2}
+    # The loss is that of the true labels.
+    classifier = load_pretrained(ARCH, "w.pth")
+    losses = []
+    for folder, (_, label) in classes.items():
+        for file in sorted((tmp_path / "imagenette" / "val" / folder).iterdir()):
+            images = classifier.preprocess(Image.open(file))[None]
+            logits = np.asarray(classifier.model.apply(classifier.variables, images, train=False), np.float64)[0]
+            losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
+    assert scores["loss"] == pytest.approx(np.mean(losses), rel=1e-4)

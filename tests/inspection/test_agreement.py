@@ -1,5 +1,8 @@
 """Class maps and occlusion agree on where a pasted object is, for networks of all families trained to find it."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,13 +15,16 @@ from tests.inspection.objects import FAMILIES, NOTHING, objects, trained
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_class_maps_and_occlusion_agree_on_the_object(family: str) -> None:
-    model, side, steps, stage, method = FAMILIES[family]
-    variables = trained(model, steps, side=side)
-    data = objects(48, seed=1, side=side)
+    network = FAMILIES[family]
+    model, side, variables = network.model, network.side, trained(network)
+    data = objects(48, seed=3, side=side)
+    logits = jax.jit(partial(model.apply, train=False))(variables, data.images)
+    # A network that does not recognise the objects has no reason to look at them.
+    assert np.mean(np.argmax(logits, axis=1) == data.labels) > 0.95
     shown = data.labels != NOTHING
     images, labels, masks = data.images[shown], data.labels[shown], data.masks()[shown]
-    drops = occlusion(model, variables, images, labels, window=side // 4, stride=side // 16, batch_size=128)
-    maps = grad_cam(model, variables, images, labels, stage, method=method)
+    drops = occlusion(model, variables, images, labels, window=side // 4, stride=side // 8, batch_size=128)
+    maps = grad_cam(model, variables, images, labels, network.stage)
 
     height, width = maps.shape[1:]
     ranks = [
@@ -30,7 +36,7 @@ def test_class_maps_and_occlusion_agree_on_the_object(family: str) -> None:
         inside = [heat[i][masks[i]].sum() / heat[i].sum() for i in range(len(heat))]
         assert np.mean(inside) > 2 * share
     # Maps without a relation have correlations about 0.
-    assert np.mean(ranks) > 0.15, np.mean(ranks)
+    assert np.mean(ranks) > 0.4, np.mean(ranks)
 
 
 def _averaged(values: np.ndarray, height: int, width: int) -> Image.Image:

@@ -96,6 +96,18 @@ def test_copies_across_parts_are_found(tiles: list[np.ndarray]) -> None:
     assert within == sorted(within)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES)
+def test_copies_of_all_images_by_one_change_are_found(
+    tiles: list[np.ndarray], change: Callable[[np.ndarray], np.ndarray | bytes]
+) -> None:
+    pairs = find_duplicates({"train": Pictures(tiles), "test": Pictures([change(tile) for tile in tiles])})
+    across = {(pair.index, pair.other_index) for pair in pairs if pair.part != pair.other_part}
+    planted = {(index, index) for index in range(len(tiles))}
+    assert planted <= across
+    assert len(pairs) - len(planted) <= 4
+
+
 def test_the_same_pixels_in_other_files_are_exact_duplicates(tiles: list[np.ndarray]) -> None:
     file = io.BytesIO()
     Image.fromarray(tiles[1]).save(file, "PNG")

@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,23 @@ def test_principal_components_are_those_of_scikit_learn(shape: tuple[int, int]) 
     np.testing.assert_allclose(shares, reference.explained_variance_ratio_, rtol=1e-8)
     signs = np.sign((points * expected).sum(axis=0))
     np.testing.assert_allclose(points * signs, expected, atol=1e-8 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(find_spec("umap") is None, reason="needs umap-learn: pip install 'jaxnets[umap]'")
+def test_umap_keeps_groups_apart_and_takes_few_images() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20)
+    features = np.eye(3)[labels] @ random.normal(size=(3, 16)) + 0.05 * random.normal(size=(60, 16))
+    points = umap_embedding(features.reshape(60, 4, 4))
+    np.testing.assert_array_equal(points, umap_embedding(features))  # of any shape, the same again
+    within = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(return_distance=False)
+    assert (labels[within] == labels[:, None]).all()
+    # Few images, equal ones, and features of zero.
+    for rows in (features[:3], features[:11], np.ones((12, 5)), np.zeros((4, 5))):
+        assert umap_embedding(rows).shape == (len(rows), 2)
+        assert np.isfinite(umap_embedding(rows)).all()
+    with pytest.raises(InputError, match="2 images; expected at least 3"):
+        umap_embedding(features[:2])
 
 
 def test_without_umap_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
