@@ -152,7 +152,8 @@ class Division:
         else:
             val = _lowest(positions[rest], labels[rest], self.val_share)
         if not val.any():
-            advice = "give fewer folds" if self.fold else "add images, or give --val-share 0 to train on all"
+            smaller = "give a smaller --test-share, " if "test" in lacking else ""
+            advice = "give fewer folds" if self.fold else f"add images, {smaller}or give --val-share 0 to train on all"
             raise InputError(
                 f"too few {'images' if self.group_by is None else 'groups'} to hold out a val part; {advice}"
             )
