@@ -25,7 +25,7 @@ def _console(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    modules = {path.stem for path in ROOT.glob("experiments/[!_]*.py")} - {"command", "listing"}
+    modules = {path.stem for path in ROOT.glob("experiments/[!_]*.py")} - {"command", "arguments", "loading", "output"}
     assert set(console.COMMANDS) == modules
     assert _console(monkeypatch, "--help") == 0
     commands = capsys.readouterr().out.partition("commands:\n")[2].partition("\n\n")[0]
