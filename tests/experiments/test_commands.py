@@ -195,7 +195,7 @@ def test_the_same_command_gives_the_same_metrics_in_another_folder(tmp_path: Pat
         (["--arch", "resnet50", "--workdir", "x" * 300], ["can't be written"]),
         (["--arch", "resnet50", "--workdir", "/proc/nowhere/run"], ["/proc/nowhere/run", "can't be written"]),
         (["--arch", "resnet50", "--image-size", "1000000"], ["--image-size 1000000;", "at most 4096"]),
-        (["--arch", "resnet50", "--weights", "DEFAULT", "--train-from", "layer3"], ["--train-from layer3 needs"]),
+        (["--arch", "resnet50", "--train-from", "layer3"], ["--train-from layer3 needs --transfer partial"]),
         (["--arch", "resnet20_cifar", "--weights", "DEFULT"], ["'DEFULT'", "no weights are published for resnet20"]),
         (["--arch", "xyzzy"], ["unknown architecture 'xyzzy'", "jaxnets list "]),
         (["--arch", "resnet50", "--config", "."], [". is a folder", "config.json"]),
