@@ -56,14 +56,14 @@ def main() -> None:
     name = name.replace("-", "_")
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "jaxnets --help lists the commands"
+        hint = f"did you mean {near[0].replace('_', '-')}?" if near else "jaxnets --help lists the commands"
         print(f"error: unknown command {sys.argv[1]}; {hint}", file=sys.stderr)
         sys.exit(2)
     # --arch package.module:factory also finds modules in the current folder, as with `python -m`. The folder comes
     # last, so that a folder called experiments or jaxnets in it hides nothing.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    sys.argv = [f"jaxnets {name}", *arguments]
+    sys.argv = [f"jaxnets {name.replace('_', '-')}", *arguments]
     from experiments.command import run
 
     run(import_module(f"experiments.{name}").main)

@@ -13,7 +13,7 @@ from jaxnets.training.views import VIEWS
 
 def program(command: str) -> str:
     """The command as the user typed it, for usage lines: "jaxnets train" or "python -m experiments.train"."""
-    console = f"jaxnets {command}"
+    console = f"jaxnets {command.replace('_', '-')}"
     return console if sys.argv[0] == console else f"python -m experiments.{command}"
 
 
@@ -24,7 +24,7 @@ def parser_of(command: str, description: str | None, **options: Any) -> argparse
 
 def add_classifier(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds the arguments of commands that use a run."""
-    parser.add_argument("workdir", type=Path, help="folder of a run of experiments.train")
+    parser.add_argument("workdir", type=Path, help="folder of a run of jaxnets train")
     _add_checkpoint(parser)
     return parser
 

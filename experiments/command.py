@@ -3,9 +3,10 @@
 import errno
 import io
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -22,6 +23,10 @@ _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give another folder"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check the permissions, or give another folder"),
 }
+# A setting with a plain value at the start of a word, not in a path.
+_SETTING = re.compile(
+    r"(?<![^ (])(?:recipe\.)?([a-z][a-z_]*)=(\d+/\d+|'[^']*'|(?!True|False|None)[^\s,;:/()\[\]{}'\"]+)"
+)
 # JAX's checks that would refuse code which relies on broadcasting, on type promotion or on implicit transfers.
 _CHECKS = {
     "jax_numpy_rank_promotion": "allow",
@@ -41,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except InputError as error:
-        _fail(str(error))
+        _fail(with_options(str(error), sys.argv[1:]))
     except BrokenPipeError:
         # The reader has closed the output, as in `predict ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,6 +73,18 @@ def run(main: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _exit(1)
+
+
+def with_options(message: str, arguments: Sequence[str]) -> str:
+    """The message with settings such as "batch_size=0" as options, "--batch-size 0", if one of them was given so."""
+
+    def flag(setting: re.Match[str]) -> str:
+        return {"learning_rate": "--lr"}.get(setting[1], "--" + setting[1].replace("_", "-"))
+
+    given = {argument.partition("=")[0] for argument in arguments}
+    if given.isdisjoint(map(flag, _SETTING.finditer(message))):
+        return message
+    return _SETTING.sub(lambda setting: f"{flag(setting)} {setting[2]}", message)
 
 
 def _open_standard_streams() -> None:

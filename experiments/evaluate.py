@@ -67,6 +67,8 @@ def main() -> None:
         raise InputError("--probabilities go to predictions.csv; give a folder for it as --output")
     if len(arguments.paths) > (arguments.arch is None):
         raise InputError(f"unexpected {arguments.paths[-1]}; give the folder of one run, or --arch and --weights")
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
     trained = config = None
     if arguments.arch is None and arguments.paths:
         arguments.workdir = arguments.paths[0]
@@ -75,14 +77,15 @@ def main() -> None:
         arch = config.arch
         classifier = Pretrained(trained.model, trained.variables, trained.preprocessing, trained.class_names)
     else:
-        if arguments.arch is not None and arguments.dataset is None:
-            raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
+        if arguments.arch is not None:
+            if arguments.dataset is None:
+                raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
+            dataset = dataset_of(arguments, None)
         arch, classifier = weights_of(arguments)
     batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}; expected at least 1")
     views_of(classifier.preprocess, arguments.tta)
-    dataset = dataset_of(arguments, config)
+    if config is not None:
+        dataset = dataset_of(arguments, config)
     new_labels = labels_of(classifier.categories, dataset.class_names)
     part = arguments.split or dataset.judged_on
     source = dataset.judged(part)

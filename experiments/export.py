@@ -7,7 +7,7 @@ from experiments.command import run
 from experiments.loading import weights_of
 from experiments.output import check_output
 from jaxnets.errors import InputError
-from jaxnets.export import PLATFORMS, write_export
+from jaxnets.export import PLATFORMS, check_installed, write_export
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
         check_output(path)
     if len(arguments.paths) > (arguments.arch is None):
         raise InputError(f"{arguments.paths[-1]}: one classifier at a time; give the folder of a run, or --arch")
+    check_installed()
     arch, classifier = weights_of(arguments)
     size = write_export(classifier, arch, output)
     side = classifier.preprocess.crop_size

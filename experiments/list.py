@@ -1,6 +1,8 @@
 """The networks: python -m experiments.list [PATTERN]."""
 
-from experiments.arguments import parser_of
+import difflib
+
+from experiments.arguments import parser_of, program
 from experiments.command import run
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model, list_models
@@ -16,7 +18,9 @@ def main() -> None:
     arguments = parser.parse_args()
     names = list_models(arguments.pattern)
     if not names:
-        raise InputError(f"no network matches {arguments.pattern}; all names: {', '.join(list_models())}")
+        near = difflib.get_close_matches(arguments.pattern, list_models(), n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"{program('list')} without a name lists all"
+        raise InputError(f"no network matches {arguments.pattern}; {hint}")
     width = max(map(len, names))
     print(f"{'network':{width}}  pixels   parameters    GMACs  published weights (top-1)")
     for name in names:

@@ -41,6 +41,10 @@ def images_of(arguments: argparse.Namespace) -> Source:
     if not paths:
         raise InputError("no images; name image files, or folders of them")
     images: Source = named_images(paths)
+    if arguments.on_bad_image != "skip":
+        for path in paths:
+            if not os.path.exists(path):
+                raise InputError(f"{path}: no such file or folder; name image files, or folders of them")
     if arguments.on_bad_image != "error":
         count = len(images)
         with counting("checking images", count) as (done, say):

@@ -31,6 +31,8 @@ def main() -> None:
     check_output(output)
     if arguments.probabilities and format == "text":
         raise InputError("--probabilities is for CSV and JSON; give --format csv or --format json")
+    if arguments.topk < 1:
+        raise InputError(f"--topk {arguments.topk}; expected at least 1 class")
     images = images_of(arguments)
     _, classifier = weights_of(arguments)
     with counting("predicting", len(images)) as (done, _):

@@ -15,7 +15,7 @@ _COMPARISON = Path("comparison.html")
 def main() -> None:
     """Writes the report of a run, finished or not, as one self-contained page; of several runs, one page on all."""
     parser = parser_of("report", main.__doc__)
-    parser.add_argument("workdirs", type=Path, nargs="+", metavar="run", help="folder of a run of experiments.train")
+    parser.add_argument("workdirs", type=Path, nargs="+", metavar="run", help="folder of a run of jaxnets train")
     parser.add_argument(
         "--output",
         type=Path,
@@ -24,6 +24,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     workdirs, output = arguments.workdirs, arguments.output
+    if output is not None and output.suffix.lower() != ".html":
+        raise InputError(f"--output {output}; expected a name that ends in .html")
     if len(workdirs) == 1:
         if output is not None:
             check_replaceable(output)

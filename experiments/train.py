@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 
-from experiments.arguments import add_division, add_folders, add_options, parser_of
+from experiments.arguments import add_division, add_folders, add_options, parser_of, program
 from experiments.command import run
 from jaxnets.data.verification import ON_BAD_IMAGE
 from jaxnets.errors import InputError
@@ -238,10 +238,14 @@ def main() -> None:
     elif parallel.is_primary:
         waiting = result["waiting_for_data_seconds"] / result["training_seconds"]
         if waiting > _WAITING_SHARE and result["waiting_for_data_seconds"] > 1:
-            print(f"{waiting:.0%} of the training time was spent waiting for data; see python -m experiments.prepare")
+            print(f"{waiting:.0%} of the training time was spent waiting for data; see {program('prepare')}")
         part = result.get("judged_on", "test")  # a finished run of an earlier version has none
         val = f", val accuracy {result['val_accuracy']:.2%}" if part == "test" and "val_accuracy" in result else ""
-        top5 = f", top-5 {result[f'{part}_top5_accuracy']:.2%}" if f"{part}_top5_accuracy" in result else ""
+        top5 = (
+            f", top-5 {result[f'{part}_top5_accuracy']:.2%}"
+            if f"{part}_top5_accuracy" in result and len(result["class_names"]) > 5
+            else ""
+        )
         print(
             f"{part} accuracy {result[f'{part}_accuracy']:.2%}{top5}{val}, of "
             f"epoch {result['best_epoch']}, after {result['seconds']:.0f} s; see {workdir}/report.html"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,19 @@ def for_older_readers(exported: export.Exported) -> export.Exported:
     return replace(exported, mlir_module_serialized=bytes(older))
 
 
+def check_installed() -> None:
+    """Raises InputError if flatbuffers, which the format needs, is not installed."""
+    if find_spec("flatbuffers") is None:
+        raise InputError("exporting needs the package flatbuffers; pip install 'jaxnets[export]'")
+
+
 def write_export(classifier: Pretrained, arch: str, path: Path) -> int:
     """Writes the program, and a description of its input and output as PATH.json; returns its size in bytes.
 
-    Raises InputError if flatbuffers, which the format needs, is not installed.
+    Raises InputError as `check_installed` does.
     """
-    try:
-        program = export_classifier(classifier).serialize()
-    except ImportError:
-        raise InputError("exporting needs the package flatbuffers; pip install 'jaxnets[export]'") from None
+    check_installed()
+    program = export_classifier(classifier).serialize()
     side = classifier.preprocess.crop_size
     meaning = {
         "arch": arch,

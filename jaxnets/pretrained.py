@@ -25,7 +25,7 @@ from jaxnets.weights.download import fetch, say
 from jaxnets.weights.file_origin import FileOrigin, file_origin, not_a_tensor, numbered, published_origin
 from jaxnets.weights.network_tensors import NetworkTensors, fault_of
 from jaxnets.weights.origin import Origin
-from jaxnets.weights.runs import origin_in, read_contents, read_run
+from jaxnets.weights.runs import origin_in, read_contents, read_run, without_checkpoint
 from jaxnets.weights.tensor_file import TensorFile, open_tensors
 from jaxnets.weights.torchvision import check_fits, from_torchvision, tensor_name, tensor_paths
 
@@ -266,11 +266,9 @@ def _path_of(name: str, weights: str | Path) -> Path | None:
         return None
     path = Path(weights).expanduser()
     if not path.exists():
-        there = f"{', '.join(names)}, DEFAULT" if names else "none"
-        raise InputError(
-            f"weights={str(weights)!r}: there is no such file or run; for {name}, weights published: {there}; "
-            "give one of these"
-        )
+        published_ones = f"; give a file, a run, or one of the weights published: {', '.join(names)}, DEFAULT"
+        none = f", and no weights are published for {name}; give a file or a run"
+        raise InputError(f"weights={str(weights)!r}: there is no such file or run{published_ones if names else none}")
     return path
 
 
@@ -279,7 +277,7 @@ def _run_origin(name: str, workdir: Path, weights_key: str | None) -> Origin:
         raise InputError(f"weights_key={weights_key} (--weights-key) is of a torch checkpoint; {workdir} is a run")
     contents = read_contents(workdir)
     if contents is None:
-        raise InputError(f"{workdir} holds no checkpoint that can be read; give the workdir of experiments.train")
+        raise without_checkpoint(workdir)
     if contents["config"]["arch"] != name:
         raise InputError(f"{workdir} is a run of {contents['config']['arch']}, not of {name}")
     return origin_in(contents)

@@ -336,7 +336,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no weights are published for resnet20_cifar"):
         load_pretrained("resnet20_cifar")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="holds no run; give a folder that jaxnets train wrote"):
         load_pretrained("resnet20_cifar", tmp_path / "empty")
 
 

@@ -58,7 +58,9 @@ def load_dataset(
     if path.exists():
         raise InputError(f"{name} is a file; expected a folder of images, a .csv file or the name of a data set")
     if is_path(name):
-        raise InputError(f"{name}: no such folder; give a folder of images, digits, or the name of a TFDS data set")
+        raise InputError(
+            f"{name}: no such folder; give a folder of images, a .csv file, digits, or the name of a TFDS data set"
+        )
     return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), division)
 
 

@@ -10,10 +10,12 @@ import numpy as np
 
 from jaxnets.data.hashing import mix64
 from jaxnets.data.image_files import sort_key
-from jaxnets.data.part_names import PARTS
+from jaxnets.data.part_names import PARTS, SPLITS
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 
+# How the origin of a part that is held out ends.
+_HELD_OUT = "held out"
 _FOLD = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
 
 
@@ -35,7 +37,7 @@ class Division:
     def __post_init__(self) -> None:
         for name, share in (("val_share", self.val_share), ("test_share", self.test_share)):
             if not 0 <= share < 1:
-                raise InputError(f"{name}={share}; expected a fraction from 0 up to 1, such as 0.2")
+                raise InputError(f"{name}={share}; expected a fraction of at least 0 and below 1, such as 0.2")
         if self.fold is not None and self.val_share != Division.val_share:
             raise InputError(f"fold={self.fold} and val_share={self.val_share} both say what val is; give one of them")
         if self.fold is not None:
@@ -73,20 +75,38 @@ class Division:
 
     def lacking(self, dataset: Dataset) -> dict[str, str]:
         """The parts that a data set lacks and that are to be held out, with a description of each."""
-        what = "each class" if self.group_by is None else "the groups"
         parts: dict[str, str] = {}
+        holds_out_test = dataset.val is None and dataset.test is None and self.test_share > 0
         if self.fold is not None:
             if dataset.val is not None:
                 raise InputError(
                     f"--fold {self.fold} takes val images out of the training images, but {dataset.name} has a val "
                     "part; leave it out, or give the folder of all training images as --dataset"
                 )
-            parts["val"] = "fold {} of {}".format(*self.numbers)
+            parts["val"] = "fold {} of {}, ".format(*self.numbers) + _HELD_OUT
         elif dataset.val is None and self.val_share:
-            parts["val"] = f"about {self.val_share:.0%} of {what}, held out"
-        if dataset.val is None and dataset.test is None and self.test_share:
-            parts["test"] = f"about {self.test_share:.0%} of {what}, held out"
+            parts["val"] = self._share_in_words(self.val_share, "the rest of " if holds_out_test else "")
+        if holds_out_test:
+            parts["test"] = self._share_in_words(self.test_share)
         return parts
+
+    def _share_in_words(self, share: float, rest: str = "") -> str:
+        of = "each class" if self.group_by is None else "the groups"
+        return f"about {100 * share:.3g}% of {rest}{of}, at least one, {_HELD_OUT}"
+
+    def unused(self, dataset: Dataset) -> list[str]:
+        """Warnings about shares that are not the default and by which nothing was held out of a data set."""
+        warnings = []
+        for part in SPLITS:
+            name, others = f"{part}_share", ("val",) if part == "val" else SPLITS
+            share, own = getattr(self, name), [other for other in others if other in dataset.parts]
+            own = [other for other in own if not is_held_out(dataset, other)]
+            if share != getattr(Division, name) and own:
+                warnings.append(
+                    f"warning: --{part}-share {share:g} has no effect, as {dataset.name} has {own[-1]} images of its "
+                    "own; leave it out"
+                )
+        return warnings
 
     def _assign(
         self,
@@ -132,12 +152,18 @@ class Division:
         else:
             val = _lowest(positions[rest], labels[rest], self.val_share)
         if not val.any():
-            advice = "give fewer folds" if self.fold else "add images, or give --val-share 0 to train on all"
+            smaller = "give a smaller --test-share, " if "test" in lacking else ""
+            advice = "give fewer folds" if self.fold else f"add images, {smaller}or give --val-share 0 to train on all"
             raise InputError(
                 f"too few {'images' if self.group_by is None else 'groups'} to hold out a val part; {advice}"
             )
         parts[rest[val]] = PARTS.index("val")
         return parts
+
+
+def is_held_out(dataset: Dataset, part: str) -> bool:
+    """Whether a part of a data set was held out of its training images."""
+    return dataset.origins.get(part, "").endswith(_HELD_OUT)
 
 
 def _lowest(positions: np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A data set in a CSV file: a row for each image, with its path, its label and perhaps its part."""
 
 import csv
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +65,15 @@ def load_table(file: Path, division: Division, *, only_test: bool = False) -> Da
 
 
 def _groups(rows: Sequence[_Row], group_by: str) -> list[str]:
-    if group_by not in rows[0].values:
-        return groups_of([sort_key(row.path)[0] for row in rows], group_by)
+    columns = rows[0].values
+    if group_by not in columns:
+        try:
+            return groups_of([sort_key(row.path)[0] for row in rows], group_by)
+        except InputError as error:
+            near = difflib.get_close_matches(group_by, columns, n=1)
+            hint = f"did you mean {near[0]}?" if near else "give a column, or a regular expression for the paths"
+            reason = str(error).partition(";")[0]
+            raise InputError(f"{reason}, and there is no such column in {', '.join(columns)}; {hint}") from None
     for row in rows:
         if not row.values[group_by]:
             raise InputError(f"line {row.line} has no {group_by}, the column to group by; fill it in")

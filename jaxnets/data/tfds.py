@@ -227,7 +227,8 @@ def _unknown(name: str) -> InputError:
     matches = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
     hint = f"did you mean {' or '.join(matches)}?" if matches else "see https://www.tensorflow.org/datasets/catalog"
     return InputError(
-        f"unknown data set {name!r}; expected digits, a folder, or NAME[/CONFIG][:VERSION] of TFDS; {hint}"
+        f"unknown data set {name!r}: there is no such folder or CSV file here, and no such data set of TFDS; expected "
+        f"digits, a folder of images, a .csv file, or NAME[/CONFIG][:VERSION] of TFDS; {hint}"
     )
 
 

@@ -71,7 +71,11 @@ def family_of(name: str) -> str:
         if name in models:
             return family
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else "jaxnets.list_models() names them all."
+    hint = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else "jaxnets list (in Python: jaxnets.list_models()) names them all."
+    )
     raise InputError(f"unknown architecture {name!r}; {hint} A network of your own is package.module:factory")
 
 

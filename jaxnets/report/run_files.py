@@ -53,8 +53,10 @@ class RunFiles:
             names = tuple(result["class_names"] if result else names or ())
             answers = _answers(workdir / "predictions.csv", names) if result else None
             return cls(workdir, config, _lines(workdir / "metrics.jsonl"), names, result, answers)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{workdir} holds no run; give a folder that jaxnets train wrote") from None
         except OSError as error:
-            raise InputError(f"{workdir} holds no run: {error.filename} ({error.strerror})") from None
+            raise InputError(f"{error.filename} can't be read ({error.strerror}); check the permissions") from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{workdir} holds a damaged run ({error}); train it again in another workdir") from None
 

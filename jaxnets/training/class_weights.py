@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,10 +35,12 @@ def read_weights(path: Path | str, class_names: Sequence[str]) -> np.ndarray:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
-            pairs = json.loads(text, object_pairs_hook=list)
+            pairs = json.loads(text, object_pairs_hook=tuple)
+            if not isinstance(pairs, tuple):
+                raise ValueError("it holds no object")
+            weights = [(name, _number(weight)) for name, weight in pairs]
         else:
-            pairs = [(name.strip(), weight) for name, weight in (row for row in csv.reader(text.splitlines()) if row)]
-        weights = [(name, _number(weight)) for name, weight in pairs]
+            weights = _rows(text)
     except OSError as error:
         raise InputError(
             f"class weights: can't read {path} ({error.strerror}); expected {BALANCED} or a file"
@@ -46,7 +49,8 @@ def read_weights(path: Path | str, class_names: Sequence[str]) -> np.ndarray:
         raise InputError(f"class weights: {path} is not valid ({error}); {expected}") from None
     by_name = dict(weights)
     if len(by_name) < len(weights):
-        raise InputError(f"class weights: {path} gives a class twice; expected each of the classes once")
+        twice = next(name for name, count in Counter(name for name, _ in weights).items() if count > 1)
+        raise InputError(f"class weights: {path} gives the class {twice!r} twice; expected each of the classes once")
     for names, reason in (
         ([name for name in by_name if name not in class_names], "names unknown classes"),
         ([name for name in class_names if name not in by_name], "lacks classes"),
@@ -63,6 +67,23 @@ def read_weights(path: Path | str, class_names: Sequence[str]) -> np.ndarray:
     if not any(by_name.values()):
         raise InputError(f"class weights: all weights in {path} are 0; expected at least one above 0")
     return np.array([by_name[name] for name in class_names])
+
+
+def _rows(text: str) -> list[tuple[str, float]]:
+    """The rows of a CSV file, without a header "class,weight"."""
+    rows = csv.reader(text.splitlines())
+    weights: list[tuple[str, float]] = []
+    for row in filter(None, rows):
+        cells = [cell.strip() for cell in row]
+        if not weights and [cell.lower() for cell in cells] == ["class", "weight"]:
+            continue
+        if len(cells) != 2:
+            raise ValueError(f"line {rows.line_num} has {len(cells)} values")
+        try:
+            weights.append((cells[0], float(cells[1])))
+        except ValueError:
+            raise ValueError(f"line {rows.line_num}: {cells[1]!r} is not a number") from None
+    return weights
 
 
 def _number(value: object) -> float:

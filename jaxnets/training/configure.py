@@ -69,6 +69,8 @@ def configure(settings: Mapping[str, Any], before: Path | None = None) -> Config
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file such as a run's config.json. Raises InputError for a file that can't be read as one."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the run's configuration in it, {path / 'config.json'}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -125,7 +127,7 @@ def _absolute_weights(weights: str) -> str:
 
 def _unknown(name: str, known: Any) -> InputError:
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else "jaxnets train --help lists all of them"
     return InputError(f"unknown setting {name!r}; {hint}")
 
 

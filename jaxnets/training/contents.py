@@ -1,6 +1,6 @@
 """The metadata of a checkpoint, and the classifier that is loaded from one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -58,16 +58,21 @@ class Contents:
         check_classes(before["class_names"], self.class_names)
         self.config.check_resumes(Config.from_dict(before["config"]))
         check_same_parts(before.get("custom", {}), self.custom)
-        for part, fingerprint in self.fingerprints.items():
-            if before["fingerprints"].get(part) != fingerprint:
-                raise InputError(
-                    f"the {part} images are not those that the run began with (names, classes or contents differ, "
-                    "or the run is of an earlier version); restore those, or train again in another --workdir"
-                )
+        check_images(before["fingerprints"], self.fingerprints)
         if before.get("class_weights", self.class_weights) != self.class_weights:
             raise InputError(
                 f"the class weights in {self.config.recipe.class_weights} are not those that the run began with; "
                 "restore the file, or train again in another --workdir"
+            )
+
+
+def check_images(before: Mapping[str, str], fingerprints: Mapping[str, str]) -> None:
+    """Raises InputError unless the images of each part are those that the run began with."""
+    for part, fingerprint in fingerprints.items():
+        if before.get(part) != fingerprint:
+            raise InputError(
+                f"the {part} images are not those that the run began with (names, classes or contents differ, or the "
+                "run is of an earlier version); restore those, or train again in another --workdir"
             )
 
 

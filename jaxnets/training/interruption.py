@@ -16,6 +16,9 @@ from jaxnets.training.parallel import Parallel
 _SECONDS_TO_SAVE = 9.0
 # Launchers signal a process and then its group; both signals are one request.
 _SECONDS_OF_ONE_REQUEST = 1.0
+_NOTHING_NEW = (
+    "nothing was saved before the first step; give the same command again, with --resume if it has a --workdir"
+)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -24,14 +27,15 @@ class Interrupted(Exception):
 
     def __init__(self, signal_number: int | None) -> None:
         number = signal_number or signal.SIGTERM  # another process got the signal
-        super().__init__(f"{signal.Signals(number).name}: all is saved; the same command with --resume goes on")
+        super().__init__(f"{_name(number)}: all is saved; the same command with --resume goes on")
         self.exit_code = 128 + number
 
 
 class Interruption:
     """Watches for SIGTERM and Ctrl-C, also while compiled code runs. Use as a context manager in the main thread.
 
-    While `can_save` is false, a signal ends the process at once. Otherwise `requested` becomes the number of the
+    While `can_save` is false, a signal ends the process at once, with a line that tells whether all is `saved`.
+    Otherwise `requested` becomes the number of the
     signal, and the run has 9 s to save its state, to set `saved`, and to end. After that, or after a second signal, the
     process ends with its last checkpoint.
     """
@@ -75,13 +79,13 @@ class Interruption:
             if number not in _SIGNALS:
                 continue
             if not self.can_save:
-                _end(number, "")
+                _end(number, str(Interrupted(number)) if self.saved else f"{_name(number)}: {_NOTHING_NEW}")
             if self.requested is not None:
                 if time.monotonic() - self._requested_at < _SECONDS_OF_ONE_REQUEST:
                     continue
                 self._end_with_checkpoint(number, "ended by a second signal")
             self.requested, self._requested_at = number, time.monotonic()
-            print(f"\n{signal.Signals(number).name}: saving ...", file=sys.stderr, flush=True)
+            print(f"\n{_name(number)}: saving ...", file=sys.stderr, flush=True)
             self._timer = threading.Timer(
                 _SECONDS_TO_SAVE, self._end_with_checkpoint, (number, "could not save in time")
             )
@@ -115,7 +119,11 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """Does nothing: without a handler, Python would not write to the socket that the watching thread reads."""
 
 
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
 def _end(number: int, line: str) -> None:
-    print(line or "interrupted", file=sys.stderr, flush=True)
+    print(line, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(128 + number)

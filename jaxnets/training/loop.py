@@ -25,7 +25,7 @@ from jaxnets.training.metrics import Metric, all_metrics
 from jaxnets.training.metrics_log import json_value, require_tensorboard
 from jaxnets.training.parallel import Parallel
 from jaxnets.training.setup import set_up
-from jaxnets.training.start import check_start, origin_of
+from jaxnets.training.start import check_finished, check_start, origin_of
 from jaxnets.training.start_lines import start_lines
 from jaxnets.training.trainer import Schedule, Trainer
 from jaxnets.training.workdir import Workdir
@@ -85,6 +85,9 @@ def train(
     schedule = Schedule(checkpoint_interval, steps_per_call, tensorboard)
     with files or nullcontext():
         if finished := parallel.broadcast(parallel.on_primary(lambda: files.result() if files else None)):
+            parallel.on_primary(lambda: check_finished(config, dataset, workdir, finished))
+            if parallel.is_primary:
+                print(f"the run in {workdir} is finished already; this is its result", file=sys.stderr)
             if files and not dry_run and not _is_reported(workdir):
                 write_report(workdir)
             return finished

@@ -9,6 +9,7 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Channels
 from jaxnets.errors import InputError
 from jaxnets.training.augmentations import AugmentationSettings, augments
+from jaxnets.training.class_weights import BALANCED
 from jaxnets.training.losses import LOSSES
 from jaxnets.training.optimizers import OPTIMIZERS, make_optimizer
 from jaxnets.training.schedules import SCHEDULES, Schedule, make_schedule
@@ -16,6 +17,8 @@ from jaxnets.training.settings import check_settings, setting, unused_settings
 
 SAMPLERS = ("shuffled", "balanced")
 BATCH_NORMS = ("local", "synchronised", "frozen")
+# A batch of larger images is in no device's memory.
+_LARGEST_SIDE = 4096
 _MOMENTUM = ("optimizer", ("momentum", "nesterov", "adam", "adamw", "lars", "lamb", "muon"))
 # lars and lamb apply it within the trust ratio.
 _DECOUPLING = ("optimizer", ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "muon"))
@@ -27,7 +30,7 @@ _ENDING = ("schedule", ("linear", "cosine", "polynomial"))
 class Recipe(AugmentationSettings):
     """The settings of a training run. Numbers of epochs for schedules may be fractions."""
 
-    image_size: int = setting("side of the test images in pixels", least=1)
+    image_size: int = setting("side of the test images in pixels", least=1, most=_LARGEST_SIDE)
     epochs: int = setting("number of passes over the training images", least=1)
     batch_size: int = setting("images in a step, over all devices", least=1)
     optimizer: str = setting("optimizer", of=OPTIMIZERS)
@@ -65,7 +68,10 @@ class Recipe(AugmentationSettings):
     power: float = setting("exponent of polynomial", 1.0, only_with=("schedule", ("polynomial",)))
 
     train_image_sizes: tuple[int, ...] = setting(
-        "sides of the training images in pixels, each for an equal number of epochs; none: image_size", (), least=1
+        "sides of the training images in pixels, each for an equal number of epochs; none: image_size",
+        (),
+        least=1,
+        most=_LARGEST_SIDE,
     )
     crop_pct: float = setting("share of the short side that the centre crop of the test keeps", 1.0, least=0.1, most=1)
     repeats: int = setting("repeats of an image in a row, each with other augmentations", 1, least=1)
@@ -136,6 +142,11 @@ class Recipe(AugmentationSettings):
             warnings.append(
                 f"warning: training images have train_image_sizes={self.train_image_sizes}, larger than the test "
                 f"images, image_size={self.image_size}; give smaller ones with --train-image-sizes"
+            )
+        if self.sampler == "balanced" and self.class_weights == BALANCED:
+            warnings.append(
+                "warning: the sampler and the class weights are both balanced, which corrects the sizes of the classes "
+                "twice; leave out --sampler or --class-weights"
             )
         return warnings
 

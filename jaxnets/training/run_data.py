@@ -34,6 +34,6 @@ def warn_of_other_images(
     if fingerprints.get(part) != source.fingerprint():
         say(
             f"warning: these are not the {part} images of the run: some were added, removed, renamed or changed since, "
-            "or train() was given a Dataset; some may have been trained on in another part (runs of earlier versions "
-            "get this warning always)"
+            "or train() was given a Dataset; some may have been trained on in another part; a run of an earlier "
+            "version gets this warning in any case"
         )

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from jaxnets.data.division import is_held_out
 from jaxnets.data.pipeline import CACHE_BYTES, Preprocessed, cached_if_small
 from jaxnets.data.preprocessing import NoPreprocessing, Preprocessing
 from jaxnets.data.sources import Dataset, Source
@@ -167,9 +168,11 @@ def set_up(
     if recipe.class_weights == BALANCED:
         class_weights = balanced_weights(dataset.images_by_class("train"))
     if recipe.batch_size > len(dataset.train):
+        fewer = ", or hold out fewer images" if any(is_held_out(dataset, part) for part in dataset.parts) else ""
+        others = [f"{len(source)} {part}" for part, source in dataset.parts.items() if part != "train"]
         raise InputError(
-            f"batch_size={recipe.batch_size}, but {config.dataset} has {len(dataset.train)} training images; "
-            "choose a smaller --batch-size"
+            f"batch_size={recipe.batch_size}, but {config.dataset} has {len(dataset.train)} training images, beside "
+            f"{' and '.join(others)} images; choose a smaller --batch-size{fewer}"
         )
     # Only process 0 compares and stores them.
     fingerprints = parallel.broadcast(

@@ -1,5 +1,6 @@
 """Where a run starts from: where it stopped, weights that others trained, or nothing."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from jaxnets.data.sources import Dataset
+from jaxnets.data.verification import verify
 from jaxnets.errors import InputError
 from jaxnets.pretrained import describe, starting_variables
 from jaxnets.training.checkpoint import Checkpoints
 from jaxnets.training.config import Config
+from jaxnets.training.contents import check_classes, check_images
 from jaxnets.training.parallel import Parallel
-from jaxnets.training.progress import Progress
+from jaxnets.training.progress import Progress, counting
 from jaxnets.training.run_log import Position
 from jaxnets.training.setup import Setup
 from jaxnets.training.state import TrainState, create_state
@@ -82,6 +86,25 @@ def check_start(run: Setup, parallel: Parallel, *, resume: bool) -> None:
     if run.contents.config.weights and not resume:
         with Progress(run.steps, quiet=not parallel.is_primary) as progress:
             saved_or_new(run, parallel, None, progress)
+
+
+def check_finished(config: Config, dataset: Dataset | None, workdir: Path, result: Mapping[str, Any]) -> None:
+    """Raises InputError unless the data are those of the finished run in `workdir`, which has this `result`.
+
+    `dataset` takes the place of the data set that `config` names. Without a checkpoint, only classes are compared.
+    """
+    try:
+        dataset = dataset or config.load_dataset()
+        check_classes(result["class_names"], dataset.class_names)
+        before = read_contents(workdir)
+        if before is None:
+            return
+        if result.get("bad_images"):  # they are not part of the fingerprints
+            with counting("checking images", sum(map(len, dataset.parts.values()))) as (done, say):
+                dataset, _ = verify(dataset, config.on_bad_image, done, say)
+        check_images(before["fingerprints"], {part: source.fingerprint() for part, source in dataset.parts.items()})
+    except InputError as error:
+        raise InputError(f"{workdir} holds a finished run, and its data must be the same: {error}") from None
 
 
 def _fitting(variables: Any, run: Setup) -> Any:

@@ -19,7 +19,7 @@ _SKEW = 3.0
 
 
 def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
-    """The data by class, the network, the recipe, the optimiser, the length, and the run's folder.
+    """The data by class, the network, the recipe, the optimiser, the length, the run's folder, and warnings.
 
     `Dataset.summary` has the names of the classes.
     """
@@ -37,8 +37,9 @@ def start_lines(run: Setup, parallel: Parallel, workdir: Path) -> list[str]:
         "device": f"{len(parallel.devices)} {parallel.devices[0].device_kind} by {parallel.kind}",
         "writes to": str(workdir),
     }
-    warnings = [] if recipe.class_weights or recipe.sampler == "balanced" else skew_warnings(dataset)
-    return [*(f"{name:12}{text}" for name, text in rows.items()), *warnings]
+    skew = [] if recipe.class_weights or recipe.sampler == "balanced" else skew_warnings(dataset)
+    lines = (f"{name:12}{text}" for name, text in rows.items())
+    return [*lines, *config.division.unused(dataset), *config.warnings(), *skew]
 
 
 def skew_warnings(dataset: Dataset) -> list[str]:

@@ -181,7 +181,7 @@ class Trainer:
     def wait_for_checkpoints(self) -> None:
         """Waits until all checkpoints are on the disk; from then on an interruption has nothing to save."""
         self._checkpoints.wait()
-        self._interruption.can_save = False
+        self._interruption.can_save, self._interruption.saved = False, True
 
     def _save_before_compiling(self) -> None:
         # Compilation cannot be interrupted, and may take longer than a scheduler waits after SIGTERM.
@@ -201,9 +201,8 @@ class Trainer:
             hook.after_checkpoint(step, folder)
 
     def _warn(self, progress: Progress) -> None:
-        config, has_norm = self.run.contents.config, bool(self.state.batch_stats)
-        small_batch = small_batch_warning(config.recipe, len(self._parallel.devices), has_norm=has_norm)
-        for warning in [*config.warnings(), *small_batch]:
+        recipe, has_norm = self.run.contents.config.recipe, bool(self.state.batch_stats)
+        for warning in small_batch_warning(recipe, len(self._parallel.devices), has_norm=has_norm):
             progress.say(warning)
 
     def _device_batches(self, first_step: int) -> Any:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,17 +119,15 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
     Raises InputError if the checkpoint is missing or can't be read.
     """
     folder = Path(os.path.abspath(workdir)) / FOLDER
-    if not os.path.isdir(folder):
-        if os.path.isfile(workdir):
-            raise InputError(f"{workdir} is a file, not a run; weights in a file need --arch NAME --weights {workdir}")
-        raise InputError(f"{workdir} holds no run; give the workdir of experiments.train")
+    if os.path.isfile(workdir):
+        raise InputError(f"{workdir} is a file, not a run; weights in a file need --arch NAME --weights {workdir}")
+    if not _numbers(folder):
+        raise without_checkpoint(workdir)
     devices()
     files, advice = orbax_files(), _IF_DAMAGED
     try:
         with files.reader(folder) as manager:
             number = manager.latest_step()
-            if number is None:
-                raise InputError("no checkpoint was finished; train again in another workdir")
             metadata = files.read_metadata(manager, number)
             best = metadata["best"]
             if which == "best" and best not in (None, number):
@@ -162,6 +161,25 @@ def _read(manager: Any, number: int, metadata: dict[str, Any], custom: nn.Module
         if fault := fault_of(np.asarray(leaf), is_variance=path[0] == "batch_stats" and path[-1] == "var"):
             raise InputError(f"checkpoint {number} has {'/'.join(path)} that {fault}; use another checkpoint or run")
     return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings, metadata["fingerprints"])
+
+
+def without_checkpoint(workdir: Path) -> InputError:
+    """The error for a folder without a checkpoint that can be read: what it holds instead, and what to do."""
+    if _numbers(workdir / FOLDER):
+        return InputError(f"{workdir} holds no checkpoint that can be read; restore one, or train again elsewhere")
+    if os.path.exists(workdir / "result.json"):
+        return InputError(f"{workdir} holds a finished run, but not its checkpoints; restore them, or train again")
+    if os.path.exists(workdir / "config.json"):
+        return InputError(
+            f"{workdir} holds a run that was stopped before its first checkpoint; begin it from the start with "
+            f"jaxnets train --workdir {shlex.quote(str(workdir))} --resume"
+        )
+    return InputError(f"{workdir} holds no run; give a folder that jaxnets train wrote")
+
+
+def _numbers(folder: Path) -> list[int]:
+    """The numbers of the checkpoints in a folder of them, which need not be there."""
+    return [int(name) for name in os.listdir(folder) if name.isdecimal()] if os.path.isdir(folder) else []
 
 
 def orbax_files() -> Any:

@@ -105,7 +105,31 @@ def test_a_group_lies_in_one_part(tmp_path: Path, group_by: str, fold: str | Non
     # Both classes of a patient, with all photos.
     for part, images in parts_of(dataset).items():
         assert len(images) == 8 * len(found[part])
-    assert "about 20% of the groups, held out" in dataset.origins["test"]
+    assert dataset.origins["test"] == "about 20% of the groups, at least one, held out"
+
+
+def test_shares_that_hold_nothing_out_are_warned_of(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        classes(tmp_path / "own val" / part, "a", "b", count=40)
+        classes(tmp_path / "own test" / part.replace("val", "test"), "a", "b", count=40)
+    classes(tmp_path / "none", "a", "b", count=40)
+    write_records(load_folder(tmp_path / "own val", Division()), tmp_path / "records", 8, lambda _: None)
+    for name, division, words in (
+        ("own val", Division(0.3), "--val-share 0.3 has no effect, as own val has val images of its own"),
+        ("own val", Division(test_share=0.3), "--test-share 0.3 has no effect, as own val has val images of its own"),
+        ("own val", Division(), None),
+        ("own test", Division(0.3), None),
+        ("own test", Division(0, 0.3), "--test-share 0.3 has no effect, as own test has test images of its own"),
+        ("none", Division(0.3, 0.4), None),
+        ("none", Division(0, 0.4), None),
+        ("none", Division(0.4, 0), None),
+        ("none", Division(test_share=0.4, fold="1/4"), None),
+        ("records", Division(0.3), "--val-share 0.3 has no effect, as own val has val images of its own"),
+    ):
+        warnings = division.unused(load_dataset(str(tmp_path / name), division=division))
+        assert warnings == ([f"warning: {words}; leave it out"] if words else []), (name, division)
+    origins = load_folder(tmp_path / "none", Division(0.004)).origins
+    assert origins["val"] == "about 0.4% of the rest of each class, at least one, held out"
 
 
 def test_groups_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -190,6 +214,19 @@ def test_csv_files_that_are_not_complete_are_refused(tmp_path: Path, header: str
         load_dataset(table(tmp_path, header, *rows))
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, 4)
+    file = table(tmp_path, "path,label,patient", "000.png,a,1", "001.png,a,2", "002.png,b,3", "003.png,b,4")
+    for group_by, reason, hint in (
+        ("pateint", "finds no group in '000.png'", "did you mean patient?"),
+        ("[", "no regular expression", "give a column, or"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_dataset(file, division=Division(group_by=group_by))
+        assert reason in str(caught.value)
+        assert "no such column in path, label, patient; " + hint in str(caught.value)
 
 
 def test_a_missing_csv_file_is_named(tmp_path: Path) -> None:

@@ -678,7 +678,7 @@ def test_the_parts_may_be_given(tmp_path: Path) -> None:
     assert dataset.origins == {"test": "from segmented/"}
     alone = load_folder(tmp_path, DIVISION, train_folder="color")
     assert sorted(files(alone.train) + files(alone.test)) == files(dataset.train)
-    assert alone.origins == {"test": "about 25% of each class, held out"}
+    assert alone.origins == {"test": "about 25% of each class, at least one, held out"}
     # The folders themselves can be the classes.
     assert load_folder(tmp_path, DIVISION, train_folder=".").class_names == ("color", "grayscale", "segmented")
     for folders, words in (

@@ -106,7 +106,8 @@ def test_evaluate_needs_a_data_set_of_the_same_classes(trained: Path, refuses: R
     weights = ("--arch", "resnet20_cifar", "--weights", trained)
     refuses("evaluate", *weights, words=("needs a data set", "--dataset"))
     refuses("evaluate", trained, trained, words=("unexpected", "one run"))
-    refuses("evaluate", trained, "--batch-size", -1, words=("--batch-size -1",))
+    for size in (-1, 0):
+        refuses("evaluate", trained, "--batch-size", size, words=(f"--batch-size {size}; expected at least 1",))
     refuses("evaluate", words=("the folder of a run, or a network as --arch",))
 
 
@@ -163,33 +164,41 @@ def test_the_same_command_gives_the_same_metrics_in_another_folder(tmp_path: Pat
     [
         (["--arch", "resnet5"], ["unknown architecture 'resnet5'", "resnet50"]),
         (["--arch", "alexnet", "--image-size", "62"], ["62x62", "63x63"]),
-        (["--arch", "resnet50", "--batch-size", "0"], ["batch_size=0", "at least 1"]),
-        (["--arch", "resnet50", "--lr", "-0.1"], ["learning_rate=-0.1"]),
+        (["--arch", "resnet50", "--batch-size", "0"], ["--batch-size 0;", "at least 1"]),
+        (["--arch", "resnet50", "--lr", "-0.1"], ["--lr -0.1;"]),
         (["--arch", "resnet50", "--lr", "fast"], ["--lr", "fast"]),
-        (["--arch", "resnet50", "--epochs", "0"], ["epochs=0"]),
+        (["--arch", "resnet50", "--epochs", "0"], ["--epochs 0;"]),
         (["--arch", "resnet50", "--dataset", "mnist2"], ["unknown data set 'mnist2'", "mnist"]),
         (["--arch", "resnet50", "--dtype", "float8"], ["unknown dtype 'float8'"]),
         (["--arch", "resnet50", "--optimizer", "adm"], ["unknown optimizer 'adm'"]),
-        (["--arch", "resnet50", "--seed", "-1"], ["seed=-1"]),
-        (["--arch", "resnet50", "--seed", str(2**32)], ["seed=4294967296"]),
-        (["--arch", "resnet50", "--batch-size", "1296"], ["batch_size=1296", "1295 training images"]),
-        (["--arch", "resnet50", "--flip", "2"], ["flip=2", "at least 0 and at most 1"]),
+        (["--arch", "resnet50", "--seed", "-1"], ["--seed -1;"]),
+        (["--arch", "resnet50", "--seed", str(2**32)], ["--seed 4294967296;"]),
+        (
+            ["--arch", "resnet50", "--batch-size", "1296"],
+            ["--batch-size 1296,", "1295 training images", "142 val and 360 test", "or hold out"],
+        ),
+        (["--arch", "resnet50", "--flip", "2"], ["--flip 2.0;", "at least 0 and at most 1"]),
         (["--arch", "resnet50", "--recipe", "resnet_2016"], ["unknown recipe 'resnet_2016'", "resnet_2015"]),
         (
             ["--arch", "alexnet", "--zero-init-residual"],
             ["alexnet has no zero_init", "--no-zero-init-residual"],
         ),
         (["--arch", "resnet50", "--parallel", "both"], ["--parallel", "pmap", "shard_map"]),
-        (["--arch", "resnet50", "--schedule", "step"], ["schedule=step", "decay_epochs=()"]),
+        (["--arch", "resnet50", "--schedule", "step"], ["--schedule step", "decay_epochs=()"]),
         (["--resume", "--arch", "resnet50"], ["--resume", "--workdir"]),
-        (["--arch", "resnet50", "--test-share", "1"], ["test_share=1"]),
-        (["--arch", "resnet50", "--val-share", "-0.1"], ["val_share=-0.1"]),
-        (["--arch", "resnet50", "--fold", "6/5"], ["fold=6/5", "1/5"]),
+        (["--arch", "resnet50", "--test-share", "1"], ["--test-share 1.0;", "at least 0 and below 1"]),
+        (["--arch", "resnet50", "--val-share", "-0.1"], ["--val-share -0.1;"]),
+        (["--arch", "resnet50", "--fold", "6/5"], ["--fold 6/5;", "1/5"]),
         (["--arch", "resnet50", "--group-by", "p"], ["--group-by p is for image files"]),
         (["--arch", "resnet50", "--dataset", "no.csv"], ["no.csv can't be read"]),
         (["--arch", "resnet50", "--on-bad-image", "ignore"], ["--on-bad-image", "error", "skip"]),
         (["--arch", "resnet50", "--workdir", "x" * 300], ["can't be written"]),
         (["--arch", "resnet50", "--workdir", "/proc/nowhere/run"], ["/proc/nowhere/run", "can't be written"]),
+        (["--arch", "resnet50", "--image-size", "1000000"], ["--image-size 1000000;", "at most 4096"]),
+        (["--arch", "resnet50", "--train-from", "layer3"], ["--train-from layer3 needs --transfer partial"]),
+        (["--arch", "resnet20_cifar", "--weights", "DEFULT"], ["'DEFULT'", "no weights are published for resnet20"]),
+        (["--arch", "xyzzy"], ["unknown architecture 'xyzzy'", "jaxnets list "]),
+        (["--arch", "resnet50", "--config", "."], [". is a folder", "config.json"]),
         ([], ["--arch"]),
     ],
 )
@@ -202,7 +211,7 @@ def test_train_refuses_a_workdir_that_holds_a_run(trained: Path, refuses: Refuse
     before = sorted((path, path.stat().st_mtime) for path in trained.rglob("*"))
     arguments = (*QUICK, "--parallel", "jit", "--workdir", trained)
     refuses("train", *arguments, words=("already holds a run", "--resume", "--workdir"))
-    refuses("train", *arguments, "--resume", "--lr", 0.5, words=("the run began with recipe.learning_rate=0.001",))
+    refuses("train", *arguments, "--resume", "--lr", 0.5, words=("the run began with --lr 0.001, now it is 0.5",))
     assert sorted((path, path.stat().st_mtime) for path in trained.rglob("*")) == before
 
 
@@ -223,7 +232,7 @@ def test_train_stops_when_steps_are_no_longer_finite(
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
 def test_the_best_checkpoint_is_read_unless_the_latest_is_asked_for(
-    name: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+    name: str, refuses: Refuses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = []
 
@@ -232,6 +241,7 @@ def test_the_best_checkpoint_is_read_unless_the_latest_is_asked_for(
         raise InputError("enough")
 
     monkeypatch.setattr("experiments.loading.load_classifier", load)
+    (tmp_path / "image.png").touch()
     images = ["image.png"] if name == "predict" else []
     refuses(name, "run", *images, words=("enough",))
     refuses(name, "run", *images, "--checkpoint", "latest", words=("enough",))
@@ -262,7 +272,7 @@ def test_what_was_trained_in_64_bits_is_tested_in_64_bits(
 def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "text.png").write_text("not an image")
     os.mkfifo(tmp_path / "pipe.png")
-    refused(command("predict", trained, tmp_path / "none.png", folder=tmp_path), "none.png", "No such file")
+    refused(command("predict", trained, tmp_path / "none.png", folder=tmp_path), "none.png: no such file")
     refuses("predict", trained, tmp_path / "text.png", words=("text.png", "unreadable image"))
     refuses("predict", trained, tmp_path / "pipe.png", words=("pipe.png", "not a regular file"))
     refuses("predict", trained, tmp_path, words=("pipe.png", "not a regular file"))
@@ -270,7 +280,11 @@ def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, re
     refuses("predict", tmp_path, tmp_path / "text.png", words=("holds no run",))
     refuses("evaluate", tmp_path / "nowhere", words=("nowhere", "holds no run"))
     refuses("evaluate", "x" * 300, words=("holds no run",))
-    refuses("report", tmp_path, words=("holds no run",))
+    refuses("report", tmp_path, words=("holds no run; give a folder that jaxnets train wrote",))
+    refuses("report", trained, trained, "--output", "both.txt", words=("--output both.txt", "ends in .html"))
+    refuses("predict", "run", "image.png", "--topk", 0, words=("--topk 0; expected at least 1",))
+    refuses("list", "resnet5", words=("no network matches resnet5; did you mean", "resnet50"))
+    refuses("summary", "--arch", "resnet18", "--beside", "xyzzy", words=("'xyzzy'", "jaxnets list "))
     refuses("prepare", "digits", words=("nothing to do for digits", "--output"))
     refuses("prepare", "digits", "--output", tmp_path, words=("is not empty", "--output"))
     refuses("prepare", "digits", "--output", "records", "--size", 0, words=("size=0",))

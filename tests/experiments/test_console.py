@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import experiments.__main__ as console
+from experiments.command import with_options
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def _console(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    modules = {path.stem for path in ROOT.glob("experiments/[!_]*.py")} - {"command", "listing"}
+    modules = {path.stem for path in ROOT.glob("experiments/[!_]*.py")} - {"command", "arguments", "loading", "output"}
     assert set(console.COMMANDS) == modules
     assert _console(monkeypatch, "--help") == 0
     commands = capsys.readouterr().out.partition("commands:\n")[2].partition("\n\n")[0]
@@ -36,8 +37,10 @@ def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize("command", console.COMMANDS)
 def test_help_of_a_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _console(monkeypatch, command, "--help") == 0
-    assert capsys.readouterr().out.startswith(f"usage: jaxnets {command} ")
+    hyphenated = command.replace("_", "-")
+    for name in {command, hyphenated}:
+        assert _console(monkeypatch, name, "--help") == 0
+        assert capsys.readouterr().out.startswith(f"usage: jaxnets {hyphenated} ")
     monkeypatch.setattr(sys, "argv", [f"/somewhere/experiments/{command}.py", "--help"])
     with pytest.raises(SystemExit):
         __import__(f"experiments.{command}", fromlist=["main"]).main()
@@ -47,6 +50,8 @@ def test_help_of_a_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys
 def test_an_unknown_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert _console(monkeypatch, "evalute", "runs/mine") == 2
     assert capsys.readouterr().err == "error: unknown command evalute; did you mean evaluate?\n"
+    assert _console(monkeypatch, "find-rl") == 2
+    assert capsys.readouterr().err == "error: unknown command find-rl; did you mean find-lr?\n"
     assert _console(monkeypatch, "xyz") == 2
     assert capsys.readouterr().err == "error: unknown command xyz; jaxnets --help lists the commands\n"
 
@@ -58,6 +63,22 @@ def test_a_command_fails_as_its_module_does(
     assert _console(monkeypatch, "predict", "runs/mine") == 2
     assert capsys.readouterr().err == "error: no images; name image files, or folders of them\n"
     assert sys.path[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("batch_size=0; expected at least 1", "--batch-size 0; expected at least 1"),
+        ("the run began with recipe.learning_rate=0.1, now it is 2", "the run began with --lr 0.1, now it is 2"),
+        # The others of a message too, but no flags, no tuples, and no paths.
+        ("batch_size=8 (accumulation=3)", "--batch-size 8 (--accumulation 3)"),
+        ("batch_size=8; remat=True, sizes=(1,), runs/lr=3/x", "--batch-size 8; remat=True, sizes=(1,), runs/lr=3/x"),
+        # Not given as options.
+        ("epochs=3; expected fewer", "epochs=3; expected fewer"),
+    ],
+)
+def test_settings_are_named_as_the_options_that_were_given(message: str, expected: str) -> None:
+    assert with_options(message, ["--batch-size", "0", "--lr=0.1"]) == expected
 
 
 def test_listing_commands_imports_nothing_large() -> None:

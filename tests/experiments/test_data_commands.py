@@ -57,6 +57,7 @@ def trained(folder: Path) -> Path:
     done = command("train", *QUICK, "--dataset", folder.name, "--on-bad-image", "skip", folder=place)
     assert done.returncode == 0, done.stderr
     assert f"bad image: {folder / 'train' / '10' / '007.png'}: empty file\n" in done.stderr
+    assert "top-5" not in done.stdout  # of four classes
     assert done.stderr.startswith(
         "4 classes ('1', '2', '10', 'Ähre'), 160 training images, 40 val images (from val/)\n"
     )
@@ -162,6 +163,37 @@ def test_a_run_resumes_on_a_copied_data_set_and_on_no_other(trained: Path, copie
         set_up(config, None, Parallel.choose("jit")).contents.check_resumes(before)
 
 
+def test_a_finished_run_is_not_that_of_other_data(
+    folder: Path,
+    trained: Path,
+    copied: Path,
+    refuses: Refuses,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    resume = (*QUICK, "--on-bad-image", "skip", "--workdir", str(trained), "--resume", "--dataset")
+
+    def resumed(dataset: Path) -> str:
+        monkeypatch.setattr("sys.argv", ["train", *resume, str(dataset)])
+        run(train.main)
+        output, errors = capsys.readouterr()
+        assert output.startswith("val accuracy")
+        return errors
+
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    shutil.rmtree(copied / "test")
+    assert "is finished already; this is its result\n" in resumed(folder)
+    assert "is finished already; this is its result\n" in resumed(copied)
+    refuses("train", *resume, copied / "nowhere", words=("holds a finished run", "nowhere: no such folder"))
+    other = photos(copied.parent / "other", {"train": 1, "val": 1})
+    for part in ("train", "val"):
+        (other / part / "10").rename(other / part / "9")
+    refuses("train", *resume, other, words=("holds a finished run", "class 2 is '9', in training it was '10'"))
+    (copied / "train" / "1" / "000.png").rename(copied / "train" / "2" / "000-1.png")
+    refuses("train", *resume, copied, words=("the train images are not those that the run began with",))
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
 def test_train_takes_the_parts_by_flags(tmp_path: Path, refuses: Refuses) -> None:
     photos(tmp_path / "data", {"color": 4, "grayscale": 3})
     refuses("train", *QUICK, "--dataset", "data", words=("have the same class folders", "--train-folder"))
@@ -169,7 +201,8 @@ def test_train_takes_the_parts_by_flags(tmp_path: Path, refuses: Refuses) -> Non
     config, _ = train.parse([*QUICK, "--batch-size", "12", "--dataset", root, *parts])
     dataset = set_up(config, None, Parallel.choose("jit")).dataset
     assert dataset.summary().endswith(
-        "12 training images, 4 val images (about 10% of each class, held out), 12 test images (from grayscale/)"
+        "12 training images, 4 val images (about 10% of each class, at least one, held out), "
+        "12 test images (from grayscale/)"
     )
     # Evaluation finds the parts in the configuration of the run.
     config = Config.from_dict(json.loads(config.to_json()))
@@ -249,9 +282,10 @@ def test_train_refuses_label_faults_and_wrong_places(tmp_path: Path, refuses: Re
     refuse("./nowhere", "nowhere: no such folder")
     refuse(tmp_path / "nowhere", "no such folder; give a folder of images")
     refuse("nowhere/", "no such folder")
+    refuse("nowhere", "unknown data set 'nowhere': there is no such folder or CSV file here", ".csv file")
     refuse("empty", "has no class folders; expected")
     refuse(root / "train" / "1", "has no class folders; expected")
-    refuse("data", "batch_size=20", "12 training images")
+    refuse("data", "--batch-size 20", "12 training images, beside 8 val images; choose a smaller --batch-size")
     (root / "val" / "2").rename(root / "val" / "Two")
     refuse("data", "class '2' is in", "but not in", str(root / "val"))
     (root / "val" / "Two").rename(root / "val" / "2")

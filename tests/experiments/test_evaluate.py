@@ -102,6 +102,13 @@ def test_views_change_the_numbers(tmp_path: Path, call: Call) -> None:
     assert len(set(losses)) == 3
 
 
+def test_the_data_set_is_read_before_the_weights(
+    tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.loading.load_pretrained", lambda *_, **__: pytest.fail("weights are read"))
+    refuses("evaluate", "--arch", "tiny", "--dataset", tmp_path, words=("has no class folders",))
+
+
 def test_evaluate_replaces_nothing(tmp_path: Path, refuses: Refuses) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     refuses("evaluate", "--arch", "tiny", "--dataset", "x", "--output", tmp_path, words=("--output", "not an empty"))

@@ -144,24 +144,30 @@ def test_two_processes_train_on_a_folder(tmp_path: Path) -> None:
         for number in range(30):
             picture = Image.fromarray(random.integers(0, 256, (8, 8, 3)).astype(np.uint8))
             picture.save(tmp_path / "photos" / f"class {label}" / f"{number}.png")
-    words = (
-        "--arch", "tests.training.tiny:Tiny", "--image-size", "8", "--epochs", "1", "--batch-size", "4",
-        "--dataset", tmp_path / "photos",
-    )  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
-        start(
-            *words, "--workdir", tmp_path / "run", "--parallel", "pmap", "--coordinator", coordinator,
-            "--num-processes", "2", "--process-id", place, module="experiments.train", JAX_NUM_CPU_DEVICES="1",
-        )
-        for place in range(2)
-    ]  # fmt: skip
-    all_ended(processes, 0, within=120)
+
+    def both(*words: object) -> list[Process]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        return [
+            start(
+                "--arch", "tests.training.tiny:Tiny", "--image-size", "8", "--epochs", "1", "--batch-size", "4",
+                "--workdir", tmp_path / "run", "--parallel", "pmap", "--coordinator", coordinator,
+                "--num-processes", "2", "--process-id", place, *words, module="experiments.train",
+                JAX_NUM_CPU_DEVICES="1",
+            )
+            for place in range(2)
+        ]  # fmt: skip
+
+    all_ended(both("--dataset", tmp_path / "photos"), 0, within=120)
     assert load_classifier(tmp_path / "run").fingerprints == {
         part: source.fingerprint() for part, source in load_dataset(str(tmp_path / "photos")).parts.items()
     }
+    # Of a finished run, process 0 compares the data, and all end.
+    all_ended(both("--dataset", tmp_path / "photos", "--resume"), 0, within=60)
+    (tmp_path / "photos" / "class 0" / "7.png").unlink()
+    for line in all_ended(both("--dataset", tmp_path / "photos", "--resume"), 2, within=60):
+        assert "images are not those that the run began with" in line
 
 
 def test_processes_that_do_not_agree_are_refused(tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_processes_that_do_not_agree_are_refused(tmp_path: Path) -> None:
 def test_several_processes_of_one_device_are_refused(tmp_path: Path) -> None:
     setup = config(**STILL)
     lines = all_ended(launch(tmp_path / "run", setup, setup, devices=1, kind="jit"), 2, within=60)
-    assert all("parallel=jit uses one device, but there are 2 processes" in line for line in lines)
+    assert all("--parallel jit uses one device, but there are 2 processes" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +191,10 @@ def test_several_processes_of_one_device_are_refused(tmp_path: Path) -> None:
         (["--coordinator", "localhost:1"], ["--coordinator HOST:PORT", "--num-processes N", "--process-id I"]),
         (["--process-id", "0"], ["--coordinator HOST:PORT"]),
         (["--coordinator", "node", "--num-processes", "2", "--process-id", "0"], ["HOST:PORT", "node1:7890"]),
-        (["--coordinator", "node:1", "--num-processes", "2", "--process-id", "2"], ["process_id=2", "0 to 1"]),
+        (["--coordinator", "node:1", "--num-processes", "2", "--process-id", "2"], ["--process-id 2", "0 to 1"]),
         (["--parallel", "vmap"], ["--parallel", "shard_map"]),
         (["--platform", "tpu"], ["--platform", "gpu"]),
-        (["--parallel", "pmap", "--batch-size", "12"], ["batch_size=12", "8 devices", "such as 16"]),
+        (["--parallel", "pmap", "--batch-size", "12"], ["--batch-size 12", "8 devices", "such as 16"]),
         (["--parallel", "shard_map", "--accumulation", "2", "--batch-size", "40"], ["2 parts", "multiple of 16"]),
         (["--resume"], ["--resume needs the --workdir"]),
     ],
@@ -203,5 +209,5 @@ def test_train_refuses_what_it_cannot_spread(
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named(refuses: Refuses) -> None:
     refuses(
-        "train", "--arch", "resnet50", "--platform", "gpu", words=("platform=gpu", "finds no GPU", "--platform cpu")
+        "train", "--arch", "resnet50", "--platform", "gpu", words=("--platform gpu", "finds no GPU", "--platform cpu")
     )

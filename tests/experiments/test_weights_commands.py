@@ -249,7 +249,7 @@ def test_what_commands_refuse(
     refuses("predict", words=("no images",))
     refuses("predict", run, words=("no images",))
     refuses("predict", run, tmp_path / "none", words=("none", "no image files"))
-    refuses("predict", run, pictures, "--topk", 0, words=("top=0",))
+    refuses("predict", run, pictures, "--topk", 0, words=("--topk 0",))
     refuses("predict", run, pictures, "--batch-size", 0, words=("--batch-size 0",))
     refuses("predict", run, pictures, "--output", "there.csv", words=("there.csv exists already",))
     refuses("predict", run, pictures, "--output", "x.doc", words=("x.doc", ".csv or .json"))
@@ -261,13 +261,25 @@ def test_what_commands_refuse(
     refuses("export", run, pictures, "--output", "x", words=("one classifier at a time",))
     refuses("export", run, "--output", "there.csv", words=("there.csv exists already",))
     refuses("convert", run, "--output", "there.safetensors", words=("there.safetensors exists already",))
+    refuses("convert", "x.pth", "--arch", ARCH, "--output", "y.pth", words=("x.pth", "no such file", "a file or a run"))
+    monkeypatch.setattr("jaxnets.export.find_spec", lambda _: None)
+    refuses("export", "nowhere", "--output", "x", words=("needs the package flatbuffers", "jaxnets[export]"))
     refuses("convert", run, "--output", "x.bin", words=("x.bin", ".safetensors"))
     refuses("convert", "x.pth", "--output", "y.pth", words=("x.pth", "--arch"))
     refuses("convert", run, "--crop-size", 3, "--output", "y.pth", words=("a run knows",))
     refuses("convert", run, "--arch", "resnet50", "--output", "y.pth", words=(f"a run of {SMALL}, not of resnet50",))
     refuses("train", "--arch", ARCH, "--transfer", "head", words=("no weights are published",))
     refuses("train", "--arch", ARCH, "--weights", "x.pth", words=("x.pth", "no such file"))
-    refuses("train", "--arch", SMALL, "--weights", run, "--train-from", "layer2", words=("transfer=partial",))
+    refuses(
+        "train",
+        "--arch",
+        SMALL,
+        "--weights",
+        run,
+        "--train-from",
+        "layer2",
+        words=("--train-from layer2 needs --transfer partial",),
+    )
     refuses("train", "--arch", SMALL, "--weights", run, "--transfer", "some", words=("--transfer", "full"))
     left = {"there.csv", "there.safetensors", "none", "pictures"}
     assert {path.name for path in tmp_path.iterdir()} <= left | {"cache"}

@@ -206,7 +206,7 @@ def test_heat_maps_are_drawn_once(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_report_says_why_there_are_no_heat_maps(run: Path) -> None:
     page = check_page(write_report(run, heat_maps=True))
     assert "There are no heat maps: " in page.text
-    assert "holds no run; give the workdir" in page.text
+    assert "holds a finished run, but not its checkpoints; restore them" in page.text
 
 
 def exact_p(first: int, second: int) -> float:

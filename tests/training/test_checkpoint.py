@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
+from jaxnets.pretrained import load_pretrained
 from jaxnets.training.checkpoint import Checkpoints, load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents
@@ -238,9 +240,14 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
 def test_a_run_without_a_finished_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         load_classifier(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match="no checkpoint was finished"):
-        load_classifier(tmp_path)
+    # As a run does before its first step; then as orbax does for its first checkpoint.
+    (tmp_path / "config.json").write_text(CONTENTS.config.to_json())
+    for folder in ("checkpoints", "checkpoints/8.orbax-checkpoint-tmp"):
+        words = rf"stopped before its first checkpoint; begin it .* jaxnets train --workdir {tmp_path} --resume$"
+        for load in (partial(load_classifier, tmp_path), partial(load_pretrained, CONTENTS.config.arch, tmp_path)):
+            with pytest.raises(InputError, match=words):
+                load()
+        (tmp_path / folder).mkdir()
 
 
 def unusual_folders() -> list[bytes]:

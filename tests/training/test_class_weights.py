@@ -38,7 +38,12 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("w.json", '{"dog": 2.5, "cat": 1, "emu": 0}'), ("w.csv", "dog,2.5\ncat, 1\n\nemu,0\n")]
+    ("name", "text"),
+    [
+        ("w.json", '{"dog": 2.5, "cat": 1, "emu": 0}'),
+        ("w.csv", "dog,2.5\ncat, 1\n\nemu,0\n"),
+        ("w.csv", "Class, weight\ncat,1\nemu,0\ndog,2.5"),
+    ],
 )
 def test_files_are_read_by_class_name(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
@@ -53,12 +58,14 @@ def test_files_are_read_by_class_name(tmp_path: Path, name: str, text: str) -> N
         ("w.json", '{"cat": 1, "dog": -1, "emu": 1}', "'dog' the weight -1"),
         ("w.json", '{"cat": 1, "dog": NaN, "emu": 1}', "'dog' the weight nan"),
         ("w.json", '{"cat": 0, "dog": 0, "emu": 0}', "all weights"),
-        ("w.json", '{"cat": 1, "dog": 1, "emu": 1, "cat": 2}', "gives a class twice"),
+        ("w.json", '{"cat": 1, "dog": 1, "emu": 1, "cat": 2}', "gives the class 'cat' twice"),
         ("w.json", '{"cat": true, "dog": 1, "emu": 1}', "is not valid"),
         ("w.json", '{"cat": [1], "dog": 1, "emu": 1}', "is not valid"),
-        ("w.json", "3", "is not valid"),
-        ("w.csv", "cat,1,2\n", "is not valid"),
-        ("w.csv", "cat,one\n", "is not valid"),
+        ("w.json", "3", r"is not valid \(it holds no object\); expected a JSON object"),
+        ("w.json", "[1, 2]", r"is not valid \(it holds no object\)"),
+        ("w.json", '[["cat", 1], ["dog", 1], ["emu", 1]]', r"is not valid \(it holds no object\)"),
+        ("w.csv", "cat,1,2\n", r"is not valid \(line 1 has 3 values\)"),
+        ("w.csv", "cat,1\n\ndog,one\n", r"is not valid \(line 3: 'one' is not a number\)"),
         ("none.csv", None, "can't read"),
     ],
 )

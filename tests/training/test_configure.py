@@ -45,7 +45,8 @@ def test_settings_of_python_are_those_of_the_command(tmp_path: Path, monkeypatch
     ("settings", "line"),
     [
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean epochs?"),
-        ({"rate": 0.1}, "unknown setting 'rate'; "),
+        ({"rate": 0.1}, "unknown setting 'rate'; did you mean "),
+        ({"zzqx": 3}, "unknown setting 'zzqx'; jaxnets train --help lists all"),
         ({"epochs": "3"}, "epochs='3'; expected a whole number"),
         ({"epochs": 3.0}, "epochs=3.0; expected a whole number"),
         ({"epochs": True}, "epochs=True; expected a whole number"),

@@ -334,6 +334,7 @@ def test_on_digits_recipes_keep_how_they_train(name: str) -> None:
             r"rate never decays: decay_epochs=\(30.0, 60.0\) is beyond epochs=20; .*--decay-epochs",
         ),
         ({"schedule": "step", "decay_epochs": (20.0,), "epochs": 20}, "rate never decays"),
+        ({"sampler": "balanced", "class_weights": "balanced"}, "corrects the sizes of the classes twice"),
         ({"decoupled_weight_decay": True, "optimizer": "lars"}, "decoupled_weight_decay=True has no effect with"),
         (
             {"train_image_sizes": (6, 10), "epochs": 2},
@@ -357,6 +358,8 @@ def test_unlikely_settings_give_a_warning(change: dict[str, Any], words: str) ->
         {"target_threshold": 0.2, "loss": "binary_cross_entropy"},
         {"decoupled_weight_decay": True, "optimizer": "adamw"},
         {"train_image_sizes": (6, 8), "epochs": 2},
+        {"sampler": "balanced"},
+        {"class_weights": "balanced"},
     ],
 )
 def test_settings_that_have_an_effect_go_without_a_warning(change: dict[str, Any]) -> None:

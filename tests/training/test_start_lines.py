@@ -78,6 +78,15 @@ def test_a_skew_of_more_than_three_is_warned_of(counts: tuple[int, ...], is_skew
         assert "--class-weights balanced or --sampler balanced" in warnings[0]
 
 
+def test_what_is_probably_a_mistake_is_warned_of() -> None:
+    recipe = replace(RECIPE, sampler="balanced", class_weights="balanced")
+    config = Config("resnet20_cifar", recipe, "greys", val_share=0.3, network_options={"stage_sizes": [1]})
+    warnings = [line for line in start_lines(set_up(config, GREYS, ONE), ONE, Path("it")) if line.startswith("warning")]
+    assert len(warnings) == 2
+    assert "--val-share 0.3 has no effect, as greys has val images of its own" in warnings[0]
+    assert "twice; leave out --sampler or --class-weights" in warnings[1]
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = tmp_path / "runs" / "it"
     options = {"stage_sizes": [1]}

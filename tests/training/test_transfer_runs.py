@@ -304,7 +304,7 @@ def test_weights_of_another_network_are_refused(trunk: Path, tmp_path: Path) -> 
         train(replace(config(trunk, "head"), arch="tiny_resnet"), tmp_path / "run", OTHERS, parallel=cpus(1))
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="holds no checkpoint that can be read"):
+    with pytest.raises(InputError, match="holds no run; give"):
         train(config(empty, "head"), tmp_path / "run", OTHERS, parallel=cpus(1))
 
 
