@@ -287,5 +287,5 @@ def test_predict_and_evaluate_refuse_bad_input(trained: Path, tmp_path: Path, re
     refuses("summary", "--arch", "resnet18", "--beside", "xyzzy", words=("'xyzzy'", "jaxnets list "))
     refuses("prepare", "digits", words=("nothing to do for digits", "--output"))
     refuses("prepare", "digits", "--output", tmp_path, words=("is not empty", "--output"))
-    refuses("prepare", "digits", "--output", "records", "--size", 0, words=("size=0",))
+    refuses("prepare", "digits", "--output", "records", "--size", 0, words=("--size 0",))
     refuses("benchmark", "--data", "./nowhere", words=("no such folder",))

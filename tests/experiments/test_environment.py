@@ -65,7 +65,7 @@ def no_device(*_: object) -> None:
 def test_a_missing_device_is_not_a_damaged_run(
     tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
     (tmp_path / "photo.jpg").touch()
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "devices", no_device)

@@ -279,9 +279,9 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
         ({"transfer": "full", "head_epochs": 2}, "head_epochs=2; expected fewer than epochs=2"),
         (
             {"weights": "nowhere.pth"},
-            "'nowhere.pth': there is no such file or run; for small_resnet, weights published: none",
+            "'nowhere.pth': there is no such file or run, and no weights are published for small_resnet; give a file",
         ),
-        ({"weights": "IMAGENET1K_V1"}, "for small_resnet, weights published: none"),
+        ({"weights": "IMAGENET1K_V1"}, "no weights are published for small_resnet; give a file or a run"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_written(

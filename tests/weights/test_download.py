@@ -87,14 +87,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         if server.tells_length:
             self.send_header("Content-Length", str(size - start))
-        self.end_headers()
         body = server.content[start:]
         if server.breaks:
             body = body[: server.breaks.pop(0)]
         stalls = bool(server.stalls)
         if stalls:
             body = body[: server.stalls.pop(0)]
-        server.log.append((asked, len(body)))
+        server.log.append((asked, len(body)))  # before the client has the headers and may ask again
+        self.end_headers()
         self.wfile.write(body)
         if stalls:
             self.wfile.flush()
