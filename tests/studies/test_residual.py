@@ -73,7 +73,7 @@ def test_kernels_are_counted_and_a_block_that_does_not_reduce_turns_the_verdict(
     assert claim.judge([{"kernels": counted}]).verdict == HOLDS
 
     def wide(name: str, **options: Any) -> Any:
-        return create_model(name, **options, **({"width_per_group": 256} if name == "resnet50" else {}))
+        return create_model(name, **options | ({"width_per_group": 256} if name == "resnet50" else {}))
 
     monkeypatch.setattr(residual, "create_model", wide)
     assert claim.judge([{"kernels": kernels()}]).verdict == FAILS
