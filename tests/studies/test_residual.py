@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.studies import residual
-from experiments.studies.data import study_data
+from experiments.studies.data import study_data, subset
 from experiments.studies.lab import Lab
 from experiments.studies.residual import STUDY, Settings, configurations, kernels, trained
 from experiments.studies.study import FAILS, HOLDS
@@ -44,12 +44,17 @@ class Recorded(Lab):
         return SimpleNamespace(losses=self._losses, layers=layers, gradient_norms=self._norms)
 
 
-def verdicts(lab: Lab, settings: Settings) -> dict[str, str]:
-    return {verdict.claim.name: verdict.verdict for verdict in STUDY.judge([STUDY.measure(lab, settings)])}
-
-
-def digits() -> Lab:
-    return Lab(study_data("digits"), 0)
+def verdict(name: str, *runs: str, settings: Settings = TINY, **options: Any) -> str:
+    """The verdict of a claim that these runs decide, whose networks have other `options`."""
+    (claim,) = (claim for claim in STUDY.claims if claim.name == name)
+    measured: dict[str, Any] = {"layers": settings.layers, "guessing": log(10)}
+    for run in runs:
+        config, images = configurations(settings)[run]
+        config = replace(config, network_options=config.network_options | options)
+        measured[run] = trained(
+            Lab(study_data("digits"), 0), config, subset(study_data("digits"), 0, images, val=False)
+        )
+    return claim.judge([measured]).verdict
 
 
 def test_norms_are_those_of_convolutions_and_all_numbers_are_finite() -> None:
@@ -79,27 +84,35 @@ def test_kernels_are_counted_and_a_block_that_does_not_reduce_turns_the_verdict(
     assert claim.judge([{"kernels": kernels()}]).verdict == FAILS
 
 
-@pytest.mark.slow
-def test_gradients_vanish_without_shortcuts_and_norms_alone() -> None:
-    found = verdicts(digits(), TINY)
-    assert [found[name] for name in ("vanishing", "shortcuts", "norm", "both", "thousand")] == [HOLDS] * 5
+PLAIN, RESIDUAL = ("plain 8", "plain 20"), ("residual 8", "residual 20")
+BARE_PLAIN, BARE_RESIDUAL = ([f"{run} without norm" for run in runs] for runs in (PLAIN, RESIDUAL))
 
 
 @pytest.mark.slow
-def test_without_shortcuts_the_gradients_of_residual_networks_vanish() -> None:
-    plain = replace(TINY, shortcut="none", deep_learning_rate=1e-9)
-    found = verdicts(digits(), plain)
-    assert found["shortcuts"] == FAILS
-    assert found["thousand"] == FAILS
+def test_gradients_vanish_unless_there_are_shortcuts() -> None:
+    assert verdict("vanishing", *BARE_PLAIN) == HOLDS
+    assert verdict("shortcuts", *BARE_RESIDUAL) == HOLDS
+    assert verdict("vanishing", *BARE_PLAIN, shortcut="A") == FAILS
+    assert verdict("shortcuts", *BARE_RESIDUAL, shortcut="none") == FAILS
 
 
 @pytest.mark.slow
-def test_without_norms_the_gradients_of_plain_networks_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
-    train = Lab.train
+def test_gradients_vanish_unless_there_are_norms() -> None:
+    assert verdict("norm", *PLAIN) == HOLDS
+    assert verdict("norm", *PLAIN, **residual._NO_NORM) == FAILS
+    assert verdict("both", *RESIDUAL) == HOLDS
+    assert verdict("both", *RESIDUAL, shortcut="none", **residual._NO_NORM) == FAILS
 
-    def bare(self: Lab, config: Config, *arguments: Any) -> Any:
-        options = config.network_options | residual._NO_NORM
-        return train(self, replace(config, network_options=options), *arguments)
 
-    monkeypatch.setattr(Lab, "train", bare)
-    assert verdicts(digits(), TINY)["norm"] == FAILS
+@pytest.mark.slow
+def test_the_deep_network_has_to_learn() -> None:
+    assert verdict("thousand", "deep") == HOLDS
+    assert verdict("thousand", "deep", settings=replace(TINY, deep_learning_rate=1e-9)) == FAILS
+
+
+@pytest.mark.parametrize(("deepest", "names"), [(2.0, {"degradation"}), (1.0, {"no-degradation"})])
+def test_degradation_compares_the_deepest_with_the_second_shallowest(deepest: float, names: set[str]) -> None:
+    losses = {8: 0.0, 20: 1.0, 32: 5.0, 56: deepest}
+    runs = {f"{name} {depth}": {"losses": [9.0, loss]} for name in residual.NAMES for depth, loss in losses.items()}
+    found = [claim.judge([{"layers": list(losses), **runs}]) for claim in STUDY.claims[:2]]
+    assert {one.claim.name for one in found if one.verdict == HOLDS} == names
