@@ -17,10 +17,16 @@ def layers_of(parameters: Iterable[tuple[str, ...]], frozen: Collection[str] = (
 
 def layer_norms(gradients: Any, layers: Sequence[str]) -> jax.Array:
     """The L2 norms [L] of the gradients of the layers; of a kernel and its bias together."""
-    squares: dict[str, Any] = dict.fromkeys(layers, 0.0)
+    leaves: dict[str, list[jax.Array]] = {layer: [] for layer in layers}
     for path, leaf in flatten_dict(gradients).items():
-        squares[_layer(path)] += (leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) ** 2).sum()
-    return jnp.sqrt(jnp.stack([squares[layer] for layer in layers]))
+        leaves[_layer(path)].append(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+    # The squares of small gradients would be 0 in float32, and those of large ones infinite.
+    largest = [jnp.stack([jnp.abs(leaf).max() for leaf in leaves[layer]]).max() for layer in layers]
+    scales = [jnp.where((value > 0) & jnp.isfinite(value), value, 1) for value in largest]
+    squares = [
+        sum(((leaf / scale) ** 2).sum() for leaf in leaves[layer]) for layer, scale in zip(layers, scales, strict=True)
+    ]
+    return jnp.sqrt(jnp.stack(squares)) * jnp.stack(scales)
 
 
 def _layer(path: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from jaxnets.errors import InputError
 from jaxnets.training.config import Config
-from jaxnets.training.gradients import NORMS, layers_of
+from jaxnets.training.gradients import NORMS, layer_norms, layers_of
 from jaxnets.training.loop import train
 from tests.training.networks import cpus
 from tests.training.tiny import GREYS, PLAIN, Tiny, make_batch, make_state, make_variables, normalised, step_of
@@ -40,6 +40,20 @@ def test_norms_are_those_of_the_gradient_of_the_mean_loss(kind: str, count: int,
     step = parallel.wrap(partial(step_of(recipe, model, parallel.axis_name), layers=("conv1", "fc")))
     _, sums = step(parallel.replicate(state), parallel.put(batch))
     np.testing.assert_allclose(parallel.fetch(sums)[NORMS], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e25])
+def test_norms_whose_squares_float32_does_not_have(size: float) -> None:
+    numbers = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32) * np.float32(size)
+    gradients = {"conv": {"kernel": jnp.asarray(numbers), "bias": jnp.full(2, size)}, "fc": {"bias": jnp.zeros(2)}}
+    expected = [np.sqrt((numbers.astype(float) ** 2).sum() + 2 * size**2), 0]
+    np.testing.assert_allclose(layer_norms(gradients, ("conv", "fc")), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_norms_of_gradients_that_are_not_finite(value: float) -> None:
+    norms = layer_norms({"conv": {"bias": jnp.array([value, 1])}, "fc": {"bias": jnp.array([3.0, 4])}}, ("conv", "fc"))
+    np.testing.assert_allclose(norms, [value, 5])
 
 
 def test_layers_are_in_order_and_named_once() -> None:
