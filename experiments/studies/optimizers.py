@@ -158,7 +158,8 @@ def _draw(measured: Sequence[Measured]) -> list[Drawing | Table]:
     left.set_yscale("log")
     left.set_ylabel("training loss")
     right.set_ylabel("val accuracy, %")
-    right.set_ylim(bottom=80)
+    # The first epochs would take most of the axis.
+    right.set_ylim(bottom=100 * min(one[name]["val_accuracies"][-1] for one in measured for name in _NAMES) - 15)
     for axis in (left, right):
         whole_epochs(axis)
     left.legend(frameon=False, fontsize=8)
@@ -233,7 +234,7 @@ STUDY = Study(
         ),
         Claim(
             "adagrad-never-rises",
-            "It never rises.",
+            "Adagrad's rate never rises.",
             "largest ratio of the effective rate after an epoch to that after the epoch before",
             _largest_rise,
             below=1.0001,

@@ -68,7 +68,8 @@ def train_at_rates(
     recipe = replace(config.recipe, learning_rate=1.0, schedule="constant", warmup_epochs=0.0)
     run = set_up(replace(config, recipe=recipe), dataset, Parallel.choose("jit"), quiet=True)
     network, inputs, each = run.network, run.inputs, jnp.asarray(rates)
-    states = _start(each, config.seed, network=network, recipe=recipe)
+    state = create_state(network, run.optimizer, config.seed, recipe.image_size, declared=run.declared)
+    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(rates), *leaf.shape)), state)
     losses, effective, val = [], [], []
     batches = run.feed.batches(0, run.steps)
     for epoch in range(1, recipe.epochs + 1):
@@ -91,12 +92,6 @@ def train_at_rates(
         test_accuracies=test,
         steps_an_epoch=run.feed.steps_through(1),
     )
-
-
-@partial(jax.jit, static_argnames=("network", "recipe"))
-def _start(rates: jax.Array, seed: Any, *, network: nn.Module, recipe: Recipe) -> TrainState:
-    state = create_state(network, recipe.make_optimizer(lambda step: 1.0), seed, recipe.image_size)
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(rates), *leaf.shape)), state)  # type: ignore[no-any-return]
 
 
 @partial(jax.jit, static_argnames=("network", "recipe", "inputs"))
