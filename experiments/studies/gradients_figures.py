@@ -66,7 +66,7 @@ def _draw_batches(measured: Sequence[Measured]) -> Drawing:
     figure, (left, right) = new_figure(2)
     sizes, places = measured[0]["sizes"], measured[0]["places"]
     for line, (name, place) in enumerate({"start": 0, "halfway": len(places) // 2, "end": -1}.items()):
-        spread_line(left, sizes, [one["agreement"][place]["cosines"] for one in measured], name, line)
+        spread_line(left, sizes, [one["agreement"][place] for one in measured], name, line)
     left.set_xscale("log", base=2)
     left.set_xticks(sizes, [str(size) for size in sizes])
     left.set(xlabel="images in the batch", ylabel="cosine with the gradient of all images", ylim=(-0.02, 1.02))
@@ -77,7 +77,7 @@ def _draw_batches(measured: Sequence[Measured]) -> Drawing:
         xlabel="step", ylabel="cosine of the downhill direction\nwith that to the last weights", ylim=(-0.02, 1.02)
     )
     first, last = (
-        np.mean([one["agreement"][place]["cosines"] for one in measured], axis=0).round(2).tolist() for place in (0, -1)
+        np.mean([one["agreement"][place] for one in measured], axis=0).round(2).tolist() for place in (0, -1)
     )
     return Drawing(
         "batches",
