@@ -297,5 +297,5 @@ STUDY = Study(
         whole_images=2000,
         whole_steps=600,
     ),
-    seconds=60,
+    seconds=40,
 )
