@@ -103,7 +103,7 @@ def _draw_plane(plane: Measured) -> Drawing:
         axis.plot(x[-1], y[-1], "os"[line], color=look["color"], markersize=6)
     axis.plot(*(coordinates[0] for coordinates in plane["paths"]["whole"]), "k*", markersize=10, label="start")
     axis.set(xlabel="first principal direction of both paths", ylabel="second principal direction")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper left")
     return Drawing(
         "paths",
         figure,
