@@ -2,39 +2,39 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
-from math import prod
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.studies.data import subset
 from experiments.studies.drawing import new_figure, spread_line, whole_epochs
+from experiments.studies.googlenet_costs import cost_table, counts
 from experiments.studies.lab import Lab, Trained
 from experiments.studies.study import Claim, Drawing, Measured, Study, Table
+from jaxnets.data.sources import Dataset
 from jaxnets.inspection import feature_maps
-from jaxnets.models.googlenet import GoogLeNet
-from jaxnets.models.registry import create_model
-from jaxnets.summary import summarize
+from jaxnets.models.initialization import initial_variables
 from jaxnets.training.config import Config
+from jaxnets.training.losses import training_loss
 from jaxnets.training.recipe import Recipe
 
 # The last layer of each branch of a block.
 BRANCHES = {"1x1": "branch1", "3x3": "branch2_1", "5x5": "branch3_1", "pooling": "branch4_1"}
-# The reductions, and the convolutions that read their outputs.
-REDUCTIONS = {"branch2_0": "branch2_1", "branch3_0": "branch3_1"}
 # The stages that the first auxiliary classifier reads.
 EARLY = ("conv1", "conv2", "conv3", "inception3a", "inception3b", "inception4a")
 _DRAWN_BLOCK, _DRAWN_MAPS = "inception3a", 3
-_SIDES = {"with": "with auxiliary classifiers", "without": "without"}
+SIDES = ("with", "without")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The sizes of the study. Maps are drawn for an image of `map_size`, and costs counted for one of `counted_size`
-    pixels a side.
+    """The sizes of the study, and the options with which `arch` is normalised and trained.
+
+    Maps are drawn for an image of `map_size`, and costs counted for one of `counted_size` pixels a side.
     """
 
     image_size: int
@@ -44,14 +44,15 @@ class Settings:
     batch_size: int
     learning_rate: float
     map_size: int
-    arch: str = "googlenet"
-    options: dict[str, Any] = field(default_factory=lambda: {"branch3_window": 5})
+    normalised: dict[str, Any] = field(default_factory=lambda: {"norm": "batch_norm", "lrn": "none"})
+    trained: dict[str, Any] = field(default_factory=lambda: {"norm": "batch_norm", "lrn": "none"})
+    arch: str = "googlenet_2014"
     aux_weight: float = 0.3
     counted_size: int = 224
 
 
 def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
-    """The costs of the paper's network, and what networks with and without auxiliary classifiers learn."""
+    """Costs of the paper's network; its first gradients and what it learns, with and without auxiliary classifiers."""
     recipe = Recipe(
         image_size=settings.image_size,
         epochs=settings.epochs,
@@ -63,22 +64,52 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
         aux_weight=settings.aux_weight,
     )
     data = subset(lab.dataset, lab.seed, settings.images, settings.test_images, val=False)
+    measured: dict[str, Any] = {"counts": counts(settings.counted_size)}
+    for name, options in (("plain", {}), ("normalised", settings.normalised)):
+        config = Config(settings.arch, recipe, seed=lab.seed, network_options=options)
+        measured[name] = lab.kept(name, partial(first_norms, config, data))
 
     def train(helped: bool) -> dict[str, Any]:
-        options = settings.options | {"aux_logits": helped}
-        config = Config(settings.arch, recipe, network_options=options, log_gradients=True)
+        config = Config(settings.arch, recipe, network_options=settings.trained | {"aux_logits": helped})
         trained = lab.train(config, data)
-        first_epoch = stage_norms(trained)[: trained.run.feed.steps_through(1)]
-        norms = first_epoch[np.isfinite(first_epoch).all(axis=1)].mean(axis=0)
         return {
-            "accuracies": np.nan_to_num(trained.accuracies).tolist(),  # 0 in an epoch whose steps all failed
+            "accuracies": np.nan_to_num(trained.accuracies).tolist(),  # 0 for an epoch whose steps all failed
             "test_accuracy": trained.on("test").metrics["accuracy"],
-            "norms": dict(zip(stages_of(trained), norms.tolist(), strict=True)),
             **(inspect(trained, settings.map_size) if helped else {}),
         }
 
-    sides = {name: lab.kept(name, partial(train, name == "with")) for name in _SIDES}
-    return {"counts": counts(settings.counted_size), **sides}
+    return measured | {name: lab.kept(name, partial(train, name == "with")) for name in SIDES}
+
+
+def first_norms(config: Config, data: Dataset) -> dict[str, dict[str, float]]:
+    """The norm of the gradient of each stage before the first step, with and without auxiliary classifiers."""
+    recipe, network = config.recipe, config.create_model(len(data.class_names))
+    preprocessing = recipe.preprocessing(data.mean, data.std)
+    examples = [data.train[index] for index in range(recipe.batch_size)]
+    images = preprocessing.normalise(jnp.stack([preprocessing.pixels(example.image) for example in examples]))
+    targets = jax.nn.one_hot(jnp.array([example.label for example in examples]), len(data.class_names))
+    variables = initial_variables(network, jax.random.key(config.seed), recipe.image_size)
+    found = {}
+    for side, weight in (("with", recipe.aux_weight), ("without", 0.0)):
+        norms = _stage_norms(network, variables, images, targets, weight)
+        found[side] = {stage: float(norms[stage]) for stage in network.stages if stage in norms}
+    return found
+
+
+@partial(jax.jit, static_argnames="network")
+def _stage_norms(network: Any, variables: Any, images: Any, targets: Any, aux_weight: Any) -> dict[str, jax.Array]:
+    def loss(params: Any) -> jax.Array:
+        logits, updates = network.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats", "aux_logits"],
+        )
+        return training_loss(logits, jax.tree.leaves(updates["aux_logits"]), targets, aux_weight=aux_weight)
+
+    gradients = jax.grad(loss)(variables["params"])
+    return {stage: optax.global_norm(gradients[stage]) for stage in network.stages if stage in gradients}
 
 
 def inspect(trained: Trained, map_size: int) -> dict[str, Any]:
@@ -111,50 +142,6 @@ def without_branch(variables: Mapping[str, Any], branch: str) -> dict[str, Any]:
     return {**variables, "params": params}
 
 
-def stages_of(trained: Trained) -> list[str]:
-    """The stages that have parameters, in order, without auxiliary classifiers."""
-    own = {layer.split("/")[0] for layer in trained.layers}
-    return [stage for stage in GoogLeNet.stages if stage in own]
-
-
-def stage_norms(trained: Trained) -> np.ndarray:
-    """The norms of the gradients of `stages_of` before each step, [steps, stages]."""
-    modules = np.array([layer.split("/")[0] for layer in trained.layers])
-    squares = trained.gradient_norms**2
-    return np.stack([np.sqrt(squares[:, modules == stage].sum(axis=1)) for stage in stages_of(trained)], axis=1)
-
-
-@cache
-def counts(image_size: int) -> dict[str, list[int]]:
-    """Parameters and multiply-adds of the paper's network, of two networks without its savings, and of dense layers.
-
-    "unreduced": the 3x3 and 5x5 convolutions read the input of the block. "flattened": the classifier reads the last
-    map. "classifier" and "alexnet": the dense layers of this network, and of that of Krizhevsky et al. 2012.
-    """
-    summary = summarize(create_model("googlenet_2014", aux_logits=False), image_size)
-    layers = {layer.name: layer for layer in summary.layers}
-    total = np.array([summary.total().parameters, summary.total().multiply_adds])
-    unreduced = total.copy()
-    for name, reduction in layers.items():
-        block, _, place = name.partition("/")
-        if (branch := place.removesuffix("/conv")) in REDUCTIONS:
-            reader = layers[f"{block}/{REDUCTIONS[branch]}/conv"]
-            more = reader.window**2 * (reduction.inputs[2] - reader.inputs[2]) * reader.outputs[2]
-            unreduced += (more, more * prod(reader.outputs[:2]))
-            unreduced -= (reduction.parameters, reduction.multiply_adds)
-    classifier, (height, width, _) = layers["fc"], summary.stage_outputs["inception5b"]
-    more = (height * width - 1) * prod((*classifier.inputs, *classifier.outputs))
-    alexnet = summarize(create_model("alexnet_2012"), image_size)
-    dense = [layer for layer in alexnet.layers if layer.kind == "Dense"]
-    return {
-        "googlenet": total.tolist(),
-        "unreduced": unreduced.tolist(),
-        "flattened": (total + more).tolist(),
-        "classifier": [classifier.parameters, classifier.multiply_adds],
-        "alexnet": [sum(layer.parameters for layer in dense), sum(layer.multiply_adds for layer in dense)],
-    }
-
-
 def _ratio(one: Measured, name: str, place: int) -> float:
     return float(one["counts"][name][place] / one["counts"]["googlenet"][place])
 
@@ -163,8 +150,9 @@ def _smallest_drop(one: Measured) -> float:
     return float(one["with"]["test_accuracy"] - max(one["with"]["without_branch"].values()))
 
 
-def _early_norm(one: Measured, side: str) -> float:
-    return float(np.linalg.norm([norm for stage, norm in one[side]["norms"].items() if stage in EARLY]))
+def _gain(one: Measured, network: str) -> float:
+    norms = {side: [norm for stage, norm in one[network][side].items() if stage in EARLY] for side in SIDES}
+    return float(np.linalg.norm(norms["with"]) / np.linalg.norm(norms["without"]))
 
 
 def _first_half(one: Measured, side: str) -> float:
@@ -173,7 +161,7 @@ def _first_half(one: Measured, side: str) -> float:
 
 
 def _draw(measured: Sequence[Measured]) -> list[Drawing | Table]:
-    return [_branches(measured), _auxiliary(measured), _costs(measured[0]["counts"])]
+    return [_branches(measured), _auxiliary(measured), cost_table(measured[0]["counts"])]
 
 
 def _branches(measured: Sequence[Measured]) -> Drawing:
@@ -201,47 +189,34 @@ def _branches(measured: Sequence[Measured]) -> Drawing:
 
 
 def _auxiliary(measured: Sequence[Measured]) -> Drawing:
-    figure, (left, right) = new_figure(2, height=3.6)
-    stages = list(measured[0]["with"]["norms"])
-    for place, (side, label) in enumerate(_SIDES.items()):
-        norms = [[one[side]["norms"][stage] for stage in stages] for one in measured]
+    figure, (left, right) = new_figure(2, height=3.8)
+    stages = list(measured[0]["plain"]["with"])
+    lines = [(network, side) for network in ("plain", "normalised") for side in SIDES]
+    for place, (network, side) in enumerate(lines):
+        norms = [[one[network][side][stage] for stage in stages] for one in measured]
+        label = f"{'as in 2014' if network == 'plain' else 'with batch norm'}, {side}"
         spread_line(left, range(len(stages)), norms, label, place)
+    for place, side in enumerate(SIDES):
         accuracies = 100 * np.array([one[side]["accuracies"] for one in measured])
-        spread_line(right, range(1, accuracies.shape[1] + 1), accuracies, label, place)
-    left.axvline(stages.index(EARLY[-1]), color="0.5", linewidth=1, linestyle=":")
-    left.axvline(stages.index("inception4d"), color="0.5", linewidth=1, linestyle=":")
+        spread_line(right, range(1, accuracies.shape[1] + 1), accuracies, side, place)
     left.set_yscale("log")
     left.set_xticks(range(len(stages)), [stage.removeprefix("inception") for stage in stages], rotation=90)
-    left.set_ylabel("gradient norm, first epoch")
+    left.set_ylabel("norm of the first gradient")
+    left.legend(frameon=False, fontsize=8)
     right.set_ylabel("training accuracy, %")
     right.legend(frameon=False, loc="lower right")
     whole_epochs(right)
-    gain = np.mean([_early_norm(one, "with") / _early_norm(one, "without") for one in measured])
-    tested = [np.mean([one[side]["test_accuracy"] for one in measured]) for side in _SIDES]
+    gains = [np.mean([_gain(one, network) for one in measured]) for network in ("plain", "normalised")]
+    tested = [np.mean([one[side]["test_accuracy"] for one in measured]) for side in SIDES]
     return Drawing(
         "auxiliary",
         figure,
-        f"Gradients of the stages before the first auxiliary classifier are {gain:.2f} times as large with both; test "
-        f"accuracy {tested[0]:.1%} with and {tested[1]:.1%} without them",
-        "Mean and range over the seeds. Left: norm of the gradient of each stage, mean of the first epoch; dotted "
-        "lines mark the stages that the auxiliary classifiers read. Right: accuracy of the main classifier on the "
+        f"With auxiliary classifiers the first gradient of the early stages is {gains[0]:.1f} times as large in the "
+        f"network of 2014, and {gains[1]:.1f} times with batch normalisation; test accuracy {tested[0]:.1%} with and "
+        f"{tested[1]:.1%} without them",
+        "Networks with and without auxiliary classifiers, which read 4a and 4d; mean and range over the seeds. Left: "
+        "norm of the gradient of each stage before the first step. Right: accuracy of the main classifier on the "
         f"training images; test accuracy at the end {tested[0]:.1%} with, {tested[1]:.1%} without.",
-    )
-
-
-def _costs(counts: Mapping[str, Sequence[int]]) -> Table:
-    names = {
-        "googlenet": "GoogLeNet (2014)",
-        "unreduced": "without 1x1 reductions",
-        "flattened": "with a classifier on the flattened last map",
-        "classifier": "GoogLeNet's classifier alone",
-        "alexnet": "AlexNet's dense layers alone",
-    }
-    return Table(
-        "costs",
-        "Costs for an image of 224 pixels, without auxiliary classifiers. One dense layer, the classifier, remains.",
-        ("network", "parameters", "multiply-adds"),
-        [[text, *counts[name]] for name, text in names.items()],
     )
 
 
@@ -273,12 +248,17 @@ STUDY = Study(
         ),
         Claim(
             "auxiliary-gradients",
-            "Auxiliary classifiers bring larger gradients to the early layers.",
-            "gradient norm before the first auxiliary classifier in the first epoch, with to without (1.6 is the "
-            "ratio of the weights of the losses)",
-            lambda one: _early_norm(one, "with") / _early_norm(one, "without"),
+            "Auxiliary classifiers enlarge the gradients of the early layers of the paper's network.",
+            "gradient norm before the first auxiliary classifier at initialisation, with to without",
+            partial(_gain, network="plain"),
+            above=1.6,  # the sum of the weights of the losses
+        ),
+        Claim(
+            "auxiliary-normalised",
+            "They do so in a network with batch normalisation too.",
+            "gradient norm before the first auxiliary classifier at initialisation, with to without",
+            partial(_gain, network="normalised"),
             above=1.6,
-            scale="deeper networks without batch normalisation",
         ),
         Claim(
             "auxiliary-start",
@@ -317,8 +297,7 @@ STUDY = Study(
         batch_size=128,
         learning_rate=0.01,
         map_size=128,
-        arch="googlenet_2014",
-        options={},
+        trained={},
     ),
     seconds=150,
 )

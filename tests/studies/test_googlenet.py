@@ -1,26 +1,31 @@
-"""The study of GoogLeNet counts what a network without reductions has, and notices branches and heads without effect."""
+"""The study of GoogLeNet counts what other networks have, and notices branches and heads without effect."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
 from experiments.studies import googlenet as study
 from experiments.studies.data import study_data
-from experiments.studies.googlenet import BRANCHES, STUDY, Settings, counts, stage_norms, without_branch
+from experiments.studies.googlenet import BRANCHES, STUDY, Settings, first_norms, without_branch
+from experiments.studies.googlenet_costs import counts
 from experiments.studies.lab import Lab
 from experiments.studies.study import FAILS, HOLDS
 from jaxnets.models import googlenet
 from jaxnets.models.googlenet import AuxiliaryHead, ConvUnit, Inception
+from jaxnets.models.initialization import initial_variables
 from jaxnets.models.layers import BatchNorm, Dense
 from jaxnets.ops import max_pool
+from jaxnets.training.config import Config
+from jaxnets.training.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +42,7 @@ class Tiny(nn.Module):
     num_classes: int = 10
     aux_logits: bool = True
     blind: bool = False
-    vanishing: bool = False
+    vanishing: bool = True
     axis_name: str | None = None
     dtype: DTypeLike = jnp.float32
     stages: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -109,11 +114,13 @@ def _claim(name: str) -> Any:
     return claim
 
 
-def _verdicts(monkeypatch: pytest.MonkeyPatch, aux_weight: float = 0.3, **options: Any) -> dict[str, str]:
-    monkeypatch.setattr(study, "counts", lambda size: {"googlenet": [1, 1], "unreduced": [1, 1], "flattened": [1, 1]})
+def _verdicts(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], aux_weight: float = 0.3, epochs: int = 1
+) -> dict[str, str]:
+    monkeypatch.setattr(study, "counts", lambda size: dict.fromkeys(("googlenet", "unreduced", "flattened"), [1, 1]))
     settings = Settings(
-        image_size=8, images=640, test_images=300, epochs=6, batch_size=64, learning_rate=0.05, map_size=16,
-        arch=f"{__name__}:Tiny", options=options, aux_weight=aux_weight,
+        image_size=8, images=640, test_images=300, epochs=epochs, batch_size=64, learning_rate=0.05, map_size=16,
+        arch=f"{__name__}:Tiny", normalised={}, trained=options, aux_weight=aux_weight,
     )  # fmt: skip
     measured = STUDY.measure(Lab(study_data("digits"), 0), settings)
     return {verdict.claim.name: verdict.verdict for verdict in STUDY.judge([measured])}
@@ -121,21 +128,54 @@ def _verdicts(monkeypatch: pytest.MonkeyPatch, aux_weight: float = 0.3, **option
 
 @pytest.mark.parametrize(("blind", "verdict"), [(False, HOLDS), (True, FAILS)])
 def test_a_branch_without_effect_turns_the_verdict(monkeypatch: pytest.MonkeyPatch, blind: bool, verdict: str) -> None:
-    assert _verdicts(monkeypatch, blind=blind)["scales"] == verdict
+    found = _verdicts(monkeypatch, {"vanishing": False, "blind": blind}, epochs=6)
+    assert found["scales"] == verdict
 
 
 @pytest.mark.parametrize(("aux_weight", "verdict"), [(0.3, HOLDS), (0.0, FAILS)])
 def test_heads_without_weight_turn_the_verdict(
     monkeypatch: pytest.MonkeyPatch, aux_weight: float, verdict: str
 ) -> None:
-    found = _verdicts(monkeypatch, aux_weight, vanishing=True)
+    found = _verdicts(monkeypatch, {}, aux_weight)
     assert found["auxiliary-gradients"] == verdict
     if not aux_weight:
         assert found["auxiliary-start"] == found["auxiliary-accuracy"] == FAILS
 
 
+def test_norms_of_gradients_are_those_of_finite_differences() -> None:
+    recipe = Recipe(
+        image_size=8, epochs=1, batch_size=16, optimizer="momentum", learning_rate=0.1, weight_decay=0.0, aux_weight=0.3
+    )
+    config, data = Config(f"{__name__}:Tiny", recipe, seed=3, dtype="float64"), study_data("digits")
+    with jax.enable_x64(True):
+        norms = first_norms(config, data)
+        preprocessing = recipe.preprocessing(data.mean, data.std)
+        images = jnp.stack([preprocessing(data.train[index].image, np.float64) for index in range(16)])
+        labels = jnp.array([data.train[index].label for index in range(16)])
+        network = config.create_model(10)
+        variables = initial_variables(network, jax.random.key(3), 8)
+
+        flat, unflatten = ravel_pytree(variables["params"]["conv1"])
+
+        @jax.jit
+        def losses(changes: jax.Array) -> jax.Array:
+            params = {**variables["params"], "conv1": unflatten(flat + changes)}
+            logits, updates = network.apply(
+                {**variables, "params": params}, images, train=True, mutable=["batch_stats", "aux_logits"]
+            )
+            heads = (logits, *jax.tree.leaves(updates["aux_logits"]))
+            return jnp.stack([optax.softmax_cross_entropy_with_integer_labels(head, labels).mean() for head in heads])
+
+        changes = 1e-6 * np.eye(len(flat))
+        slopes = np.stack([(losses(change) - losses(-change)) / 2e-6 for change in changes], axis=1)
+    assert len(slopes) == 2
+    for side, weight in (("with", 0.3), ("without", 0.0)):
+        assert norms[side]["conv1"] == pytest.approx(np.linalg.norm(slopes[0] + weight * slopes[1]), rel=1e-5)
+    assert norms["with"]["fc"] == pytest.approx(norms["without"]["fc"], rel=1e-9)
+
+
 def test_a_branch_without_weights_outputs_zeros() -> None:
-    model = Tiny()
+    model = Tiny(vanishing=False)
     keys = jax.random.split(jax.random.key(0), 2)
     images = jax.random.normal(keys[0], (3, 8, 8, 3))
     variables = model.init(keys[1], images)
@@ -152,12 +192,3 @@ def test_a_branch_without_weights_outputs_zeros() -> None:
             expected = model.apply(variables, images)
         assert not np.allclose(expected, logits, rtol=1e-3)
         np.testing.assert_allclose(model.apply(without_branch(variables, branch), images), expected, rtol=1e-6)
-
-
-def test_the_norm_of_a_stage_is_that_of_all_its_layers() -> None:
-    norms = np.random.default_rng(0).uniform(1, 2, (4, 5))
-    layers = ("conv1/conv", "conv1/bn", "inception3a/branch1/conv", "aux1/fc1", "inception3a/branch1/bn")
-    found = stage_norms(SimpleNamespace(layers=layers, gradient_norms=norms))  # type: ignore[arg-type]
-    for step in range(4):
-        for stage, columns in enumerate(([0, 1], [2, 4])):
-            assert found[step, stage] == pytest.approx(sum(norms[step, column] ** 2 for column in columns) ** 0.5)
