@@ -18,6 +18,7 @@ from experiments.studies.study import Claim, Drawing, Measured, Study, Table
 from jaxnets.data.sources import Dataset
 from jaxnets.inspection import feature_maps
 from jaxnets.models.initialization import initial_variables
+from jaxnets.models.layers import param_dtype
 from jaxnets.training.config import Config
 from jaxnets.training.losses import training_loss
 from jaxnets.training.recipe import Recipe
@@ -86,7 +87,8 @@ def first_norms(config: Config, data: Dataset) -> dict[str, dict[str, float]]:
     recipe, network = config.recipe, config.create_model(len(data.class_names))
     preprocessing = recipe.preprocessing(data.mean, data.std)
     examples = [data.train[index] for index in range(recipe.batch_size)]
-    images = preprocessing.normalise(jnp.stack([preprocessing.pixels(example.image) for example in examples]))
+    pixels = jnp.stack([preprocessing.pixels(example.image) for example in examples])
+    images = preprocessing.normalise(pixels, param_dtype(network.dtype))
     targets = jax.nn.one_hot(jnp.array([example.label for example in examples]), len(data.class_names))
     variables = initial_variables(network, jax.random.key(config.seed), recipe.image_size)
     found = {}

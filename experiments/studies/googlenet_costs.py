@@ -34,7 +34,7 @@ def counts(image_size: int) -> dict[str, list[int]]:
             unreduced -= (reduction.parameters, reduction.multiply_adds)
     classifier, (height, width, _) = layers["fc"], summary.stage_outputs["inception5b"]
     more = (height * width - 1) * prod((*classifier.inputs, *classifier.outputs))
-    alexnet = summarize(create_model("alexnet_2012"), image_size)
+    alexnet = summarize(create_model("alexnet_2012"), 224)
     dense = [layer for layer in alexnet.layers if layer.kind == "Dense"]
     return {
         "googlenet": total.tolist(),

@@ -117,7 +117,7 @@ def _claim(name: str) -> Any:
 def _verdicts(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], aux_weight: float = 0.3, epochs: int = 1
 ) -> dict[str, str]:
-    monkeypatch.setattr(study, "counts", lambda size: dict.fromkeys(("googlenet", "unreduced", "flattened"), [1, 1]))
+    monkeypatch.setattr(study, "counts", lambda size: {"googlenet": [1, 1], "unreduced": [1, 1], "flattened": [1, 1]})
     settings = Settings(
         image_size=8, images=640, test_images=300, epochs=epochs, batch_size=64, learning_rate=0.05, map_size=16,
         arch=f"{__name__}:Tiny", normalised={}, trained=options, aux_weight=aux_weight,
@@ -179,8 +179,8 @@ def test_a_branch_without_weights_outputs_zeros() -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     images = jax.random.normal(keys[0], (3, 8, 8, 3))
     variables = model.init(keys[1], images)
-    # Running means that are not 0, as after training.
-    variables = {**variables, "batch_stats": jax.tree.map(lambda stats: stats + 0.3, variables["batch_stats"])}
+    # Running means that are not 0, as after training; below 0, so that outputs are not.
+    variables = {**variables, "batch_stats": jax.tree.map(lambda stats: stats - 0.3, variables["batch_stats"])}
     logits = model.apply(variables, images)
     for branch in BRANCHES.values():
 
