@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.studies.data import subset
 from experiments.studies.drawing import new_figure, spread_line, whole_epochs
@@ -111,7 +110,12 @@ def _stage_norms(network: Any, variables: Any, images: Any, targets: Any, aux_we
         return training_loss(logits, jax.tree.leaves(updates["aux_logits"]), targets, aux_weight=aux_weight)
 
     gradients = jax.grad(loss)(variables["params"])
-    return {stage: optax.global_norm(gradients[stage]) for stage in network.stages if stage in gradients}
+    squares = {
+        stage: sum((leaf**2).sum() for leaf in jax.tree.leaves(gradients[stage]))
+        for stage in network.stages
+        if stage in gradients
+    }
+    return jax.tree.map(jnp.sqrt, squares)
 
 
 def inspect(trained: Trained, map_size: int) -> dict[str, Any]:
@@ -228,8 +232,8 @@ STUDY = Study(
     why="Each block looks at its input through windows of several sizes and lets the next block choose, which would "
     "be expensive if 1x1 convolutions did not first make the input of the large windows narrower. Where each channel "
     "of the last map is averaged, the classifier has one weight for a channel and class instead of one for each pixel. "
-    "Auxiliary classifiers were meant to bring gradients to the early layers; batch normalisation, which came a year "
-    "later, does that as well, and Szegedy et al. 2015 found no faster start and called them regularisers.",
+    "Auxiliary classifiers bring gradients to the early layers, where those of the network of 2014 are small; batch "
+    "normalisation makes that needless, and Szegedy et al. 2015 found no faster start and called them regularisers.",
     source="Szegedy et al. 2014, sections 3 to 5, figures 2 and 3, table 1; Szegedy et al. 2015 (arXiv 1512.00567), "
     "section 4",
     claims=(
