@@ -177,8 +177,8 @@ def _branches(measured: Sequence[Measured]) -> Drawing:
     figure, axes = new_figure(1 + len(BRANCHES), _DRAWN_MAPS, width=5.6, height=1.25)
     for axis in axes.flat:
         axis.set_axis_off()
-    axes[1, 0].imshow(np.array(one["image"], np.uint8))
-    axes[1, 0].set_title(f"image\n{whole:.0%} correct", fontsize=9)
+    axes[0, 0].imshow(np.array(one["image"], np.uint8))
+    axes[0, 0].set_title(f"image\n{whole:.0%} correct", fontsize=9)
     for column, (name, maps) in enumerate(one["maps"].items(), 1):
         for row, values in enumerate(maps):
             axes[row, column].imshow(values, cmap="gray")
@@ -208,7 +208,7 @@ def _auxiliary(measured: Sequence[Measured]) -> Drawing:
     left.set_yscale("log")
     left.set_xticks(range(len(stages)), [stage.removeprefix("inception") for stage in stages], rotation=90)
     left.set_ylabel("norm of the first gradient")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="lower right")
     right.set_ylabel("training accuracy, %")
     right.legend(frameon=False, loc="lower right")
     whole_epochs(right)
