@@ -200,7 +200,7 @@ def _auxiliary(measured: Sequence[Measured]) -> Drawing:
     lines = [(network, side) for network in ("plain", "normalised") for side in SIDES]
     for place, (network, side) in enumerate(lines):
         norms = [[one[network][side][stage] for stage in stages] for one in measured]
-        label = f"{'as in 2014' if network == 'plain' else 'with batch norm'}, {side}"
+        label = f"{'2014' if network == 'plain' else 'batch norm'}, {side}"
         spread_line(left, range(len(stages)), norms, label, place)
     for place, side in enumerate(SIDES):
         accuracies = 100 * np.array([one[side]["accuracies"] for one in measured])
@@ -208,9 +208,9 @@ def _auxiliary(measured: Sequence[Measured]) -> Drawing:
     left.set_yscale("log")
     left.set_xticks(range(len(stages)), [stage.removeprefix("inception") for stage in stages], rotation=90)
     left.set_ylabel("norm of the first gradient")
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    left.legend(frameon=False, fontsize=8, loc="lower right", title="auxiliary classifiers", title_fontsize=8)
     right.set_ylabel("training accuracy, %")
-    right.legend(frameon=False, loc="lower right")
+    right.legend(frameon=False, fontsize=8, loc="lower right", title="auxiliary classifiers", title_fontsize=8)
     whole_epochs(right)
     gains = [np.mean([_gain(one, network) for one in measured]) for network in ("plain", "normalised")]
     tested = [np.mean([one[side]["test_accuracy"] for one in measured]) for side in SIDES]
