@@ -87,17 +87,19 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
     return measured
 
 
-def gpu_gain(pixels: np.ndarray) -> float | None:
-    """The seconds of a training step of the paper's network at 224 pixels on the CPU over those on the GPU, for a batch
-    of images [N, H, W] or [N, H, W, 3] of uint8; None without a GPU. Both take turns; the median of five rounds counts.
+def gpu_gain(pixels: np.ndarray, size: int = 224, **options: int) -> float | None:
+    """The seconds of a training step of the paper's network on the CPU over those on the GPU; None without a GPU.
+
+    The batch has all images [N, H, W] or [N, H, W, 3] of uint8, enlarged to `size` pixels. Both devices take turns; the
+    median of five rounds counts.
     """
     try:
         devices = [jax.devices(platform)[0] for platform in ("cpu", "gpu")]
     except RuntimeError:
         return None
     pixels = pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=3)
-    images = jax.image.resize(jnp.asarray(pixels / 255.0, jnp.float32), (len(pixels), 224, 224, 3), "bilinear")
-    model = create_model("alexnet_2012")
+    images = jax.image.resize(jnp.asarray(pixels / 255.0, jnp.float32), (len(pixels), size, size, 3), "bilinear")
+    model = create_model("alexnet_2012", **options)
     variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images[:1], train=False)
 
     @jax.jit
