@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -32,14 +33,14 @@ _ERROR = 0.25
 class FourLayers(nn.Module):
     """Three convolutions of 5x5 with pooling, and a dense layer: [N, H, W, 3] -> logits, images of at least 8 px.
 
-    The paper of figure 1, Krizhevsky et al. 2012, does not list its layers; these are those of cuda-convnet's examples.
+    Krizhevsky et al. 2012, figure 1, do not list the layers; these widths are those of cuda-convnet's example.
     """
 
     num_classes: int = 10
     activation: Activation = nn.relu
     pooling: Literal["max", "average"] = "max"
     dtype: DTypeLike = jnp.float32
-    smallest_image = 8
+    smallest_image: ClassVar[int] = 8
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -103,11 +104,11 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
 
     def speed(activation: str, rate: float) -> dict[str, Any]:
         trained = train(data, settings.epochs, rate, activation=activation)
-        first, *_ = trained.gradient_norms
-        return {"errors": errors_of(trained), "flow": float(first[0] / first[-1])}
+        norms = dict(zip(trained.layers, trained.gradient_norms[0], strict=True))
+        return {"errors": errors_of(trained), "flow": float(norms["conv1"] / norms["fc"])}
 
     measured["speed"] = {
-        name: lab.kept(f"speed {name}", lambda one=(activation, rate): speed(*one))
+        name: lab.kept(f"speed {name}", partial(speed, activation, rate))
         for (name, activation), rate in zip(_ACTIVATIONS.items(), settings.rates, strict=True)
     }
     parities = parity(subset(lab.dataset, lab.seed, settings.parity_images, val=False))
@@ -117,7 +118,7 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
         return errors_of(train(parities, settings.parity_epochs, settings.parity_rate, **options))
 
     measured["parity"] = {
-        name: lab.kept(f"parity {name}", lambda activation=activation: learn(activation))
+        name: lab.kept(f"parity {name}", partial(learn, activation))
         for name, activation in (("ReLU", "relu"), (_WITHOUT, settings.without))
     }
     return measured

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.studies.data import arrays, subset
+from experiments.studies.data import subset
 from experiments.studies.drawing import new_figure, spread_line, style, whole_epochs
 from experiments.studies.lab import Lab
 from experiments.studies.study import Claim, Drawing, Measured, Study
+from jaxnets.data.preprocessing import Preprocessing
+from jaxnets.data.sources import Source
 from jaxnets.models.registry import create_model
 from jaxnets.training.config import Config
 from jaxnets.training.recipe import Recipe
@@ -66,7 +69,8 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
         trained = lab.train(Config(settings.arch, recipe, network_options=options), data)
         train_loss, test = trained.on("train").metrics["loss"], trained.on("test").metrics
         # A network that diverges counts as one that knows nothing.
-        losses = np.nan_to_num([train_loss, test["loss"], *trained.val_losses], nan=np.log(len(data.class_names)))
+        chance = np.log(len(data.class_names))
+        losses = np.nan_to_num([train_loss, test["loss"], *trained.val_losses], nan=chance, posinf=chance)
         return {
             "train_loss": float(losses[0]),
             "test_loss": float(losses[1]),
@@ -80,25 +84,24 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
         _WITHOUT: (0.0, "local_response_norm"),
         _NO_LRN: (settings.dropout_rate, "none"),
     }
-    measured: dict[str, Any] = {
-        name: lab.kept(name, lambda variant=variant: train(*variant)) for name, variant in variants.items()
-    }
-    measured["gpu"] = gpu_gain(arrays(data.train)[0][: settings.step_images])
+    measured: dict[str, Any] = {name: lab.kept(name, partial(train, *variant)) for name, variant in variants.items()}
+    measured["gpu"] = gpu_gain(data.train, settings.step_images)
     return measured
 
 
-def gpu_gain(pixels: np.ndarray, size: int = 224, **options: int) -> float | None:
+def gpu_gain(source: Source, batch_size: int, size: int = 224, **options: int) -> float | None:
     """The seconds of a training step of the paper's network on the CPU over those on the GPU; None without a GPU.
 
-    The batch has all images [N, H, W] or [N, H, W, 3] of uint8, enlarged to `size` pixels. Both devices take turns; the
-    median of five rounds counts.
+    The batch has the first images of a source, at `size` pixels. Both devices take turns; the median of five rounds
+    counts.
     """
     try:
         devices = [jax.devices(platform)[0] for platform in ("cpu", "gpu")]
     except RuntimeError:
         return None
-    pixels = pixels if pixels.ndim == 4 else np.repeat(pixels[..., None], 3, axis=3)
-    images = jax.image.resize(jnp.asarray(pixels / 255.0, jnp.float32), (len(pixels), size, size, 3), "bilinear")
+    preprocessing = Preprocessing(size, size)
+    pixels = np.stack([preprocessing.pixels(source[index].image) for index in range(batch_size)])
+    images = jnp.asarray(pixels / 255.0, jnp.float32)
     model = create_model("alexnet_2012", **options)
     variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), images[:1], train=False)
 

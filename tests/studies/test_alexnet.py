@@ -11,11 +11,12 @@ from experiments.studies.alexnet import STUDY, Settings, gpu_gain
 from experiments.studies.data import study_data
 from experiments.studies.lab import Lab
 from experiments.studies.study import FAILS, HOLDS, UNDECIDED
+from jaxnets.data.sources import ArraySource
 
 TINY = Settings(
     num_filters=8, hidden_features=64, images=40, test_images=60, epochs=25, batch_size=20, learning_rate=3e-3
 )
-PIXELS = np.zeros((2, 8, 8), np.uint8)
+SOURCE = ArraySource(np.zeros((2, 8, 8), np.uint8), np.arange(2))
 
 
 @pytest.mark.slow
@@ -58,7 +59,7 @@ def test_without_a_gpu_there_is_no_verdict_on_it(monkeypatch: pytest.MonkeyPatch
         return jax.local_devices()
 
     monkeypatch.setattr(jax, "devices", devices)
-    gain = gpu_gain(PIXELS)
+    gain = gpu_gain(SOURCE, 2)
     (claim,) = (claim for claim in STUDY.claims if claim.name == "gpu")
     assert gain is None
     assert claim.judge([{"gpu": gain}]).verdict == UNDECIDED
@@ -68,6 +69,6 @@ def test_without_a_gpu_there_is_no_verdict_on_it(monkeypatch: pytest.MonkeyPatch
 def test_a_device_is_as_fast_as_its_like(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, *_ = jax.local_devices()
     monkeypatch.setattr(jax, "devices", lambda platform: [second if platform == "gpu" else first])
-    gain = gpu_gain(PIXELS, 63, num_filters=6, hidden_features=8)
+    gain = gpu_gain(SOURCE, 2, 63, num_filters=6, hidden_features=8)
     assert gain is not None
     assert 0.1 < gain < 10
