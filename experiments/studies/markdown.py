@@ -49,7 +49,7 @@ def markdown(results: list[dict[str, Any]], images: str) -> str:
 
 
 def _row(verdict: Mapping[str, Any]) -> str:
-    measured = f"{verdict['mean']:.3g}"
+    measured = f"{verdict['mean']:.3g}" if verdict["values"] else "nothing"
     if len(verdict["values"]) > 1:
         measured += f" ± {verdict['deviation']:.2g}"
     decided = f"; it would take {verdict['scale']}" if verdict["verdict"] == UNDECIDED else ""

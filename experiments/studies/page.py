@@ -106,7 +106,7 @@ def _claim(verdict: Mapping[str, Any], in_chinese: str) -> str:
     name = verdict["verdict"]
     style = {HOLDS: "holds", FAILS: "fails"}.get(name, "open")
     values = verdict["values"]
-    numbers = f"{verdict['mean']:.3g}"
+    numbers = f"{verdict['mean']:.3g}" if values else "nothing on this machine"
     if len(values) > 1:
         numbers += f" ± {verdict['deviation']:.2g} ({', '.join(f'{value:.3g}' for value in values)})"
     criterion = f"Criterion: {verdict['criterion']}" + (", for every seed." if len(values) > 1 else ".")

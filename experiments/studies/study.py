@@ -21,13 +21,13 @@ class Claim:
 
     `number` says what `value` computes from the measurements of one seed, with its unit. The claim holds if that number
     is above (or below) the bound for every seed, and does not hold if it is so for none. Otherwise it is not decided,
-    and `scale` says what would decide it.
+    and `scale` says what would decide it. `value` is None for what this machine can't measure.
     """
 
     name: str
     text: str
     number: str
-    value: Callable[[Measured], float]
+    value: Callable[[Measured], float | None]
     above: float | None = None
     below: float | None = None
     scale: str = "more seeds and longer runs"
@@ -44,9 +44,10 @@ class Claim:
 
     def judge(self, measured: Sequence[Measured]) -> "Verdict":
         """The verdict from the measurements of each seed."""
-        values = [float(self.value(one)) for one in measured]
+        values = [float(value) for value in map(self.value, measured) if value is not None]
         met = [value > self.above if self.above is not None else value < (self.below or 0.0) for value in values]
-        return Verdict(self, HOLDS if all(met) else UNDECIDED if any(met) else FAILS, values)
+        unknown = len(values) < len(measured)
+        return Verdict(self, UNDECIDED if unknown or 0 < sum(met) < len(met) else HOLDS if all(met) else FAILS, values)
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Verdict:
     values: list[float]
 
     @property
-    def mean(self) -> float:
-        """The mean of the number over the seeds."""
-        return float(np.mean(self.values))
+    def mean(self) -> float | None:
+        """The mean of the number over the seeds; None if it was not measured."""
+        return float(np.mean(self.values)) if self.values else None
 
     @property
     def deviation(self) -> float:

@@ -206,6 +206,11 @@ def test_alexnet_can_be_narrow(name: str) -> None:
     wide = shapes()
     assert shapes(hidden_features=32) == wide | {"fc1": (9216, 32), "fc2": (32, 32), "fc3": (32, 5)}
     assert wide == shapes(hidden_features=4096)
+    narrow = shapes(hidden_features=4096, num_filters={"alexnet": 8, "alexnet_2012": 12}[name])
+    for layer in ("conv1", "conv2", "conv3", "conv4", "conv5"):  # an eighth of the channels, but three colours
+        *window, channels, features = wide[layer]
+        assert narrow[layer] == (*window, channels if layer == "conv1" else channels // 8, features // 8)
+    assert narrow["fc1"] == (9216 // 8, 4096)
 
 
 def test_alexnet_2012_normalises_responses_after_the_first_two_layers() -> None:

@@ -109,6 +109,8 @@ WRONG_OPTIONS = [
     ("alexnet_2012", {"groups": 0}, "groups=0; expected a whole number of at least 1"),
     ("alexnet_2012", {"groups": 5}, "groups=5 must divide the 96 input"),
     ("alexnet", {"hidden_features": 0}, "hidden_features=0; expected a whole number"),
+    ("alexnet", {"num_filters": 0}, "num_filters=0; expected a whole number"),
+    ("alexnet_2012", {"num_filters": 3}, "groups=2 must divide the 3 input"),
     ("alexnet", {"lrn": "lrn"}, "lrn='lrn'; expected a function or a class"),
     ("googlenet", {"branch3_window": 4}, "branch3_window=4; expected an odd number"),
     *[

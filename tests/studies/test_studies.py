@@ -15,6 +15,8 @@ from experiments.studies import STUDIES, load_study, page, running
 from experiments.studies.data import drawn, labels_of, study_data, subset
 from experiments.studies.drawing import dots, new_figure
 from experiments.studies.lab import Lab
+from experiments.studies.markdown import markdown
+from experiments.studies.page import results_in
 from experiments.studies.study import FAILS, HOLDS, UNDECIDED, Claim, Drawing, Measured, Study, Table
 from jaxnets.errors import InputError
 from jaxnets.training import Config, Recipe, train
@@ -72,6 +74,17 @@ def test_a_claim_holds_if_each_seed_meets_its_criterion(values: list[float], ver
         assert found.verdict == verdict
         assert abs(found.mean) == pytest.approx(abs(sum(values) / 3))
         assert found.deviation == pytest.approx(np.std(values, ddof=1))
+
+
+@pytest.mark.usefixtures("texts")
+def test_what_the_machine_cannot_measure_is_not_decided(tmp_path: Path) -> None:
+    claim = replace(CLAIM, value=lambda one: None, scale="a GPU")
+    (result,) = running.run_studies([replace(STUDY, claims=(claim,))], tmp_path)
+    (verdict,) = result["verdicts"]
+    assert (verdict["verdict"], verdict["values"], verdict["mean"]) == (UNDECIDED, [], None)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "Measured: nothing on this machine. It would take a GPU." in text
+    assert "| nothing | **not decided here**; it would take a GPU |" in markdown(results_in(tmp_path), "images")
 
 
 @pytest.mark.parametrize("bounds", [{}, {"above": 1.0, "below": 2.0}])
