@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxnets.data.pipeline import Preprocessed, to_device
 from jaxnets.data.sources import Dataset, Source
@@ -106,7 +109,7 @@ class Lab:
 
 
 class Programs:
-    """Compiled training steps and evaluations, each by the configuration it is for, without the seed."""
+    """Compiled training steps and evaluations, each by the configuration it is for, without seed and learning rate."""
 
     def __init__(self) -> None:
         self.parallel = Parallel.choose()
@@ -123,7 +126,7 @@ class Programs:
         """Trains as `Lab.train` says."""
         parallel, recipe = self.parallel, config.recipe
         note(config.arch)
-        run = set_up(config, dataset, parallel, quiet=True)
+        run = _with_rate_in_state(set_up(_at_rate_one(config), dataset, parallel, quiet=True), config)
         step, evaluate = self._of(run)
         state = create_state(run.network, run.optimizer, config.seed, recipe.image_size, declared=run.declared)
         state = parallel.replicate(state)
@@ -157,9 +160,33 @@ class Programs:
 
     def _of(self, run: Setup) -> tuple[Compiled, Evaluator]:
         config = run.contents.config
-        key = (repr(replace(config, seed=0)), run.steps, run.dataset.class_names)
+        key = (repr(replace(_at_rate_one(config), seed=0)), run.steps, run.dataset.class_names)
         if key not in self._compiled:
             parallel = self.parallel
             step = parallel.wrap(run.step_of(run.model, parallel.axis_name), donate=True)
             self._compiled[key] = step, Evaluator(run.network, run.inputs, config.recipe.batch_size, parallel)
         return self._compiled[key]
+
+
+def _at_rate_one(config: Config) -> Config:
+    return replace(config, recipe=replace(config.recipe, learning_rate=1.0))
+
+
+def _with_rate_in_state(run: Setup, config: Config) -> Setup:
+    """The run `config`, from one with the peak learning rate 1.
+
+    The rate is in the optimiser's state, so that runs at different rates share a program. Updates are proportional to
+    it in all optimisers.
+    """
+    rate = config.recipe.learning_rate
+
+    def update(updates: Any, factor: jax.Array, params: Any = None) -> tuple[Any, jax.Array]:
+        return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), updates), factor
+
+    times_rate = optax.GradientTransformation(lambda params: jnp.asarray(rate), update)
+    return replace(
+        run,
+        contents=replace(run.contents, config=config),
+        optimizer=optax.chain(run.optimizer, times_rate),
+        rates=None if run.rates is None else rate * run.rates,
+    )

@@ -166,6 +166,17 @@ def test_the_lab_trains_as_train_does(tmp_path: Path) -> None:
     assert trained.gradient_norms.shape == (8, len(trained.layers))
 
 
+@pytest.mark.usefixtures("small_networks")
+def test_runs_at_several_rates_share_a_program() -> None:
+    recipe = Recipe(image_size=8, epochs=1, batch_size=64, optimizer="momentum", learning_rate=0.02, weight_decay=0.0)
+    config, lab = Config("tiny_resnet", recipe), Lab(subset(study_data("digits"), 0, 128, 10), 0)
+    runs = [lab.train(replace(config, recipe=replace(recipe, learning_rate=rate))) for rate in (0.02, 0.06, 0.02)]
+    assert len(lab._programs._compiled) == 1
+    assert runs[0].losses == runs[2].losses != runs[1].losses
+    assert [run.run.contents.config.recipe.learning_rate for run in runs] == [0.02, 0.06, 0.02]
+    np.testing.assert_allclose(runs[1].run.rates, 3 * runs[0].run.rates, rtol=1e-6)
+
+
 def test_a_subset_has_each_class_equally_often() -> None:
     data = study_data("digits")
     first, other = (subset(data, seed, 55, 20) for seed in (0, 1))
