@@ -94,7 +94,7 @@ def one_channel_at_a_time(inputs: np.ndarray, kernels: np.ndarray) -> np.ndarray
 
 
 def as_dense(kernel: np.ndarray, groups: int) -> np.ndarray:
-    """The kernel [..., C / groups, F] of a grouped convolution as a dense one [..., C, F], with zeros between groups."""
+    """A grouped convolution's kernel [..., C / groups, F] as a dense one [..., C, F], with zeros between groups."""
     *window, inputs, outputs = kernel.shape
     dense = np.zeros((*window, inputs * groups, outputs), kernel.dtype)
     for group in range(groups):
@@ -108,7 +108,7 @@ def _block(form: type[GroupedBlock]) -> GroupedBlock:
     return form(
         filters=16,
         stride=2,
-        groups=8,
+        groups=4,
         width_per_group=16,
         shortcut="B",
         zero_init_residual=False,

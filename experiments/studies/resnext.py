@@ -47,7 +47,7 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
     inputs = image_channels(lab.dataset.train, settings.image_size)
     return {
         "costs": costs(),
-        "own_costs": [own_cost(settings, groups) for groups in settings.cardinalities],
+        "own_costs": [own_cost(settings, groups, len(lab.dataset.class_names)) for groups in settings.cardinalities],
         "differences": lab.kept("differences", lambda: differences(inputs, lab.seed)),
         "trained": {
             f"{groups}x{dict(TABLE)[groups]}d": lab.kept(f"{groups} groups", lambda g=groups: train(lab, settings, g))
@@ -56,9 +56,11 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
     }
 
 
-def own_cost(settings: Settings, groups: int) -> list[int]:
+def own_cost(settings: Settings, groups: int, classes: int) -> list[int]:
     """Parameters and multiply-adds of a network that is trained here."""
-    total = summarize(create_model("resnet50", **settings.options(groups)), settings.image_size).total()
+    total = summarize(
+        create_model("resnet50", num_classes=classes, **settings.options(groups)), settings.image_size
+    ).total()
     return [total.parameters, total.multiply_adds]
 
 
