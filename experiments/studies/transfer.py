@@ -55,11 +55,15 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
         epochs = settings.epochs if images in settings.images else settings.plenty_epochs
         config = _config(settings, epochs, RATES[way])
         if way in ("partial", "head"):
-            start_of = {"train_from": "layer3"} if way == "partial" else {}
-            config = replace(config, weights="the known classes", transfer=way, **start_of)
-        start = None if way == "scratch" else pretrained().variables
-        measure = partial(lab.train, config, replace(data, mean=mean, std=std), start=start)
-        return lab.kept(f"{way} {images} {normalisation}", lambda: measure().val_accuracies)
+            train_from = "layer3" if way == "partial" else None
+            config = replace(config, weights="the known classes", transfer=way, train_from=train_from)
+
+        def train() -> list[float]:
+            start = None if way == "scratch" else pretrained().variables
+            return lab.train(config, replace(data, mean=mean, std=std), start=start).val_accuracies
+
+        kept: list[float] = lab.kept(f"{way} {images} {normalisation}", train)
+        return kept
 
     def curves(images: int) -> dict[str, list[float]]:
         return {way: curve(way, images) for way in ("scratch", *WAYS)}
