@@ -65,7 +65,8 @@ def differences(inputs: np.ndarray, seed: int, groups: int = 4) -> dict[str, flo
         grouped = random.normal(size=(3, 3, channels // groups, 2 * channels))
         by_group = conv2d(jnp.asarray(inputs), jnp.asarray(grouped), stride=1, padding=1, groups=groups)
         dense = conv2d(jnp.asarray(inputs), jnp.asarray(as_dense(grouped, groups)), stride=1, padding=1, groups=1)
-        variables = _initial()(jax.random.key(seed), inputs)
+        shapes = jax.eval_shape(_block(GroupedBlock).init, jax.random.key(0), inputs)
+        variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape) / prod(leaf.shape[:-1]) ** 0.5, shapes)
         first, *others = (jax.tree.leaves(_gradients(form)(variables, inputs)) for form in FORMS)
     return {
         "depthwise": largest(by_channel, one_channel_at_a_time(inputs, depthwise)),
@@ -116,11 +117,6 @@ def _block(form: type[GroupedBlock]) -> GroupedBlock:
         conv=conv,
         norm=norm,
     )
-
-
-@cache
-def _initial() -> Any:
-    return jax.jit(_block(GroupedBlock).init)
 
 
 @cache

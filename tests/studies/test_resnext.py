@@ -32,12 +32,11 @@ FAIR = {"depthwise": 0.0, "block_diagonal": 0.0, "forms": 0.0}
 @pytest.fixture(autouse=True)
 def own_caches() -> Any:
     """Each test computes what others have computed with other functions."""
-    caches = (grouped.costs, grouped._gradients, grouped._initial)
-    for cache in caches:
-        cache.cache_clear()
+    grouped.costs.cache_clear()
+    grouped._gradients.cache_clear()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    grouped.costs.cache_clear()
+    grouped._gradients.cache_clear()
 
 
 def verdicts(**measured: Any) -> dict[str, str]:
