@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
         "own_costs": [own_cost(settings, groups, len(lab.dataset.class_names)) for groups in settings.cardinalities],
         "differences": lab.kept("differences", lambda: differences(inputs, lab.seed)),
         "trained": {
-            f"{groups}x{dict(TABLE)[groups]}d": lab.kept(f"{groups} groups", lambda g=groups: train(lab, settings, g))
+            f"{groups}x{dict(TABLE)[groups]}d": lab.kept(f"{groups} groups", partial(train, lab, settings, groups))
             for groups in settings.cardinalities
         },
     }
