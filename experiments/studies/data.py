@@ -1,5 +1,6 @@
 """The data of the studies: digits, or Fashion-MNIST where it is found."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.idx import holds_idx
-from jaxnets.data.sources import ArraySource, Dataset, Source, Subset
+from jaxnets.data.sources import ArraySource, Dataset, Relabelled, Source, Subset
 from jaxnets.errors import InputError
 
 # Where Debian's package dataset-fashion-mnist puts it, and TFDS what it has prepared.
@@ -56,6 +57,23 @@ def drawn(source: Source, images: int | None, random: np.random.Generator) -> So
         rank[members] = np.arange(len(members))
     indices = np.lexsort((order, rank))[:images]
     return source.subset(indices) if isinstance(source, ArraySource) else Subset(source, indices)
+
+
+def of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+    """The images of some classes of a data set, labelled by their places in `classes`."""
+    new_labels = np.zeros(len(dataset.class_names), int)
+    new_labels[list(classes)] = range(len(classes))
+
+    def some(source: Source | None) -> Source | None:
+        if source is None:
+            return None
+        indices = np.flatnonzero(np.isin(labels_of(source), classes))
+        return Relabelled(Subset(source, indices), new_labels)
+
+    names = tuple(dataset.class_names[label] for label in classes)
+    train, val, test = map(some, (dataset.train, dataset.val, dataset.test))
+    assert train is not None
+    return replace(dataset, class_names=names, train=train, val=val, test=test)
 
 
 def labels_of(source: Any) -> np.ndarray:

@@ -13,6 +13,8 @@ import optax
 
 from jaxnets.data.pipeline import Preprocessed, to_device
 from jaxnets.data.sources import Dataset, Source
+from jaxnets.models.features import head_of
+from jaxnets.models.initialization import initial_variables
 from jaxnets.training.config import Config
 from jaxnets.training.evaluation import Evaluation, Evaluator
 from jaxnets.training.gradients import NORMS
@@ -20,6 +22,7 @@ from jaxnets.training.metrics import Totals
 from jaxnets.training.parallel import Compiled, Parallel
 from jaxnets.training.setup import Setup, set_up
 from jaxnets.training.state import create_state
+from jaxnets.transfer import join, split
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,17 @@ class Lab:
         dataset: Dataset | None = None,
         each_epoch: Callable[[int, Any, Setup], None] | None = None,
         *,
+        start: Any = None,
         judge_epochs: bool = True,
     ) -> Trained:
         """Trains a network with the lab's seed, as `jaxnets.training.train` does, but without files.
 
         `each_epoch(epoch, variables, run)` is called after each epoch, and with epoch 0 before the first. Unless
-        `judge_epochs`, val images are not looked at.
+        `judge_epochs`, val images are not looked at. `start` are variables to start from, with a new head; the
+        configuration's `weights` are then only their name, and images are normalised as the data set says.
         """
         config = replace(config, seed=self.seed)
-        return self._programs.train(config, dataset or self.dataset, each_epoch, judge_epochs, self.note)
+        return self._programs.train(config, dataset or self.dataset, each_epoch, start, judge_epochs, self.note)
 
 
 class Programs:
@@ -120,6 +125,7 @@ class Programs:
         config: Config,
         dataset: Dataset,
         each_epoch: Callable[[int, Any, Setup], None] | None,
+        start: Any,
         judge_epochs: bool,
         note: Callable[[str], None],
     ) -> Trained:
@@ -128,7 +134,15 @@ class Programs:
         note(config.arch)
         run = _with_rate_in_state(set_up(_at_rate_one(config), dataset, parallel, quiet=True), config)
         step, evaluate = self._of(run)
-        state = create_state(run.network, run.optimizer, config.seed, recipe.image_size, declared=run.declared)
+        state = create_state(
+            run.network,
+            run.optimizer,
+            config.seed,
+            recipe.image_size,
+            variables=None if start is None else _with_new_head(run, start, config.seed),
+            frozen=run.frozen,
+            declared=run.declared,
+        )
         state = parallel.replicate(state)
         curves: dict[str, list[float]] = {"losses": [], "accuracies": [], "val_losses": [], "val_accuracies": []}
         norms: list[np.ndarray] = []
@@ -160,7 +174,7 @@ class Programs:
 
     def _of(self, run: Setup) -> tuple[Compiled, Evaluator]:
         config = run.contents.config
-        key = (repr(replace(_at_rate_one(config), seed=0)), run.steps, run.dataset.class_names)
+        key = (repr(replace(_at_rate_one(config), seed=0)), run.steps, run.dataset.class_names, run.inputs)
         if key not in self._compiled:
             parallel = self.parallel
             step = parallel.wrap(run.step_of(run.model, parallel.axis_name), donate=True)
@@ -190,3 +204,10 @@ def _with_rate_in_state(run: Setup, config: Config) -> Setup:
         optimizer=optax.chain(run.optimizer, times_rate),
         rates=None if run.rates is None else rate * run.rates,
     )
+
+
+def _with_new_head(run: Setup, variables: Any, seed: int) -> dict[str, Any]:
+    """The variables with the head that the network starts with."""
+    head = [head_of(run.network)]
+    initial = initial_variables(run.network, jax.random.key(seed), run.inputs.crop_size, run.declared)
+    return join(split(variables, head)[1], split(initial, head)[0])

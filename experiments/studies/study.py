@@ -21,7 +21,8 @@ class Claim:
 
     `number` says what `value` computes from the measurements of one seed, with its unit. The claim holds if that number
     is above (or below) the bound for every seed, and does not hold if it is so for none. Otherwise it is not decided,
-    and `scale` says what would decide it. `value` is None for what this machine can't measure.
+    and `scale` says what would decide it. With `margin`, a number that is no further than that from the bound decides
+    nothing: chance alone could put it on either side. `value` is None for what this machine can't measure.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Claim:
     above: float | None = None
     below: float | None = None
     scale: str = "more seeds and longer runs"
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.above is None) == (self.below is None):
@@ -40,14 +42,16 @@ class Claim:
     def criterion(self) -> str:
         """The criterion in words."""
         bound = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
-        return f"{self.number}: {bound}"
+        return f"{self.number}: {bound}" + (f" by more than {self.margin:g}" if self.margin else "")
 
     def judge(self, measured: Sequence[Measured]) -> "Verdict":
         """The verdict from the measurements of each seed."""
         values = [float(value) for value in map(self.value, measured) if value is not None]
-        met = [value > self.above if self.above is not None else value < (self.below or 0.0) for value in values]
-        unknown = len(values) < len(measured)
-        return Verdict(self, UNDECIDED if unknown or 0 < sum(met) < len(met) else HOLDS if all(met) else FAILS, values)
+        beyond = [value - self.above if self.above is not None else (self.below or 0.0) - value for value in values]
+        known = len(values) == len(measured)
+        met = known and all(distance > self.margin for distance in beyond)
+        missed = known and all(distance <= -self.margin for distance in beyond)
+        return Verdict(self, HOLDS if met else FAILS if missed else UNDECIDED, values)
 
 
 @dataclass(frozen=True)

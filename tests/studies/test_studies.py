@@ -87,6 +87,17 @@ def test_what_the_machine_cannot_measure_is_not_decided(tmp_path: Path) -> None:
     assert "| nothing | **not decided here**; it would take a GPU |" in markdown(results_in(tmp_path), "images")
 
 
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([1.6, 2, 9], HOLDS), ([1.6, 1.4, 9], UNDECIDED), ([1.2, 0.8, 0.9], UNDECIDED), ([0.5, 0.4, -3], FAILS)],
+)
+def test_numbers_within_the_margin_decide_nothing(values: list[float], verdict: str) -> None:
+    below = Claim("small", "It is small.", "size", lambda one: -one["size"], below=-1.0, margin=0.5)
+    for claim in (replace(CLAIM, margin=0.5), below):
+        assert claim.judge([{"size": value} for value in values]).verdict == verdict
+        assert claim.criterion.endswith("by more than 0.5")
+
+
 @pytest.mark.parametrize("bounds", [{}, {"above": 1.0, "below": 2.0}])
 def test_a_claim_has_one_bound(bounds: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="one of above and below"):
