@@ -89,7 +89,7 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
     return measured
 
 
-def gpu_gain(source: Source, batch_size: int, size: int = 224, **options: int) -> float | None:
+def gpu_gain(source: Source, batch_size: int, size: int = 224, **options: Any) -> float | None:
     """The seconds of a training step of the paper's network on the CPU over those on the GPU; None without a GPU.
 
     The batch has the first images of a source, at `size` pixels. Both devices take turns; the median of five rounds

@@ -124,7 +124,7 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
     ):
         configs = {f"{name} {rate}": settings.config(options, learning_rate=rate) for rate in rates}
         measured[name] = [_kept_losses(lab, key, config, data) for key, config in configs.items()]
-    short = {"epochs": settings.few_epochs}
+    short: dict[str, Any] = {"epochs": settings.few_epochs}
     for name in ("batches", "local"):
         measured[name] = []
         for images in settings.sizes:

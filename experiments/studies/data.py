@@ -81,7 +81,7 @@ def labels_of(source: Any) -> np.ndarray:
     return source.labels if isinstance(source, ArraySource) else np.array([source[i].label for i in range(len(source))])
 
 
-def arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
+def arrays(source: Source | None) -> tuple[np.ndarray, np.ndarray]:
     """The images [N, H, W] or [N, H, W, 3], uint8, and labels [N] of a source in memory; InputError for others."""
     if not isinstance(source, ArraySource):
         raise InputError("this study needs images in memory; leave out --dataset, or give a folder of IDX files")

@@ -85,7 +85,8 @@ def measure(lab: Lab, settings: Settings) -> dict[str, Any]:
     for name in ("sgd", "momentum"):
 
         def race(name: str = name) -> int:
-            return _steps(*_runs(lab, settings, name, whole, whole=True), settings.loss)
+            tuning, final = _runs(lab, settings, name, whole, whole=True)
+            return _steps(tuning, final, settings.loss)
 
         measured[name] = {**measured[name], "whole_steps": lab.kept(f"{name}, all images", race)}
     return measured
