@@ -40,7 +40,7 @@ class Settings:
     image_size: int = 63
     images: int | None = 300
     test_images: int | None = 300
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 30
     optimizer: str = "adam"
     learning_rate: float = 1e-3

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies.batch_norm import STUDY, Settings, StudiedNorm, errors_at
+from experiments.studies.batch_norm import STUDY
+from experiments.studies.batch_norm_inside import errors_at
+from experiments.studies.batch_norm_runs import Settings, StudiedNorm
 from experiments.studies.data import study_data, subset
 from experiments.studies.lab import Lab, Programs
 from experiments.studies.study import FAILS, HOLDS

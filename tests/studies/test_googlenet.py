@@ -13,10 +13,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
-from experiments.studies import googlenet as study
+from experiments.studies import googlenet_runs as study
 from experiments.studies.data import study_data
-from experiments.studies.googlenet import BRANCHES, STUDY, Settings, first_norms, without_branch
+from experiments.studies.googlenet import STUDY
 from experiments.studies.googlenet_costs import counts
+from experiments.studies.googlenet_runs import BRANCHES, Settings, first_norms, without_branch
 from experiments.studies.lab import Lab
 from experiments.studies.study import FAILS, HOLDS
 from jaxnets.models import googlenet

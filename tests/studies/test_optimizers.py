@@ -10,7 +10,8 @@ import pytest
 
 from experiments.studies.data import study_data
 from experiments.studies.lab import Lab
-from experiments.studies.optimizers import STUDY, _best, _steps
+from experiments.studies.optimizers import STUDY
+from experiments.studies.optimizers_runs import _best, _steps
 from experiments.studies.rates import AtRates
 from experiments.studies.study import FAILS, HOLDS
 from jaxnets.training import optimizers

@@ -25,7 +25,7 @@ RECIPE = Recipe(
     schedule="constant",
     warmup_epochs=0.0,
 )
-CONFIG = Config("experiments.studies.optimizers:perceptron", RECIPE, seed=5, network_options={"width": 4})
+CONFIG = Config("experiments.studies.optimizers_runs:perceptron", RECIPE, seed=5, network_options={"width": 4})
 
 
 def at(losses: list[list[float]], steps_an_epoch: int) -> AtRates:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.studies import residual
+from experiments.studies import residual_runs
 from experiments.studies.data import study_data, subset
 from experiments.studies.lab import Lab
-from experiments.studies.residual import STUDY, Settings, configurations, kernels, trained
+from experiments.studies.residual import STUDY
+from experiments.studies.residual_runs import Settings, configurations, kernels, trained
 from experiments.studies.study import FAILS, HOLDS
 from jaxnets.models.registry import create_model
 from jaxnets.training.config import Config
@@ -80,7 +81,7 @@ def test_kernels_are_counted_and_a_block_that_does_not_reduce_turns_the_verdict(
     def wide(name: str, **options: Any) -> Any:
         return create_model(name, **options | ({"width_per_group": 256} if name == "resnet50" else {}))
 
-    monkeypatch.setattr(residual, "create_model", wide)
+    monkeypatch.setattr(residual_runs, "create_model", wide)
     assert claim.judge([{"kernels": kernels()}]).verdict == FAILS
 
 

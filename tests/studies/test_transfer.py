@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.studies import transfer
+from experiments.studies import transfer_runs
 from experiments.studies.data import arrays, labels_of, of_classes, study_data
 from experiments.studies.lab import Lab, Programs, Trained
 from experiments.studies.study import FAILS, HOLDS
-from experiments.studies.transfer import RANGE, STUDY, Settings
+from experiments.studies.transfer import STUDY
+from experiments.studies.transfer_runs import RANGE, Settings
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.models.initialization import initial_variables
 from jaxnets.training.config import Config
@@ -68,7 +69,7 @@ def test_values_from_0_to_255() -> None:
 )
 def test_the_share_of_steps(full: list[float], scratch: list[float], share: float) -> None:
     measured = {"few": 10, "curves": {"10": {"full": full, "scratch": scratch}}}
-    assert transfer._share_of_steps(measured) == pytest.approx(share)
+    assert transfer_runs.share_of_steps(measured) == pytest.approx(share)
 
 
 @pytest.mark.slow
@@ -106,7 +107,7 @@ def test_programs_are_not_shared_by_other_preprocessing() -> None:
 @pytest.mark.slow
 def test_a_network_that_was_not_pretrained_turns_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     data, programs = study_data("digits"), Programs()
-    right = transfer.pretrain
+    right = transfer_runs.pretrain
 
     def verdicts() -> dict[str, str]:
         measured = STUDY.measure(Lab(data, 0, programs=programs), TINY)
@@ -124,9 +125,9 @@ def test_a_network_that_was_not_pretrained_turns_the_verdict(monkeypatch: pytest
         run = trained.run
         return replace(trained, variables=initial_variables(run.network, jax.random.key(0), 8, run.declared))
 
-    monkeypatch.setattr(transfer, "pretrain", checked)
+    monkeypatch.setattr(transfer_runs, "pretrain", checked)
     found = verdicts()
     assert {found[name] for name in ("sooner", "little-data", "preprocessing")} == {HOLDS}
-    monkeypatch.setattr(transfer, "pretrain", untrained)
+    monkeypatch.setattr(transfer_runs, "pretrain", untrained)
     found = verdicts()
     assert {found[name] for name in ("sooner", "little-data")} == {FAILS}
