@@ -100,9 +100,9 @@ def test_gradients_vanish_unless_there_are_shortcuts() -> None:
 @pytest.mark.slow
 def test_gradients_vanish_unless_there_are_norms() -> None:
     assert verdict("norm", *PLAIN) == HOLDS
-    assert verdict("norm", *PLAIN, **residual._NO_NORM) == FAILS
+    assert verdict("norm", *PLAIN, **residual_runs._NO_NORM) == FAILS
     assert verdict("both", *RESIDUAL) == HOLDS
-    assert verdict("both", *RESIDUAL, shortcut="none", **residual._NO_NORM) == FAILS
+    assert verdict("both", *RESIDUAL, shortcut="none", **residual_runs._NO_NORM) == FAILS
 
 
 @pytest.mark.slow
@@ -114,6 +114,8 @@ def test_the_deep_network_has_to_learn() -> None:
 @pytest.mark.parametrize(("deepest", "names"), [(2.0, {"degradation"}), (1.0, {"no-degradation"})])
 def test_degradation_compares_the_deepest_with_the_second_shallowest(deepest: float, names: set[str]) -> None:
     losses = {8: 0.0, 20: 1.0, 32: 5.0, 56: deepest}
-    runs = {f"{name} {depth}": {"losses": [9.0, loss]} for name in residual.NAMES for depth, loss in losses.items()}
+    runs = {
+        f"{name} {depth}": {"losses": [9.0, loss]} for name in residual_runs.NAMES for depth, loss in losses.items()
+    }
     found = [claim.judge([{"layers": list(losses), **runs}]) for claim in STUDY.claims[:2]]
     assert {one.claim.name for one in found if one.verdict == HOLDS} == names

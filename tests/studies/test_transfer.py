@@ -47,17 +47,17 @@ def test_classes_are_divided_and_labelled_anew() -> None:
 def test_few_images_are_repeated_to_a_whole_epoch() -> None:
     new = of_classes(study_data("digits"), range(5, 10))
     settings = replace(TINY, images=(2, 20))
-    few = transfer.new_images(new, 3, 2, settings)
+    few = transfer_runs.new_images(new, 3, 2, settings)
     assert len(few.train) == 100
     assert len({few.train[index].image.tobytes() for index in range(100)}) == 10  # type: ignore[union-attr]
     assert (np.bincount(labels_of(few.train)) == 20).all()
     assert few.val is few.test is new.test
-    assert len(transfer.new_images(new, 3, 30, settings).train) == 150
+    assert len(transfer_runs.new_images(new, 3, 30, settings).train) == 150
 
 
 def test_values_from_0_to_255() -> None:
     data = study_data("digits")
-    mean, std = transfer.normalisations_of(data)[RANGE]
+    mean, std = transfer_runs.normalisations_of(data)[RANGE]
     image = data.train[0].image
     found = Preprocessing(8, 8, mean, std)(image)[..., 0]
     np.testing.assert_allclose(found, (image.astype(float) - data.mean[0]) / data.std[0], rtol=1e-5)  # type: ignore[union-attr]
@@ -116,7 +116,7 @@ def test_a_network_that_was_not_pretrained_turns_the_verdict(monkeypatch: pytest
 
     def checked(lab: Lab, *arguments: Any) -> Trained:
         trained = right(lab, *arguments)
-        own = transfer.accuracies_as_it_is(trained, {"own": (data.mean, data.std)})
+        own = transfer_runs.accuracies_as_it_is(trained, {"own": (data.mean, data.std)})
         assert own["own"] == pytest.approx(trained.on("test").metrics["accuracy"])
         return trained
 
