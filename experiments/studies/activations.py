@@ -53,14 +53,15 @@ class FourLayers(nn.Module):
 
 @dataclass(frozen=True)
 class Settings:
-    """The sizes of the study. `rates` are those of ReLU, tanh and sigmoid; for ReLU and tanh the one of 0.03, 0.1 and
-    0.3 that first reached 25 % training error on other 320 digits. With 0.3 ReLU diverges.
+    """The sizes of the study. `rates` are those of ReLU, tanh and sigmoid: for ReLU and tanh the fastest of 0.03, 0.1
+    and 0.3 to 25 % training error with seed 10 of those that do not diverge later. The sigmoid learns at none of 0.1,
+    0.3, 1 and 3.
     """
 
     image_size: int = 8
     images: int = 320
     epochs: int = 25
-    rates: tuple[float, float, float] = (0.03, 0.3, 1.0)
+    rates: tuple[float, float, float] = (0.03, 0.1, 1.0)
     parity_images: int = 1000
     parity_epochs: int = 12
     parity_rate: float = 0.03
@@ -175,7 +176,7 @@ def _draw(measured: Sequence[Measured]) -> list[Drawing]:
         for (name, errors), place in zip(of_axis.items(), places, strict=True):
             spread_line(axis, range(1, len(errors[0]) + 1), 100 * np.asarray(errors), name, place)
         whole_epochs(axis)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="center right")
     axes[0].axhline(100 * _ERROR, color="black", linewidth=0.8, linestyle=":")
     axes[0].set_ylabel("training error, %")
     axes[0].set_ylim(bottom=0)

@@ -10,8 +10,9 @@ STUDY = Study(
     why="In training mode each channel is normalised with the mean and variance of the batch, so the scale of the "
     "weights before it does not matter: a step that is too large makes them larger, and later gradients smaller. The "
     "statistics of a batch have errors in proportion to 1 / sqrt(images), and eval mode uses running averages instead; "
-    "so the two modes differ, the more the smaller or the less mixed the batches are. A bias of the convolution is a "
-    "part of the mean, which is subtracted.",
+    "so the two modes differ, the more the smaller or the less mixed the batches are, though small batches also take "
+    "more steps, which can outweigh that. A bias of the convolution is a part of the mean, which is "
+    "subtracted.",
     source="Ioffe & Szegedy 2015, sections 3 to 3.3 and 4.2, figure 2; Wu & He 2018 (Group Normalization), figure 1; "
     "Wu & Johnson 2021, sections 3 and 4",
     claims=(
@@ -46,7 +47,7 @@ STUDY = Study(
         ),
         Claim(
             "small-batches",
-            "Small batches can perform very badly.",
+            "Small batches perform very badly.",
             "test accuracy with the largest batches minus that with batches of one image, in points",
             lambda one: 100 * (one["batches"][-1] - one["batches"][0]),
             above=5,
@@ -54,9 +55,9 @@ STUDY = Study(
         ),
         Claim(
             "synchronised",
-            "Where each replica has few images, synchronised statistics are better than local ones.",
-            "test accuracy with the statistics of whole batches minus that with those of two images each, in points",
-            lambda one: 100 * (one["local"][-1] - one["local"][1]),
+            "Where each replica has one image, synchronised statistics are better than local ones.",
+            "test accuracy with the statistics of whole batches minus that with those of one image each, in points",
+            lambda one: 100 * (one["local"][-1] - one["local"][0]),
             above=5,
             scale="harder images (--full)",
         ),
@@ -108,7 +109,7 @@ STUDY = Study(
         rates=(0.03, 0.1, 0.3, 1.0, 3.0),
         late_rates=(0.1, 0.3),
         learning_rate=0.2,
-        sizes=(1, 2, 4, 8, 16, 32, 64),
+        sizes=(1, 2, 4, 16, 64),
         few_images=512,
         few_epochs=3,
     ),

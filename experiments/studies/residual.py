@@ -84,7 +84,7 @@ STUDY = Study(
         Claim(
             "thousand",
             "Residual networks of more than a thousand layers can be trained.",
-            "training loss of a network of 1,202 layers in the last epoch over that of guessing",
+            "training loss of a network of more than a thousand layers in the last epoch over that of guessing",
             lambda one: one["deep"]["losses"][-1] / one["guessing"],
             below=0.5,
             scale="longer training (--full)",
@@ -99,10 +99,10 @@ STUDY = Study(
         images=800,
         epochs=8,
         batch_size=32,
-        deep_blocks=200,
+        deep_blocks=167,
         deep_filters=4,
         deep_images=160,
-        deep_epochs=6,
+        deep_epochs=10,
         deep_learning_rate=0.05,
     ),
     full=Settings(

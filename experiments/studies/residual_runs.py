@@ -76,7 +76,7 @@ def configurations(settings: Settings) -> dict[str, tuple[Config, int | None]]:
                 one_step = replace(config, recipe=replace(own, epochs=1), network_options=options | _NO_NORM)
                 runs[f"{name} {depth} without norm"] = one_step, settings.batch_size
     options = {"stage_sizes": [settings.deep_blocks] * 3, "num_filters": settings.deep_filters}
-    # Otherwise the residuals of 600 blocks add up to large outputs, and to a loss near 10 in the first steps.
+    # Otherwise the residuals of 500 blocks add up to large outputs, and to a loss near 10 in the first steps.
     options |= {"shortcut": settings.shortcut, "zero_init_residual": True}
     deep = Config("resnet1202_cifar", replace(recipe, epochs=settings.deep_epochs), network_options=options)
     return runs | {"deep": (deep, settings.deep_images)}

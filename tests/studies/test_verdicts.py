@@ -1,0 +1,47 @@
+"""A further seed gives each study's numbers and verdicts, as ten seeds gave them (tests/references/make_studies.py)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.studies import STUDIES, load_study
+from experiments.studies.data import study_data
+from experiments.studies.lab import Lab
+from experiments.studies.study import FAILS, HOLDS, UNDECIDED
+
+KNOWN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "references" / "studies.json").read_text())
+SEED = 10  # the known ones are 0 to 9
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
+    study = load_study(name)
+    assert set(KNOWN[name]) == {claim.name for claim in study.claims}
+    for claim in study.claims:
+        known = KNOWN[name][claim.name]
+        assert len(known["values"]) == (0 if known["margin"] is None else 1 if study.exact else 10)
+        if claim.above is not None:
+            beyond = [value - claim.above for value in known["values"]]
+        else:
+            assert claim.below is not None
+            beyond = [claim.below - value for value in known["values"]]
+        met, missed = ([sign * distance > claim.margin for distance in beyond] for sign in (1, -1))
+        expected = HOLDS if beyond and all(met) else FAILS if beyond and all(missed) else UNDECIDED
+        assert known["verdict"] == expected, claim.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_further_seed_agrees(name: str) -> None:
+    study = load_study(name)
+    measured = study.measure(Lab(study_data("digits"), SEED), study.quick)
+    for found in study.judge([measured]):
+        known = KNOWN[name][found.claim.name]
+        if not known["values"]:
+            continue  # what only a GPU measures
+        assert abs(found.values[0] - np.mean(known["values"])) <= known["margin"], found
+        if known["verdict"] != UNDECIDED:
+            assert found.verdict == known["verdict"], found
