@@ -15,11 +15,12 @@ def draw(measured: Sequence[Measured]) -> list[Drawing]:
     few, ways = first["few"], ("scratch", *WAYS)
     figure, (sooner, fewer) = new_figure(2, sharey=True)
     for place, way in enumerate(ways):
+        label = "from scratch" if way == "scratch" else way
         curves = [[100 * value for value in one["curves"][str(few)][way]] for one in measured]
         steps = [first["steps_an_epoch"] * epoch for epoch in range(1, len(curves[0]) + 1)]
-        spread_line(sooner, steps, curves, "from scratch" if way == "scratch" else way, place)
+        spread_line(sooner, steps, curves, label, place)
         finals = [[100 * final(one, way, images) for images in one["images"]] for one in measured]
-        spread_line(fewer, first["images"], finals, way, place)
+        spread_line(fewer, first["images"], finals, label, place)
     sooner.set_title(f"{few} images of each class", fontsize=11)
     sooner.set_xlabel("steps")
     sooner.set_ylabel("test accuracy, %")
@@ -28,7 +29,7 @@ def draw(measured: Sequence[Measured]) -> list[Drawing]:
     fewer.set_xticks(first["images"], list(map(str, first["images"])))
     fewer.minorticks_off()
     fewer.set_xlabel("training images of each class")
-    sooner.legend(frameon=False, loc="lower right")
+    fewer.legend(frameon=False, loc="lower right")
     ends = ", ".join(f"{way} {100 * np.mean([final(one, way, few) for one in measured]):.0f} %" for way in ways)
     return [
         Drawing(

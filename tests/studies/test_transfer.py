@@ -63,13 +63,11 @@ def test_values_from_0_to_255() -> None:
     np.testing.assert_allclose(found, (image.astype(float) - data.mean[0]) / data.std[0], rtol=1e-5)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    ("full", "scratch", "share"),
-    [([0.9, 0.9, 0.9], [0.1, 0.5, 0.8], 1 / 3), ([0.1, 0.5, 0.8], [0.1, 0.5, 0.8], 1.0), ([0.0] * 3, [0.2] * 3, 6.0)],
-)
-def test_the_share_of_steps(full: list[float], scratch: list[float], share: float) -> None:
-    measured = {"few": 10, "curves": {"10": {"full": full, "scratch": scratch}}}
-    assert transfer_runs.share_of_steps(measured) == pytest.approx(share)
+def test_the_early_gain_is_that_of_the_first_third() -> None:
+    few = {"full": [0.5, 0.7, 0.9, 0.9, 0.9, 0.9], "scratch": [0.1, 0.2, 0.9, 1.0, 1.0, 1.0]}
+    more = {"full": [0.6, 0.8, 0.0, 0.0, 0.0, 0.0], "scratch": [0.5, 0.8, 1.0, 1.0, 1.0, 1.0]}
+    found = transfer_runs.early_gain({"curves": {"2": few, "5": more}})
+    assert found == pytest.approx((0.4 + 0.5 + 0.1 + 0.0) / 4)
 
 
 @pytest.mark.slow
