@@ -95,15 +95,19 @@ def _draw_plane(plane: Measured) -> Drawing:
     losses = np.array(plane["losses"])
     levels = np.geomspace(losses.min(), losses.max(), 12)
     drawn = axis.contour(plane["x"], plane["y"], losses, levels=levels, colors="#999999", linewidths=0.8)
-    axis.clabel(drawn, fmt="%.2g", fontsize=7)
-    for line, (name, label) in enumerate((("batched", "batches"), ("whole", "all images"))):
+    # Above the paths, where the contour of each level crosses one line.
+    line = losses[-len(losses) // 10]
+    crossings = [np.abs(np.log(line / level)).argmin() for level in levels if line.min() < level < line.max()]
+    places = [(plane["x"][place], plane["y"][-len(losses) // 10]) for place in crossings]
+    axis.clabel(drawn, fmt="%.2g", fontsize=7, manual=places)
+    for number, (name, label) in enumerate((("batched", "batches"), ("whole", "all images"))):
         x, y = plane["paths"][name]
-        look = {**style(line), "marker": "", "linestyle": "-", "linewidth": (1.0, 2.2)[line]}
+        look = {**style(number), "marker": "", "linestyle": "-", "linewidth": (1.0, 2.2)[number]}
         axis.plot(x, y, label=label, **look)
-        axis.plot(x[-1], y[-1], "os"[line], color=look["color"], markersize=6)
+        axis.plot(x[-1], y[-1], "os"[number], color=look["color"], markersize=6)
     axis.plot(*(coordinates[0] for coordinates in plane["paths"]["whole"]), "k*", markersize=10, label="start")
     axis.set(xlabel="first principal direction of both paths", ylabel="second principal direction")
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="lower center")
     return Drawing(
         "paths",
         figure,

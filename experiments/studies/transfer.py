@@ -17,7 +17,7 @@ STUDY = Study(
         Claim(
             "sooner",
             "A pretrained network reaches a good result sooner.",
-            "test accuracy of `full` minus that from scratch, mean over the first third of the steps and all image counts",
+            "test accuracy of `full` minus that from scratch, mean over the first third of the steps and image counts",
             early_gain,
             above=0.1,
         ),

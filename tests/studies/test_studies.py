@@ -206,7 +206,8 @@ def test_texts_in_chinese_are_complete(name: str) -> None:
     study, texts = load_study(name), page._texts(name)
     assert set(texts) == {"title", "why", "claims", "figures"}
     assert set(texts["claims"]) == {claim.name for claim in study.claims}
-    assert all("\u4e00" <= character <= "\u9fff" for character in texts["title"][0])
+    for text in (texts["title"], texts["why"], *texts["claims"].values(), *texts["figures"].values()):
+        assert any("\u4e00" <= character <= "\u9fff" for character in text), text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.studies import STUDIES, load_study
+from experiments.studies import STUDIES, load_study, page
 from experiments.studies.data import study_data
 from experiments.studies.lab import Lab
 from experiments.studies.study import FAILS, HOLDS, UNDECIDED
@@ -38,6 +38,7 @@ def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
 def test_a_further_seed_agrees(name: str) -> None:
     study = load_study(name)
     measured = study.measure(Lab(study_data("digits"), SEED), study.quick)
+    assert {drawn.name for drawn in study.draw([measured])} == set(page._texts(name)["figures"])
     for found in study.judge([measured]):
         known = KNOWN[name][found.claim.name]
         if not known["values"]:
