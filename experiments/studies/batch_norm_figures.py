@@ -79,10 +79,10 @@ def _sizes(measured: Sequence[Measured]) -> Drawing:
     return Drawing(
         "sizes",
         figure,
-        f"Left: test accuracy rises with the number of images normalised together, from "
-        f"{100 * np.mean([one['batches'][0] for one in measured]):.0f} % to "
+        f"Left: test accuracy by the number of images normalised together, "
+        f"{100 * np.mean([one['batches'][0] for one in measured]):.0f} % with one and "
         f"{100 * np.mean([one['batches'][-1] for one in measured]):.0f} %. Right: the errors of a batch's mean and "
-        f"variance fall with slopes of {slopes[0]:.2f} and {slopes[1]:.2f} in logarithms",
+        f"variance have slopes of {slopes[0]:.2f} and {slopes[1]:.2f} in logarithms",
         "Left: accuracy in eval mode after training on equally many images, with batches of this size at rates in "
         f"proportion to it, or with batches of {sizes[-1]} whose groups of this size are normalised apart, as "
         "replicas with local statistics do. Right: how far mean (in standard deviations) and variance (relative) "

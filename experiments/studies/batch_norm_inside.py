@@ -20,7 +20,7 @@ SHOWN_CHANNELS = 3
 @partial(jax.jit, static_argnames=("model", "shown"))
 def observe(model: Any, variables: Any, images: jax.Array, shown: str) -> tuple[jax.Array, dict[str, Any], Any]:
     """A pass in training mode: logits [N, K]; for each norm `image_moments`, mean and mean square [N, C] of its input
-    in each image, and mean and variance [C] of its `normalised` values and of its `outputs`, before any activation;
+    in each image, and mean and variance [C] of its `normalised` values;
     and what the norm `shown` reads and has normalised, [..., C].
     """
     norms: dict[str, Any] = {}
@@ -37,7 +37,6 @@ def observe(model: Any, variables: Any, images: jax.Array, shown: str) -> tuple[
         norms[name] = {
             "image_moments": (inputs.mean(axis=(1, 2)), jnp.square(inputs).mean(axis=(1, 2))),
             "normalised": (normalised.mean(axis=(0, 1, 2)), normalised.var(axis=(0, 1, 2))),
-            "outputs": (outputs.mean(axis=(0, 1, 2)), outputs.var(axis=(0, 1, 2))),
         }
         if name == shown:
             values.extend(array.reshape(-1, array.shape[-1])[:, :SHOWN_CHANNELS] for array in (inputs, normalised))

@@ -175,7 +175,6 @@ def _inside(lab: Lab, data: Dataset, settings: Settings) -> dict[str, Any]:
 
     return {
         "moments": {name: np.array(norm["normalised"]).tolist() for name, norm in norms.items()},
-        "outputs": {name: np.array(norm["outputs"]).tolist() for name, norm in norms.items()},
         "histograms": [
             [np.histogram(channel, BINS, density=True)[0].tolist() for channel in np.asarray(values).T]
             for values in (shown[0], shown[1])
@@ -212,6 +211,6 @@ def slope(measured: Measured, kind: int) -> float:
     return float(np.polyfit(np.log(measured["sizes"]), errors, 1)[0])
 
 
-def deviation(measured: Measured, which: str) -> float:
+def deviation(measured: Measured) -> float:
     """The largest deviation of a channel's mean from 0, or of its variance from 1."""
-    return max(float(np.abs(np.subtract(moments, [[0], [1]])).max()) for moments in measured[which].values())
+    return max(float(np.abs(np.subtract(moments, [[0], [1]])).max()) for moments in measured["moments"].values())

@@ -44,10 +44,10 @@ def spread_line(axis: Any, x: Sequence[float], values: Any, label: str, place: i
         axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.15, linewidth=0)
 
 
-def dots(axis: Any, groups: Mapping[str, Sequence[float]], *, first_place: int = 0) -> None:
+def dots(axis: Any, groups: Mapping[str, Sequence[float]]) -> None:
     """A point for each seed's value, side by side, and a line at their mean, for each group."""
     for position, (name, values) in enumerate(groups.items()):
-        look = style(first_place + position)
+        look = style(position)
         offsets = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
         axis.plot(position + offsets, values, look["marker"], color=look["color"], markersize=5, alpha=0.8, label=name)
         axis.hlines(np.mean(values), position - 0.32, position + 0.32, color=look["color"], linewidth=2)

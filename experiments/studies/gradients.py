@@ -203,14 +203,14 @@ STUDY = Study(
         ),
         Claim(
             "optimum",
-            "The gradient of all images points to the optimum.",
-            "cosine of the downhill direction with that to the weights at the end of the run, the smallest along it",
+            "The downhill direction of all images points to the optimum.",
+            "cosine of the downhill direction with that to the last weights, which stand for the optimum; the smallest",
             lambda one: min(place["cosine"] for place in one["directions"]),
             above=0.9,
         ),
         Claim(
             "own-optimum",
-            "The gradient of a batch is for that batch: it may be against the loss of all images.",
+            "The gradient of a batch is for that batch: a step for one image may raise the loss of all.",
             "share of the images whose own step would raise the loss of all, the mean along a descent with batches",
             lambda one: float(np.mean(one["opposed"])),
             above=0.1,
@@ -224,7 +224,7 @@ STUDY = Study(
         ),
         Claim(
             "late-batches",
-            "As training goes on, batches agree less.",
+            "As training goes on, batch gradients agree less with that of all images.",
             "mean cosine for the middle size of batches, at the start of a descent with all images minus at its end",
             lambda one: _middle(one, 0) - _middle(one, -1),
             above=0.1,

@@ -111,8 +111,7 @@ def _draw_plane(plane: Measured) -> Drawing:
     return Drawing(
         "paths",
         figure,
-        "The paths of gradient descent with all images and with batches over the contours of the loss of all images: "
-        "the first is smooth, the second trembles and ends elsewhere",
+        "The paths of gradient descent with all images and with batches over the contours of the loss of all images",
         f"Both paths of one seed, from the same start at the same rate, in the plane that holds most of them "
         f"({plane['share']:.0%} of their variance), with the loss of all images in that plane; the scales of the axes "
         "differ.",

@@ -51,15 +51,6 @@ class Trained:
         """The evaluation of the trained network on a part: "train", "val" or "test"."""
         return self.evaluate(self.variables, self.run.dataset.parts[part])
 
-    def curves(self) -> dict[str, list[float]]:
-        """The curves as JSON."""
-        return {
-            "losses": self.losses,
-            "accuracies": self.accuracies,
-            "val_losses": self.val_losses,
-            "val_accuracies": self.val_accuracies,
-        }
-
 
 class Lab:
     """The place of one study with one seed: its data set, its training runs, and the file of its measurements.

@@ -113,9 +113,10 @@ def _draw(measured: Sequence[Measured]) -> list[Drawing]:
 STUDY = Study(
     name="layout",
     title="Layout: channels first or last",
-    why="A layout only says in which order the numbers of an array lie in memory. Kernels [out, in, h, w] become "
-    "[h, w, in, out], and where maps are flattened for a dense layer its inputs change their order too. With all three "
-    "transposed the networks compute the same; an array that is reshaped instead is read in the wrong order.",
+    why="A layout only says in which order the numbers of an array lie in memory. Kernels [out, in, h, w] become [h, "
+    "w, in, out], and where maps are flattened for a dense layer its inputs change their order too. With images, "
+    "kernels and these inputs transposed, the networks compute the same; an array that is reshaped instead is read in "
+    "the wrong order.",
     source="PyTorch's and JAX's conventions; the network of Krizhevsky 2014 (arXiv 1404.5997)",
     claims=(
         Claim(

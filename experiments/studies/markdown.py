@@ -26,15 +26,19 @@ measures all of them on two CPU cores in about twenty minutes, without a network
 residual` runs one study. A study that was stopped continues where it was. `--full` runs larger networks, for a GPU, and
 `--dataset` takes any data set. `result.json` of each study holds the numbers of each seed.
 
-Each claim has a number and a bound, fixed before the measurement. It holds if the number is beyond the bound for every
-seed, and does not hold if it is so for none; otherwise it is not decided at this scale.
+Each claim has a number and a bound; pilot runs with one or two seeds set the sizes of the networks and some of the
+bounds. A claim holds if the number is beyond the bound for every seed, and does not hold if it is so for none.
+Otherwise it is not decided at this scale.
 """
 
 
 def markdown(results: list[dict[str, Any]], images: str) -> str:
     """The page for results; `images` is the folder of the figures, relative to the page."""
-    first = results[0]
-    lines = [_HEAD, f"The numbers below are from {first['device']}, jax {first['jax']}, with the seeds 0 to 2."]
+    first, seeds = results[0], max(result["seeds"] for result in results)
+    lines = [
+        _HEAD,
+        f"The numbers below are from {first['device']}, jax {first['jax']}, of {seeds} seeds.",
+    ]
     for result in results:
         lines += [f"\n## {result['title']}\n", f"```sh\n{result['command']}\n```\n"]
         lines += ["| claim | number | measured | verdict |", "|---|---|---|---|", *map(_row, result["verdicts"]), ""]

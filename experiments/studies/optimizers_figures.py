@@ -43,15 +43,16 @@ def draw(measured: Sequence[Measured]) -> list[Drawing | Table]:
             "curves",
             figure,
             f"Training loss and val accuracy by epoch for five optimisers; final losses {losses}",
-            "Training loss and val accuracy at constant rates, mean and range over the seeds. Each optimiser has the "
-            "rate of ten, each double the one before, that had the highest val accuracy with another seed.",
+            "Training loss and val accuracy at constant rates, mean and range over the seeds. Ten rates, "
+            "each double the one before, were tried with another seed; the one with the highest val accuracy is drawn.",
         ),
         Drawing(
             "effective",
             rates,
             f"The effective learning rate as a share of that after the first epoch; at the end {left_over}",
-            "The median over the weights of the factor by which the next step multiplies the gradient. Adagrad divides "
-            "by all past gradients, RMSProp and Adam by the recent ones; the factor of SGD and momentum is constant.",
+            "The median over the weights of the factor by which the next step multiplies the gradient. Adagrad "
+            "divides by the root of the sum of all squared gradients, RMSProp and Adam by that of a recent mean; the "
+            "factor of SGD and momentum is constant.",
         ),
         Table(
             "tuned",

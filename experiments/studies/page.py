@@ -39,7 +39,7 @@ def write_index(folder: Path) -> Path:
     return write_page(path, "The laboratory of jaxnets", sections)
 
 
-def _texts(name: str) -> dict[str, Any]:
+def chinese_texts(name: str) -> dict[str, Any]:
     """The texts of a study in Chinese: title, why, claims and figures by their names."""
     texts: dict[str, Any] = json.loads((_CHINESE_TEXTS / f"{name}.json").read_text(encoding="utf-8"))
     return texts
@@ -57,26 +57,28 @@ def _head(results: list[dict[str, Any]]) -> Iterable[str]:
     yield paragraph(
         f"{len(verdicts)} claims about AlexNet, GoogLeNet, ResNet and ResNeXt, each measured on real images: "
         f"{counts[HOLDS]} hold, {counts[FAILS]} do not hold, {counts[UNDECIDED]} are not decided at this scale. Each "
-        "criterion was fixed before the measurement; a claim holds only if the criterion is met for every seed."
+        "claim is stated with its criterion; pilot runs with one or two seeds set the sizes of the networks and some "
+        "of the bounds. A claim holds only if its criterion is met for every seed."
     )
     yield chinese(
-        f"关于 AlexNet、GoogLeNet、ResNet 和 ResNeXt 的 {len(verdicts)} 个论断, 均在真实图像上测量: "
-        f"{counts[HOLDS]} 个成立, {counts[FAILS]} 个不成立, {counts[UNDECIDED]} 个在此规模下尚无定论。"
-        "判据在测量之前确定; 只有每个随机种子都满足判据, 论断才算成立。"
+        f"关于 AlexNet、GoogLeNet、ResNet 和 ResNeXt 的 {len(verdicts)} 个论断，均在真实图像上测量："
+        f"{counts[HOLDS]} 个成立，{counts[FAILS]} 个不成立，{counts[UNDECIDED]} 个在此规模下尚无定论。"
+        "每个论断都写明判据；网络规模和部分判据由一两个随机种子的预备实验确定。"
+        "只有每个随机种子都满足判据，论断才算成立。"
     )
     yield "<nav><ul>"
     for result in results:
         signs = " ".join(_SIGNS[verdict["verdict"]] for verdict in result["verdicts"])
         yield (
             f'<li><a href="#{result["study"]}">{escape(result["title"])}</a> '
-            f'<span class="zh" lang="zh">{escape(_texts(result["study"])["title"])}</span> '
+            f'<span class="zh" lang="zh">{escape(chinese_texts(result["study"])["title"])}</span> '
             f'<span class="soft" aria-hidden="true">{signs}</span></li>'
         )
     yield "</ul></nav>"
 
 
 def _study(result: Mapping[str, Any], folder: Path) -> str:
-    place, in_chinese = folder / result["study"], _texts(result["study"])
+    place, in_chinese = folder / result["study"], chinese_texts(result["study"])
     figures, tables = "", ""
     for drawn in result["figures"]:
         caption = f"{drawn['caption']} {in_chinese['figures'][drawn['name']]}"

@@ -4,9 +4,7 @@ from experiments.studies.residual_figures import draw
 from experiments.studies.residual_runs import Settings, growth, measure, saved, worse
 from experiments.studies.study import Claim, Study
 
-_FIRST_LAYER = (
-    "log10 of the gradient norm of the first convolution at the start, deepest {} network over the shallowest"
-)
+_FIRST_LAYER = "log10 of the first convolution's gradient norm at initialisation, deepest {} network over shallowest"
 _BARE = _FIRST_LAYER + ", without batch normalisation"
 STUDY = Study(
     name="residual",
@@ -52,6 +50,14 @@ STUDY = Study(
             above=-2,
         ),
         Claim(
+            "large-weights",
+            "With larger initial weights, the gradients of residual networks without batch normalisation explode.",
+            _BARE.format("residual") + " and with He's initial weights",
+            lambda one: growth(one, "residual", " without norm, large weights"),
+            above=2,
+            scale="deeper networks",
+        ),
+        Claim(
             "norm",
             "Batch normalisation alone prevents that too: gradients do not vanish in the plain networks that degrade.",
             _FIRST_LAYER.format("plain"),
@@ -60,7 +66,7 @@ STUDY = Study(
         ),
         Claim(
             "exploding",
-            "With batch normalisation, the gradients of plain networks have healthy norms: they do not explode either.",
+            "With batch normalisation, the gradients of plain networks do not explode either.",
             _FIRST_LAYER.format("plain"),
             lambda one: growth(one, "plain"),
             below=2,
@@ -69,7 +75,7 @@ STUDY = Study(
         Claim(
             "both",
             "With batch normalisation and shortcuts, gradients neither vanish nor explode.",
-            "distance from 0 of " + _FIRST_LAYER.format("residual"),
+            "absolute value of " + _FIRST_LAYER.format("residual"),
             lambda one: abs(growth(one, "residual")),
             below=2,
             scale="deeper networks",

@@ -35,8 +35,7 @@ def _curves(measured: Sequence[Measured]) -> Drawing:
         "degradation",
         figure,
         f"Training loss by epoch; in the last one {'; '.join(finals)}",
-        "Training loss, mean and range over the seeds. Without shortcuts deeper networks are worse on the images "
-        "they train on; with shortcuts they are not.",
+        "Training loss, mean and range over the seeds: left without shortcuts, right with them.",
     )
 
 

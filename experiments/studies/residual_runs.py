@@ -75,6 +75,9 @@ def configurations(settings: Settings) -> dict[str, tuple[Config, int | None]]:
             if blocks in (settings.blocks[0], settings.blocks[-1]):
                 one_step = replace(config, recipe=replace(own, epochs=1), network_options=options | _NO_NORM)
                 runs[f"{name} {depth} without norm"] = one_step, settings.batch_size
+                if name == "residual":
+                    large = replace(one_step, network_options=one_step.network_options | {"kernel_init": "he_fan_in"})
+                    runs[f"{name} {depth} without norm, large weights"] = large, settings.batch_size
     options = {"stage_sizes": [settings.deep_blocks] * 3, "num_filters": settings.deep_filters}
     # Otherwise the residuals of 500 blocks add up to large outputs, and to a loss near 10 in the first steps.
     options |= {"shortcut": settings.shortcut, "zero_init_residual": True}

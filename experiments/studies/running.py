@@ -42,24 +42,35 @@ def run_studies(
 def _run(
     study: Study, place: Path, full: bool, seeds: int, dataset: str | None, progress: "_Progress"
 ) -> dict[str, Any]:
-    started = time.perf_counter()
     settings = study.full if full else study.quick
     data = study_data(dataset, harder=study.harder)
     place.mkdir(parents=True, exist_ok=True)
     # Measurements of other versions, settings or images are in other files.
     fingerprints = [source.fingerprint() for source in data.parts.values()]
     digest = sha256(repr((__version__, jax.__version__, settings, fingerprints)).encode()).hexdigest()[:8]
-    programs, measured = Programs(), []
+    programs, measured, seconds = Programs(), [], 0.0
     for seed in range(1 if study.exact else seeds):
         progress.begin(f"{study.name}, seed {seed}")
         lab = Lab(data, seed, place / f"seed-{seed}-{digest}.json", programs, progress.note)
+        started = time.perf_counter()
         measured.append(lab.kept("measured", partial(study.measure, lab, settings)))
+        seconds += lab.kept("seconds", partial(_since, started))
         progress.advance(study.seconds / (1 if study.exact else _USUAL_SEEDS))
-    result = _result(study, measured, settings, data.name, full, time.perf_counter() - started)
+    command = _command(study, full, seeds, dataset)
+    result = _result(study, measured, settings, data.name, command, seconds)
     _write(study, measured, result, place)
     for verdict in result["verdicts"]:
         progress.say(f"{study.name}: {verdict['verdict']}: {verdict['text']}")
     return result
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+def _command(study: Study, full: bool, seeds: int, dataset: str | None) -> str:
+    options = " --full" * full + (f" --dataset {dataset}" if dataset else "")
+    return f"jaxnets study {study.name}{options}" + (f" --seeds {seeds}" if seeds != _USUAL_SEEDS else "")
 
 
 def _share(study: Study, seeds: int) -> float:
@@ -67,7 +78,7 @@ def _share(study: Study, seeds: int) -> float:
 
 
 def _result(
-    study: Study, measured: Sequence[Measured], settings: Any, dataset: str, full: bool, seconds: float
+    study: Study, measured: Sequence[Measured], settings: Any, dataset: str, command: str, seconds: float
 ) -> dict[str, Any]:
     device = jax.devices()[0]
     return {
@@ -75,7 +86,7 @@ def _result(
         "title": study.title,
         "why": study.why,
         "source": study.source,
-        "command": f"jaxnets study {study.name}" + " --full" * full,
+        "command": command,
         "verdicts": [verdict.to_dict() for verdict in study.judge(measured)],
         "settings": asdict(settings),
         "seeds": len(measured),

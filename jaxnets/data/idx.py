@@ -45,7 +45,7 @@ def load_idx(folder: Path, division: Division) -> Dataset:
             )
             if len(images) != len(labels):
                 raise InputError(
-                    f"{folder}: {len(images):,} images of {part}, but {len(labels):,} labels; get the files once more"
+                    f"{folder}: {len(images):,} images of {part}, but {len(labels):,} labels; download the files again"
                 )
             parts[part] = images, labels.astype(np.int32)
     images, labels = parts["train"]
@@ -73,20 +73,24 @@ def _files(folder: Path) -> dict[tuple[str, str], Path]:
         return {}
     matches = {path: _FILE.fullmatch(path.name) for path in sorted(folder.iterdir())}
     # The uncompressed file of a pair comes first.
-    return {(_PARTS[match[1]], match[2]): path for path, match in reversed(matches.items()) if match}
+    files = {(_PARTS[match[1]], match[2]): path for path, match in reversed(matches.items()) if match}
+    first = {match[0][: match.start(1)]: path.name for path, match in matches.items() if match}
+    if len(first) > 1:
+        raise InputError(f"{folder} has several data sets: {', '.join(first.values())}; move all but one away")
+    return files
 
 
 def _read(path: Path, dimensions: int) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged ({error}); get it once more") from None
+        raise InputError(f"{path} is damaged ({error}); download it again") from None
     header = 4 * (1 + dimensions)
     if len(data) < header or data[:4] != bytes((0, 0, _UBYTE, dimensions)):
-        raise InputError(f"{path} is no IDX file of unsigned bytes with {dimensions} dimensions; get it once more")
+        raise InputError(f"{path} is no IDX file of unsigned bytes with {dimensions} dimensions; download it again")
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     if len(data) - header != prod(shape) or not prod(shape):
         raise InputError(
-            f"{path} has {len(data) - header:,} values, but its header says {list(shape)}; get it once more"
+            f"{path} has {len(data) - header:,} values, but its header says {list(shape)}; download it again"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -77,3 +77,10 @@ def test_half_a_part_is_refused(folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(InputError, match="has images of test, but not both"):
         load_dataset(str(folder))
+
+
+def test_a_folder_of_several_data_sets_is_refused(folder: Path) -> None:
+    images = folder / "train-images-idx3-ubyte"
+    (folder / "emnist-letters-train-images-idx3-ubyte").write_bytes(images.read_bytes())
+    with pytest.raises(InputError, match="has several data sets: emnist-letters-train-images-idx3-ubyte, "):
+        load_dataset(str(folder))

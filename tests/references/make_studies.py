@@ -1,8 +1,8 @@
 """Writes studies.json from the results of ten seeds: python tests/references/make_studies.py RESULTS.
 
-The results are those of `jaxnets study --seeds 10 --output RESULTS`. Of each claim the file has the numbers of the
-seeds, their verdict, and the margin around their mean within which a further seed has to be: three standard deviations,
-and a twentieth of the claim's bound for numbers that only differ by rounding.
+The results are those of `jaxnets study --seeds 10 --dataset digits --output RESULTS`. Of each claim the file has the
+numbers of the seeds, their verdict, and the margin around their mean within which a further seed has to be: three
+standard deviations, and a twentieth of the claim's bound for numbers that only differ by rounding.
 """
 
 import json
@@ -21,6 +21,7 @@ def main() -> None:
     for name in STUDIES:
         study = load_study(name)
         result = json.loads((results / name / "result.json").read_text(encoding="utf-8"))
+        assert result["dataset"] == "digits"
         assert result["seeds"] == (1 if study.exact else SEEDS), f"{name} has {result['seeds']} seeds"
         bounds = {claim.name: claim.below if claim.above is None else claim.above for claim in study.claims}
         claims[name] = {

@@ -13,7 +13,7 @@ from experiments.studies.lab import Lab
 from experiments.studies.study import FAILS, HOLDS, UNDECIDED
 
 KNOWN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "references" / "studies.json").read_text())
-SEED = 10  # the known ones are 0 to 9
+SEED = 100  # the known ones are 0 to 9, and pilot runs had others up to 21
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -38,7 +38,7 @@ def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
 def test_a_further_seed_agrees(name: str) -> None:
     study = load_study(name)
     measured = study.measure(Lab(study_data("digits"), SEED), study.quick)
-    assert {drawn.name for drawn in study.draw([measured])} == set(page._texts(name)["figures"])
+    assert {drawn.name for drawn in study.draw([measured])} == set(page.chinese_texts(name)["figures"])
     for found in study.judge([measured]):
         known = KNOWN[name][found.claim.name]
         if not known["values"]:
