@@ -89,19 +89,17 @@ class Lab:
         self,
         config: Config,
         dataset: Dataset | None = None,
-        each_epoch: Callable[[int, Any, Setup], None] | None = None,
         *,
         start: Any = None,
         judge_epochs: bool = True,
     ) -> Trained:
         """Trains a network with the lab's seed, as `jaxnets.training.train` does, but without files.
 
-        `each_epoch(epoch, variables, run)` is called after each epoch, and with epoch 0 before the first. Unless
-        `judge_epochs`, val images are not looked at. `start` are variables to start from, with a new head; the
+        Unless `judge_epochs`, val images are not looked at. `start` are variables to start from, with a new head; the
         configuration's `weights` are then only their name, and images are normalised as the data set says.
         """
         config = replace(config, seed=self.seed)
-        return self._programs.train(config, dataset or self.dataset, each_epoch, start, judge_epochs, self.note)
+        return self._programs.train(config, dataset or self.dataset, start, judge_epochs, self.note)
 
 
 class Programs:
@@ -115,7 +113,6 @@ class Programs:
         self,
         config: Config,
         dataset: Dataset,
-        each_epoch: Callable[[int, Any, Setup], None] | None,
         start: Any,
         judge_epochs: bool,
         note: Callable[[str], None],
@@ -138,8 +135,6 @@ class Programs:
         curves: dict[str, list[float]] = {"losses": [], "accuracies": [], "val_losses": [], "val_accuracies": []}
         norms: list[np.ndarray] = []
         batches = to_device(run.feed.batches(0, run.steps), parallel.put)
-        if each_epoch is not None:
-            each_epoch(0, state.variables, run)
         for epoch in range(1, recipe.epochs + 1):
             sums = []
             for _ in range(run.feed.steps_through(epoch) - run.feed.steps_through(epoch - 1)):
@@ -158,8 +153,6 @@ class Programs:
                 val = evaluate(state.variables, run.evaluated["val"]).metrics
                 curves["val_losses"].append(val["loss"])
                 curves["val_accuracies"].append(val["accuracy"])
-            if each_epoch is not None:
-                each_epoch(epoch, state.variables, run)
             note(f"{config.arch}, epoch {epoch} of {recipe.epochs}")
         return Trained(run, state.variables, **curves, gradient_norms=np.array(norms), evaluate=evaluate)
 
