@@ -1,7 +1,7 @@
 """Writes studies.json from the results of ten seeds: python tests/references/make_studies.py RESULTS.
 
 The results are those of `jaxnets study --seeds 10 --dataset digits --output RESULTS`. Of each claim the file has the
-numbers of the seeds, their verdict, and the margin around their mean within which a further seed has to be: three
+numbers of the seeds, their verdict, and the margin around their mean within which a further seed has to be: four
 standard deviations, and a twentieth of the claim's bound for numbers that only differ by rounding.
 """
 
@@ -28,7 +28,7 @@ def main() -> None:
             verdict["claim"]: {
                 "values": verdict["values"],
                 "verdict": verdict["verdict"],
-                "margin": 3 * verdict["deviation"] + abs(bounds[verdict["claim"]] or np.mean(verdict["values"])) / 20
+                "margin": 4 * verdict["deviation"] + abs(bounds[verdict["claim"]] or np.mean(verdict["values"])) / 20
                 if verdict["values"]
                 else None,
             }

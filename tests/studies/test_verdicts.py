@@ -43,6 +43,8 @@ def test_a_further_seed_agrees(name: str) -> None:
         known = KNOWN[name][found.claim.name]
         if not known["values"]:
             continue  # what only a GPU measures
-        assert abs(found.values[0] - np.mean(known["values"])) <= known["margin"], found
-        if known["verdict"] != UNDECIDED:
+        mean, bound = np.mean(known["values"]), found.claim.above if found.claim.below is None else found.claim.below
+        assert abs(found.values[0] - mean) <= known["margin"], found
+        # Otherwise chance decides.
+        if abs(mean - bound) > known["margin"] + found.claim.margin:
             assert found.verdict == known["verdict"], found
