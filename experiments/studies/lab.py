@@ -106,7 +106,7 @@ class Programs:
     """Compiled training steps and evaluations, each by the configuration it is for, without seed and learning rate."""
 
     def __init__(self) -> None:
-        self.parallel = Parallel.choose()
+        self.parallel = Parallel.choose("jit")  # one device: small batches, whose statistics are those of the batch
         self._compiled: dict[Any, tuple[Compiled, Evaluator]] = {}
 
     def train(

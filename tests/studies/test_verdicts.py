@@ -28,7 +28,7 @@ def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
         else:
             assert claim.below is not None
             beyond = [claim.below - value for value in known["values"]]
-        met, missed = ([sign * distance > claim.margin for distance in beyond] for sign in (1, -1))
+        met, missed = [d > claim.margin for d in beyond], [d <= -claim.margin for d in beyond]
         expected = HOLDS if beyond and all(met) else FAILS if beyond and all(missed) else UNDECIDED
         assert known["verdict"] == expected, claim.name
 
