@@ -12,9 +12,10 @@ STUDY = Study(
     why="A deeper plain network could copy a shallow one and let its further layers be the identity, so a larger "
     "training loss is a failure of optimisation, not overfitting; a shortcut makes the identity the starting point, "
     "and a block only has to learn the difference. The gradient is a product over the layers: with PyTorch's default "
-    "weights each factor is below one, while a shortcut adds a path on which it is one. Batch normalisation rescales "
-    "the outputs of each layer, so gradients do not vanish, but at the start those of plain networks grow "
-    "exponentially towards the first layer (Yang et al. 2019); training removes that growth, but not the degradation.",
+    "weights each factor is below one, while a shortcut adds a path on which it is one; with larger weights the sum "
+    "of both paths is above one. Batch normalisation rescales the outputs of each layer, so gradients do not vanish, "
+    "but at the start those of plain networks grow exponentially towards the first layer (Yang et al. 2019); training "
+    "removes that growth, but not the degradation.",
     source="He et al. 2015, sections 1, 3.1, 3.3, 4.1 and 4.2, figures 1, 5 and 6; Goyal et al. 2017, section 5.1; "
     "Yang et al. 2019 (A Mean Field Theory of Batch Normalization)",
     claims=(
