@@ -1,7 +1,7 @@
 """Optimisers: SGD, momentum, Adagrad, RMSProp and Adam, each at the learning rate that suits it."""
 
 from experiments.studies.optimizers_figures import draw
-from experiments.studies.optimizers_runs import Settings, better, largest_rise, left, measure, ratio_of_losses
+from experiments.studies.optimizers_runs import Settings, better, largest_rise, measure, ratio_of_losses, share_left
 from experiments.studies.study import Claim, Study
 
 STUDY = Study(
@@ -20,7 +20,7 @@ STUDY = Study(
             "adagrad-falls",
             "Adagrad's rate falls as squared gradients add up.",
             "share of the effective rate after the first epoch that is left at the end",
-            lambda one: left(one, "adagrad"),
+            lambda one: share_left(one, "adagrad"),
             below=0.9,
         ),
         Claim(
@@ -42,14 +42,14 @@ STUDY = Study(
             "rmsprop-bounded",
             "RMSProp keeps more of its rate than Adagrad.",
             "share of RMSProp's effective rate that is left at the end, as a multiple of Adagrad's share",
-            lambda one: left(one, "rmsprop") / left(one, "adagrad"),
+            lambda one: share_left(one, "rmsprop") / share_left(one, "adagrad"),
             above=2,
         ),
         Claim(
             "adam-bounded",
             "Adam keeps more of its rate than Adagrad.",
             "share of Adam's effective rate that is left at the end, as a multiple of Adagrad's share",
-            lambda one: left(one, "adam") / left(one, "adagrad"),
+            lambda one: share_left(one, "adam") / share_left(one, "adagrad"),
             above=2,
         ),
         Claim(

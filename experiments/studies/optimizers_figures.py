@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.studies.drawing import new_figure, spread_line, whole_epochs
-from experiments.studies.optimizers_runs import NAMES
+from experiments.studies.optimizers_runs import NAMES, share_left
 from experiments.studies.study import Drawing, Measured, Table
 
 
@@ -36,7 +36,8 @@ def draw(measured: Sequence[Measured]) -> list[Drawing | Table]:
     axis.legend(frameon=False)
     losses = ", ".join(f"{_mean(measured, name, 'losses'):.2g} {label}" for name, label in NAMES.items())
     left_over = ", ".join(
-        f"{np.mean([left(one, name) for one in measured]):.2g} {NAMES[name]}" for name in ("adagrad", "rmsprop", "adam")
+        f"{np.mean([share_left(one, name) for one in measured]):.2g} {NAMES[name]}"
+        for name in ("adagrad", "rmsprop", "adam")
     )
     return [
         Drawing(

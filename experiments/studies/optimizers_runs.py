@@ -126,7 +126,7 @@ def _steps(tuning: AtRates, final: AtRates, loss: float) -> int:
     return int(final.steps_to(loss)[tuning.steps_to(loss).argmin()])
 
 
-def left(measured: Measured, name: str) -> float:
+def share_left(measured: Measured, name: str) -> float:
     """The share of the effective rate after the first epoch that is left at the end."""
     effective = measured[name]["effective"]
     return float(effective[-1] / effective[0])
