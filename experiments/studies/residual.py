@@ -109,7 +109,7 @@ STUDY = Study(
         deep_blocks=167,
         deep_filters=4,
         deep_images=160,
-        deep_epochs=16,
+        deep_epochs=10,
         deep_learning_rate=0.05,
     ),
     full=Settings(
