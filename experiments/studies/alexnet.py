@@ -239,5 +239,5 @@ STUDY = Study(
         optimizer="momentum",
         learning_rate=0.01,
     ),
-    seconds=90,
+    seconds=122,
 )

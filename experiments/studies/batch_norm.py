@@ -127,5 +127,5 @@ STUDY = Study(
         few_images=10_000,
         few_epochs=4,
     ),
-    seconds=140,
+    seconds=128,
 )

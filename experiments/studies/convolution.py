@@ -176,6 +176,6 @@ STUDY = Study(
     draw=_draw,
     quick=Settings(),
     full=Settings(),
-    seconds=40,
+    seconds=27,
     exact=True,
 )

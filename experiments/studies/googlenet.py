@@ -86,5 +86,5 @@ STUDY = Study(
         map_size=128,
         trained={},
     ),
-    seconds=150,
+    seconds=165,
 )

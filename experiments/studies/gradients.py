@@ -234,5 +234,5 @@ STUDY = Study(
     draw=draw,
     quick=Settings(hidden=32, images=512, batch_size=16, steps=400),
     full=Settings(hidden=64, images=4096, batch_size=16, steps=1000),
-    seconds=6,
+    seconds=11,
 )

@@ -138,6 +138,6 @@ STUDY = Study(
     draw=_draw,
     quick=Settings(),
     full=Settings(),
-    seconds=15,
+    seconds=8,
     exact=True,
 )

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from PIL import Image
@@ -21,7 +22,7 @@ them again.
 jaxnets study
 ```
 
-measures all of them on two CPU cores in about twenty minutes, without a network connection, and writes
+measures all of them on a CPU in about a quarter of an hour, without a network connection, and writes
 `runs/studies/index.html`: the claims in English and Chinese, the figures, the verdicts and the reasons. `jaxnets study
 residual` runs one study. A study that was stopped continues where it was. `--full` runs larger networks, for a GPU, and
 `--dataset` takes any data set. `result.json` of each study holds the numbers of each seed.
@@ -37,7 +38,7 @@ def markdown(results: list[dict[str, Any]], images: str) -> str:
     first, seeds = results[0], max(result["seeds"] for result in results)
     lines = [
         _HEAD,
-        f"The numbers below are from {first['device']}, jax {first['jax']}, of {seeds} seeds.",
+        f"The numbers below are from {seeds} seeds on {first['device']}, with jax {first['jax']}.",
     ]
     for result in results:
         lines += [f"\n## {result['title']}\n", f"```sh\n{result['command']}\n```\n"]
@@ -46,10 +47,15 @@ def markdown(results: list[dict[str, Any]], images: str) -> str:
             if "rows" not in figure:
                 lines += [
                     f"![{figure['alt']}]({images}/{result['study']}-{figure['name']}.png)\n",
-                    f"{figure['caption']}\n",
+                    f"{_wrapped(figure['caption'])}\n",
                 ]
-        lines += [f"{result['why']}\n", f"Source: {result['source']}. Data: {result['dataset']}."]
+        source = f"Source: {result['source']}. Data: {result['dataset']}."
+        lines += [f"{_wrapped(result['why'])}\n", _wrapped(source)]
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(verdict: Mapping[str, Any]) -> str:

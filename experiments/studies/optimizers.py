@@ -102,5 +102,5 @@ STUDY = Study(
         whole_images=2000,
         whole_steps=600,
     ),
-    seconds=40,
+    seconds=73,
 )

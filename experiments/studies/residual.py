@@ -125,5 +125,5 @@ STUDY = Study(
         deep_epochs=3,
         deep_learning_rate=0.05,
     ),
-    seconds=90,
+    seconds=164,
 )

@@ -92,7 +92,7 @@ def _result(
         "seeds": len(measured),
         "exact": study.exact,
         "dataset": dataset,
-        "device": f"{device.platform}: {device.device_kind}",
+        "device": device.device_kind,
         "seconds": seconds,
         "jax": jax.__version__,
         "jaxnets": __version__,

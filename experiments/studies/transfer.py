@@ -96,5 +96,5 @@ STUDY = Study(
         plenty_epochs=10,
         trunk_epochs=10,
     ),
-    seconds=130,
+    seconds=108,
 )
