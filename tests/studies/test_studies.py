@@ -21,6 +21,7 @@ from experiments.studies.page import results_in
 from experiments.studies.study import FAILS, HOLDS, UNDECIDED, Claim, Drawing, Measured, Study, Table
 from jaxnets.errors import InputError
 from jaxnets.training import Config, Recipe, train
+from jaxnets.training.parallel import Parallel
 
 CLAIM = Claim("large", "It is large.", "size", lambda one: one["size"], above=1.0)
 
@@ -167,7 +168,7 @@ def test_the_lab_trains_as_train_does(tmp_path: Path) -> None:
     config = Config("tiny_resnet", recipe, seed=3, log_every=1, log_gradients=True)
     data = subset(study_data("digits"), 0, 256, 100)
     trained = Lab(data, 3).train(replace(config, seed=0))
-    train(config, tmp_path / "run", data)
+    train(config, tmp_path / "run", data, parallel=Parallel.choose("jit"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["split"] == "train"]
     assert trained.val_accuracies == [line["accuracy"] for line in lines if line["split"] == "val"]
