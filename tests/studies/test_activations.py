@@ -11,7 +11,7 @@ from experiments.studies.data import arrays, study_data, subset
 from experiments.studies.lab import Lab
 from experiments.studies.study import FAILS, HOLDS
 
-TINY = Settings(images=32, epochs=1, parity_images=300, parity_epochs=10, batch_size=16)
+TINY = Settings(images=32, epochs=1)
 
 
 @pytest.mark.parametrize(
