@@ -51,7 +51,7 @@ def rescaling(inputs: Any, scale: Any, bias: Any, epsilon: float, axis_name: Any
 @pytest.mark.slow
 def test_norms_do_what_the_course_says() -> None:
     found = verdicts()
-    for name in ("normalises", "faster", "higher-rates", "statistics", "bias-outputs", "bias-gradient"):
+    for name in ("normalises", "higher-rates", "statistics", "bias-outputs", "bias-gradient"):
         assert found[name] == HOLDS, name
     assert found["evaluated-in-training-mode"] == found["trained-in-eval-mode"] == HOLDS
 
@@ -59,8 +59,10 @@ def test_norms_do_what_the_course_says() -> None:
 @pytest.mark.slow
 def test_norms_that_do_not_subtract_the_mean_turn_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "batch_norm", rescaling)
+    jax.clear_caches()  # the programs with true norms
     found = verdicts()
-    assert {found[name] for name in ("normalises", "bias-outputs", "bias-gradient")} == {FAILS}
+    jax.clear_caches()
+    assert {found[name] for name in ("normalises", "higher-rates", "bias-outputs", "bias-gradient")} == {FAILS}
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -28,7 +28,7 @@ TINY = Settings(
     deep_blocks=1,
     deep_filters=8,
     deep_images=64,
-    deep_epochs=15,
+    deep_epochs=40,
     deep_learning_rate=0.1,
 )
 
