@@ -37,7 +37,8 @@ def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_further_seed_agrees(name: str) -> None:
     study = load_study(name)
-    measured = study.measure(Lab(study_data("digits"), SEED), study.quick)
+    seed = 0 if study.exact else SEED
+    measured = study.measure(Lab(study_data("digits"), seed), study.quick)
     assert {drawn.name for drawn in study.draw([measured])} == set(page.chinese_texts(name)["figures"])
     for found in study.judge([measured]):
         known = KNOWN[name][found.claim.name]
