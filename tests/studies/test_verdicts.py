@@ -42,10 +42,10 @@ def test_a_further_seed_agrees(name: str) -> None:
     assert {drawn.name for drawn in study.draw([measured])} == set(page.chinese_texts(name)["figures"])
     for found in study.judge([measured]):
         known = KNOWN[name][found.claim.name]
-        if not known["values"]:
-            continue  # what only a GPU measures
+        if known["verdict"] == UNDECIDED:
+            continue  # chance decides, or only a GPU measures it
         mean, bound = np.mean(known["values"]), found.claim.above if found.claim.below is None else found.claim.below
         assert abs(found.values[0] - mean) <= known["margin"], found
-        # Otherwise chance decides.
+        # Otherwise chance may decide.
         if abs(mean - bound) > known["margin"] + found.claim.margin:
             assert found.verdict == known["verdict"], found
