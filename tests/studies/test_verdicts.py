@@ -33,8 +33,11 @@ def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
         assert known["verdict"] == expected, claim.name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
+# A network of a thousand layers takes minutes to compile for eight devices, as the tests have.
+_TIERS = {"residual": pytest.mark.exhaustive}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_TIERS.get(name, pytest.mark.slow)) for name in STUDIES])
 def test_a_further_seed_agrees(name: str) -> None:
     study = load_study(name)
     seed = 0 if study.exact else SEED
