@@ -86,7 +86,7 @@ class Naive(Inception):
 
 
 @pytest.fixture(autouse=True)
-def _counted_afresh() -> Iterator[None]:
+def clear_counts() -> Iterator[None]:
     counts.cache_clear()
     yield
     counts.cache_clear()

@@ -31,7 +31,7 @@ TINY = Settings(
 )
 
 
-def test_classes_are_divided_and_labelled_anew() -> None:
+def test_classes_are_divided_and_relabelled() -> None:
     data = study_data("digits")
     new = of_classes(data, range(5, 10))
     assert new.class_names == tuple("56789")
