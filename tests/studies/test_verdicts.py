@@ -33,8 +33,8 @@ def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
         assert known["verdict"] == expected, claim.name
 
 
-# A network of a thousand layers takes minutes to compile for eight devices, as the tests have.
-_TIERS = {"residual": pytest.mark.exhaustive}
+# These take many minutes with the eight devices that the tests have.
+_TIERS = {"residual": pytest.mark.exhaustive, "resnext": pytest.mark.exhaustive}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_TIERS.get(name, pytest.mark.slow)) for name in STUDIES])
