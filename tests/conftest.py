@@ -22,6 +22,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(availability.SWITCH, "all")
     # What several devices do is tested on a CPU that is cut into as many.
     jax.config.update("jax_num_cpu_devices", 8)
+    if config.option.markexpr in ("slow", "exhaustive"):
+        _pin()
+
+
+def _pin() -> None:
+    """Gives this worker a core of its own. Two that train on the same cores wait for each other's threads."""
+    cores, worker = sorted(os.sched_getaffinity(0)), os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and int(os.environ["PYTEST_XDIST_WORKER_COUNT"]) <= len(cores):
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw"))]})
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

@@ -13,6 +13,7 @@ from tests.inspection.objects import FAMILIES, NOTHING, objects, trained
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_class_maps_and_occlusion_agree_on_the_object(family: str) -> None:
     network = FAMILIES[family]

@@ -38,9 +38,8 @@ def test_ten_seeds_are_known_of_each_claim(name: str) -> None:
 
 # As a user's process does, not one of the tests, whose programs XLA optimises less.
 MEASURE = """
-import json, os, sys
-name, seed, core = sys.argv[1:]
-os.sched_setaffinity(0, {int(core)})  # beside other tests, two threads of one process wait for each other
+import json, sys
+name, seed = sys.argv[1:]
 from experiments.studies import load_study
 from experiments.studies.lab import Lab
 study = load_study(name)
@@ -50,10 +49,8 @@ print(json.dumps(study.measure(Lab(study_data("digits"), int(seed)), study.quick
 
 def measured_with(name: str, seed: int) -> Any:
     """The measurements of one seed."""
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % len(cores)]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, name, str(seed), str(core)],
+        [sys.executable, "-c", MEASURE, name, str(seed)],
         capture_output=True,
         text=True,
         env={**os.environ, availability.SWITCH: "", "PYTHONPATH": str(ROOT)},
