@@ -41,6 +41,7 @@ MEASURE = """
 import json, sys
 name, seed = sys.argv[1:]
 from experiments.studies import load_study
+from experiments.studies.data import study_data
 from experiments.studies.lab import Lab
 study = load_study(name)
 print(json.dumps(study.measure(Lab(study_data("digits"), int(seed)), study.quick)))
