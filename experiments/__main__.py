@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "Convert weights between PyTorch files, safetensors and runs.",
     "export": "Write a network and its weights as a StableHLO program.",
     "prepare": "Download a data set, or resize images once for faster training.",
+    "verify": "Check that checkpoints, prepared records and weight files are not damaged.",
     "benchmark": "Measure the speed of training, inference or reading data.",
     "study": "Measure and draw claims about these networks, on one HTML page.",
     "report": "Write the HTML report of a run, or compare several.",
