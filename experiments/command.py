@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ _CHECKS = {
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command. What a user can mend becomes one line on standard error and exit code 2; Ctrl-C exits 130."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps, and each failure at length
     _open_standard_streams()
     try:

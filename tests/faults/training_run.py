@@ -158,17 +158,18 @@ def _train(workdir: Path, record: Path, interval: float = 0, data: Dataset = DAT
 
 
 def _record_steps(path: Path) -> None:
-    """Writes each step and the images that it sees, which are known by their pixels, before it is taken."""
+    """Writes each step that is taken and the images that it sees, which are known by their pixels."""
     call = Compiled.__call__
     known = {np.asarray(DATASET.train[index].image).tobytes(): index for index in range(IMAGES)}
 
     def recorded(self: Compiled, replicated: Any, batch: Any) -> Any:
-        if isinstance(replicated, TrainState):
-            seen = np.asarray(batch.images)[np.asarray(batch.mask)]
-            line = json.dumps([int(replicated.step), [known[image.tobytes()] for image in seen]]) + "\n"
-            with path.open("a") as file:
-                file.write(line)
-        return call(self, replicated, batch)
+        if not isinstance(replicated, TrainState):
+            return call(self, replicated, batch)
+        step, seen = int(replicated.step), np.asarray(batch.images)[np.asarray(batch.mask)]
+        results = call(self, replicated, batch)
+        with path.open("a") as file:
+            file.write(json.dumps([step, [known[image.tobytes()] for image in seen]]) + "\n")
+        return results
 
     Compiled.__call__ = recorded  # type: ignore[method-assign]
 
