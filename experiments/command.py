@@ -14,11 +14,10 @@ import jax
 from absl import logging
 
 from jaxnets.devices import devices
-from jaxnets.errors import InputError
+from jaxnets.errors import InputError, first_line
 from jaxnets.ops import keep_memory
 from jaxnets.training.interruption import Interrupted
 from jaxnets.weights.download import cache_folder
-from jaxnets.weights.runs import first_line
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give another folder"),
