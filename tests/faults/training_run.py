@@ -208,20 +208,27 @@ def check_end(workdir: Path) -> None:
     assert child.wait() == 0, "\n".join(child.lines()[-3:])
 
 
+@cache
+def cache_folder() -> Path:
+    """A folder of this worker, for runs that its cases share."""
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / f"runs-of-{_worker}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.getpid() == _worker:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def left_alone_folder() -> Path:
     """The folder of this worker's run that is left alone; `left_alone` makes it."""
-    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / f"left-alone-{_worker}" / "run"
+    return cache_folder() / "left-alone"
 
 
 @cache
 def left_alone() -> float:
     """Trains the run to compare with, once in this worker; the seconds that takes."""
-    folder = left_alone_folder()
-    folder.parent.mkdir(parents=True)
-    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
-    child = start(folder)
+    child = start(left_alone_folder())
     assert child.wait() == 0, child.lines()[-3:]
-    check_samples(folder)
+    check_samples(left_alone_folder())
     return time.monotonic() - child.started
 
 
