@@ -37,7 +37,7 @@ from tests.training.networks import DATASET, STILL, arguments, assert_same_run, 
 CONFIG = config(**{**STILL, "flip": 0.5, "dropout_rate": 0.3}, epochs=2)
 IMAGES = len(DATASET.train)
 STEPS = -(-2 * IMAGES // CONFIG.recipe.batch_size)
-Fault = Callable[[], None]
+Fault = Callable[[], object]
 
 
 @dataclass(frozen=True)
