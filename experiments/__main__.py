@@ -5,6 +5,8 @@ import os
 import sys
 from importlib import import_module
 
+from experiments import end_quietly
+
 COMMANDS = {
     "train": "Train a network, from scratch or from pretrained weights.",
     "find_lr": "Find a learning rate for a training run.",
@@ -65,6 +67,7 @@ def main() -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     sys.argv = [f"jaxnets {name.replace('_', '-')}", *arguments]
+    end_quietly()
     from experiments.command import run
 
     run(import_module(f"experiments.{name}").main)

@@ -20,6 +20,8 @@ from jaxnets.weights.damage import damage_of
 from jaxnets.weights.file_checksums import DamagedError, check_files, write_checksums
 from jaxnets.weights.runs import FOLDER, orbax_files, read_run
 
+# To remove a folder that is still being written.
+_ATTEMPTS = 20
 CHECKPOINTS = ("best", "latest", "intact")
 
 
@@ -185,12 +187,23 @@ class Checkpoints:
         finally:
             if self._opened is not None:
                 self._opened.close()
+            self._remove_unfinished()
 
     @property
     def _manager(self) -> Any:
         if self._opened is None:
             self._opened = orbax_files().writer(self._folder, lambda: self.best)
         return self._opened
+
+    def _remove_unfinished(self) -> None:
+        """Removes what is left of a checkpoint that could not be written: a full disk needs the space."""
+        for _ in range(_ATTEMPTS if self._folder else 0):
+            unfinished = list(self._folder.glob("*.orbax-checkpoint-tmp"))
+            if not unfinished:
+                return
+            for path in unfinished:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.1)  # other arrays may still be being written
 
     def _move_aside(self, number: int, damage: DamagedError, say: Callable[[str], None]) -> None:
         aside = self._folder.parent / "damaged-checkpoints" / str(number)
