@@ -5,6 +5,8 @@ import os
 import sys
 from importlib import import_module
 
+from experiments import end_quietly
+
 COMMANDS = {
     "train": "Train a network, from scratch or from pretrained weights.",
     "find_lr": "Find a learning rate for a training run.",
@@ -20,6 +22,7 @@ COMMANDS = {
     "convert": "Convert weights between PyTorch files, safetensors and runs.",
     "export": "Write a network and its weights as a StableHLO program.",
     "prepare": "Download a data set, or resize images once for faster training.",
+    "verify": "Check that checkpoints, prepared records and weight files are not damaged.",
     "benchmark": "Measure the speed of training, inference or reading data.",
     "study": "Measure and draw claims about these networks, on one HTML page.",
     "report": "Write the HTML report of a run, or compare several.",
@@ -64,6 +67,7 @@ def main() -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     sys.argv = [f"jaxnets {name.replace('_', '-')}", *arguments]
+    end_quietly()
     from experiments.command import run
 
     run(import_module(f"experiments.{name}").main)

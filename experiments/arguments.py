@@ -116,5 +116,6 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         choices=CHECKPOINTS,
         default="best",
-        help="the best checkpoint by val (default; the latest if there is none), or the latest",
+        help="the best checkpoint by val (default; the latest if there is none), the latest, or the newest that is not "
+        "damaged (intact)",
     )

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,11 +14,10 @@ import jax
 from absl import logging
 
 from jaxnets.devices import devices
-from jaxnets.errors import InputError
+from jaxnets.errors import InputError, first_line
 from jaxnets.ops import keep_memory
 from jaxnets.training.interruption import Interrupted
 from jaxnets.weights.download import cache_folder
-from jaxnets.weights.runs import first_line
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give another folder"),
@@ -38,6 +38,9 @@ _CHECKS = {
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command. What a user can mend becomes one line on standard error and exit code 2; Ctrl-C exits 130."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = _print_unraisable
     logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps, and each failure at length
     _open_standard_streams()
     try:
@@ -85,6 +88,12 @@ def with_options(message: str, arguments: Sequence[str]) -> str:
     if given.isdisjoint(map(flag, _SETTING.finditer(message))):
         return message
     return _SETTING.sub(lambda setting: f"{flag(setting)} {setting[2]}", message)
+
+
+def _print_unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Prints an error that no code can catch, but not those of arrays after the first one that can't be written."""
+    if str(error.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(error)
 
 
 def _open_standard_streams() -> None:

@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnets.errors import InputError
+from jaxnets.errors import InputError, first_line
 from jaxnets.training.config import Config
 from jaxnets.training.contents import Contents, TrainedClassifier
 from jaxnets.training.state import TrainState
-from jaxnets.weights.runs import FOLDER, check_is_damage, first_line, orbax_files, read_run
+from jaxnets.weights.damage import damage_of
+from jaxnets.weights.file_checksums import DamagedError, check_files, write_checksums
+from jaxnets.weights.runs import FOLDER, orbax_files, read_run
 
-CHECKPOINTS = ("best", "latest")
+# To remove a folder that is still being written.
+_ATTEMPTS = 20
+CHECKPOINTS = ("best", "latest", "intact")
 
 
 class Checkpoints:
@@ -94,13 +98,19 @@ class Checkpoints:
 
     def poll(self) -> None:
         """Reports a checkpoint that has been completed since the last call."""
-        if self._incomplete and self._complete and not self._opened.is_saving_in_progress():
+        if self._incomplete and not self._opened.is_saving_in_progress():
             self._report()
 
     def _report(self) -> None:
         incomplete, self._incomplete = self._incomplete, None
-        if incomplete and self._complete:
-            number, step = incomplete
+        if incomplete is None:
+            return
+        number, step = incomplete
+        try:
+            write_checksums(self._folder / str(number))
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from None
+        if self._complete:
             self._complete(step, self._folder / str(number))
 
     def restore(self, like: TrainState, say: Callable[[str], None]) -> tuple[TrainState, dict[str, Any]] | None:
@@ -112,18 +122,16 @@ class Checkpoints:
         if self._folder is None:
             return None
         files = orbax_files()
-        damaged: list[tuple[int, Exception]] = []
+        damaged: list[tuple[int, DamagedError]] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
+                check_files(self._folder / str(number))
                 metadata = files.read_metadata(self._manager, number)
                 self._contents.check_resumes(metadata)
                 variables = files.read_arrays(self._manager, number, "variables", metadata, like.variables)
                 rest = files.read_arrays(self._manager, number, "training", metadata, _numbered(_rest(like)))
-            except InputError:
-                raise
             except Exception as error:  # orbax and tensorstore raise many types
-                check_is_damage(error, self._folder / str(number))
-                damaged.append((number, error))
+                damaged.append((number, damage_of(error, self._folder / str(number))))
                 continue
             for one, reason in damaged:
                 self._move_aside(one, reason, say)
@@ -131,7 +139,7 @@ class Checkpoints:
             return _joined(like, variables, list(rest.values())), metadata["position"]
         if damaged:
             raise InputError(
-                f"none of the checkpoints in {self._folder} can be read ({first_line(damaged[0][1])}); "
+                f"none of the checkpoints in {self._folder} is intact (checkpoint {damaged[0][0]}: {damaged[0][1]}); "
                 "train again in another workdir"
             )
         return None
@@ -144,15 +152,14 @@ class Checkpoints:
         self.wait()
         number, files = self._best, orbax_files()
         try:
+            check_files(self._folder / str(number))
             metadata = files.read_metadata(self._manager, number)
             return files.read_arrays(self._manager, number, "variables", metadata, like)
-        except InputError:
-            raise
         except Exception as error:  # orbax and tensorstore raise many types
-            check_is_damage(error, self._folder / str(number))
+            damage = damage_of(error, self._folder / str(number))
             raise InputError(
-                f"the best checkpoint, {self._folder / str(number)}, is damaged ({first_line(error)}); restore it and "
-                "resume, or evaluate the run with --checkpoint latest"
+                f"the best checkpoint, {self._folder / str(number)}, is damaged ({damage}); restore it and resume, or "
+                "evaluate the run with --checkpoint intact"
             ) from None
 
     def wait(self) -> None:
@@ -162,6 +169,7 @@ class Checkpoints:
         try:
             self._opened.wait_until_finished()
         except (OSError, ValueError) as error:
+            self._incomplete = None
             raise self._failure(error) from None
         self._report()
 
@@ -179,6 +187,7 @@ class Checkpoints:
         finally:
             if self._opened is not None:
                 self._opened.close()
+            self._remove_unfinished()
 
     @property
     def _manager(self) -> Any:
@@ -186,13 +195,23 @@ class Checkpoints:
             self._opened = orbax_files().writer(self._folder, lambda: self.best)
         return self._opened
 
-    def _move_aside(self, number: int, error: Exception, say: Callable[[str], None]) -> None:
+    def _remove_unfinished(self) -> None:
+        """Removes what is left of a checkpoint that could not be written: a full disk needs the space."""
+        for _ in range(_ATTEMPTS if self._folder else 0):
+            unfinished = list(self._folder.glob("*.orbax-checkpoint-tmp"))
+            if not unfinished:
+                return
+            for path in unfinished:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.1)  # other arrays may still be being written
+
+    def _move_aside(self, number: int, damage: DamagedError, say: Callable[[str], None]) -> None:
         aside = self._folder.parent / "damaged-checkpoints" / str(number)
         aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(self._folder / str(number), aside)
         self._manager.reload()
-        say(f"warning: checkpoint {number} is damaged ({first_line(error)}); it is moved to {aside}")
+        say(f"warning: checkpoint {number} is damaged ({damage}); it is moved to {aside}")
 
     def _failure(self, error: Exception) -> InputError:
         full = "No space left" in str(error) or "quota" in str(error)
@@ -203,6 +222,7 @@ class Checkpoints:
 def load_classifier(workdir: Path, which: str = "best", *, model: nn.Module | None = None) -> TrainedClassifier:
     """The classifier in the "best" checkpoint of a run, or in the "latest" if there is no best or if that is asked for.
 
+    "intact" is the newest checkpoint that is not damaged; a line on standard error names it, and what is damaged.
     If `train` was given a `model`, it has to be given here too. Raises InputError if the checkpoint can't be read.
     """
     run = read_run(workdir, which, model)

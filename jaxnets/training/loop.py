@@ -13,7 +13,7 @@ import jax
 import optax
 
 from jaxnets.data.sources import Dataset
-from jaxnets.errors import InputError
+from jaxnets.errors import InputError, first_line
 from jaxnets.evaluation import calibration, class_scores
 from jaxnets.report import write_report
 from jaxnets.training.config import Config
@@ -29,7 +29,6 @@ from jaxnets.training.start import check_finished, check_start, origin_of
 from jaxnets.training.start_lines import start_lines
 from jaxnets.training.trainer import Schedule, Trainer
 from jaxnets.training.workdir import Workdir
-from jaxnets.weights.runs import first_line
 
 CHECKPOINT_INTERVAL = 60.0
 

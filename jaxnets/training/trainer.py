@@ -132,6 +132,7 @@ class Trainer:
 
     def finish_epoch(self, epoch: int) -> None:
         """Evaluates the val part, if there is one, logs it, and saves the network if it is the best or the last."""
+        self._interruption.can_save = True  # also if the run resumes here, after the last step of an epoch
         val = None
         if "val" in self.run.evaluated:
             val = self._evaluate(self.state.variables, self.run.evaluated["val"], self._stop_if_asked)
@@ -156,6 +157,7 @@ class Trainer:
 
         It is the same for a run that stopped after its last epoch and was resumed.
         """
+        self._interruption.can_save = True
         variables, epoch, evaluations = self._judged_variables(), self.judged_epoch, {}
         for part, source in self.run.evaluated.items():
             known = self._best_val if part == "val" else None

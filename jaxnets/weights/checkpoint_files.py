@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnets.errors import InputError
+from jaxnets.weights.file_checksums import DamagedError
 from jaxnets.weights.folder_path import open_folder
 
 # orbax reports each of its steps through absl, and each failure at length. Other records of absl pass.
@@ -65,7 +66,7 @@ def write(manager: ocp.CheckpointManager, number: int, items: dict[str, Any], me
 
     Raises ValueError if there is a checkpoint with a later number.
     """
-    metadata = metadata | {"checksums": {name: _checksum(tree) for name, tree in items.items()}}
+    metadata = metadata | {"array_checksums": {name: _checksum(tree) for name, tree in items.items()}}
     metadata["checksum"] = _checksum_of_json(metadata)
     arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     if not manager.save(number, args=ocp.args.Composite(**arrays, metadata=ocp.args.JsonSave(metadata))):
@@ -74,22 +75,19 @@ def write(manager: ocp.CheckpointManager, number: int, items: dict[str, Any], me
 
 
 def read_metadata(manager: ocp.CheckpointManager, number: int) -> dict[str, Any]:
-    """The metadata of a checkpoint; raises ValueError if the checksum does not match."""
+    """The metadata of a checkpoint; raises DamagedError if the checksum does not match."""
     metadata = manager.restore(number, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
     if metadata.pop("checksum") != _checksum_of_json(metadata):
-        raise ValueError("the checksum of the metadata does not match")
+        raise DamagedError("metadata has another checksum than when it was written")
     return metadata
 
 
 def read_arrays(manager: ocp.CheckpointManager, number: int, item: str, metadata: dict[str, Any], like: Any) -> Any:
     """The NumPy arrays of a checkpoint, which must have the names, shapes and dtypes of `like`.
 
-    Raises ValueError if the checksum does not match, and InputError, with the first difference, for other arrays.
+    Raises DamagedError if they are not as they were written, and InputError, with the first difference, for others.
     """
-    # Given the expected arrays, orbax casts to their dtypes and ignores their shapes.
-    restored = manager.restore(number, args=ocp.args.Composite(**{item: ocp.args.StandardRestore()}))[item]
-    if _checksum(restored) != metadata["checksums"][item]:  # orbax does not notice flipped bits
-        raise ValueError(f"the checksum of the {item} does not match")
+    restored = _restored(manager, number, item, metadata)
     written, expected = _descriptions(restored), _descriptions(like)
     for name in [*expected, *written]:
         if written.get(name) != expected.get(name):
@@ -98,6 +96,13 @@ def read_arrays(manager: ocp.CheckpointManager, number: int, item: str, metadata
             raise InputError(f"checkpoint {number} holds {name} as {found}, expected {wanted}; {hint}")
     arrays: Any = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))
     return arrays
+
+
+def check_arrays(manager: ocp.CheckpointManager, number: int) -> None:
+    """Raises DamagedError, or one of orbax's errors, if the metadata or arrays of a checkpoint are damaged."""
+    metadata = read_metadata(manager, number)
+    for item in _checksums(metadata):
+        _restored(manager, number, item, metadata)
 
 
 class _LatestAndBest:
@@ -121,8 +126,24 @@ def _alone(options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManagerOption
     return options
 
 
-def _checksum(tree: Any) -> int:
-    checksum = 0
+def _restored(manager: ocp.CheckpointManager, number: int, item: str, metadata: dict[str, Any]) -> Any:
+    # Given the expected arrays, orbax casts to their dtypes and ignores their shapes.
+    restored = manager.restore(number, args=ocp.args.Composite(**{item: ocp.args.StandardRestore()}))[item]
+    checksum = _checksum(restored, values_alone="array_checksums" not in metadata)
+    if checksum != _checksums(metadata)[item]:  # orbax does not notice flipped bits
+        raise DamagedError(f"{item} has another checksum than when it was written")
+    return restored
+
+
+def _checksums(metadata: dict[str, Any]) -> dict[str, int]:
+    """The checksum of each tree; earlier versions wrote those of the values alone, under another name."""
+    checksums: dict[str, int] = metadata["array_checksums" if "array_checksums" in metadata else "checksums"]
+    return checksums
+
+
+def _checksum(tree: Any, *, values_alone: bool = False) -> int:
+    """The checksum of all names, dtypes, shapes and values."""
+    checksum = 0 if values_alone else zlib.crc32(json.dumps(_descriptions(tree)).encode())
     for leaf in jax.tree.leaves(tree):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, checksum)
     return checksum

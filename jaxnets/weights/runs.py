@@ -1,6 +1,5 @@
 """The weights of a run, from its checkpoints, without what only training needs."""
 
-import errno
 import os
 import shlex
 from collections.abc import Mapping
@@ -20,21 +19,13 @@ from jaxnets.models.contract import has_option
 from jaxnets.models.initialization import declaration
 from jaxnets.models.options import built_options
 from jaxnets.models.registry import create_model
+from jaxnets.weights.damage import damage_of
+from jaxnets.weights.download import say
+from jaxnets.weights.file_checksums import check_files
 from jaxnets.weights.network_tensors import fault_of
 from jaxnets.weights.origin import Origin
 
 FOLDER = "checkpoints"
-# Errors of the system that say nothing about the contents of a file.
-_NOT_DAMAGE = {
-    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS),
-    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EDQUOT),
-}
-_NOT_DAMAGE_IN_WORDS = (
-    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "out of memory"),
-    *("Too many open files", "Stale file handle", "Input/output error"),
-)
-_IF_DAMAGED = "train --resume falls back to the one before, or train again in another workdir"
-_IF_BEST_DAMAGED = "restore it, or read the last one with --checkpoint latest"
 # The recipe's settings that are options of a network, each with the value that needs none, and how to leave it out.
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "dropout_rate": (None, "leave out --dropout-rate"),
@@ -107,16 +98,17 @@ def read_contents(workdir: Path) -> dict[str, Any] | None:
                 contents: dict[str, Any] = files.read_metadata(manager, number)
                 return contents
             except Exception as error:  # orbax and tensorstore raise many types
-                check_is_damage(error, folder / str(number))
+                damage_of(error, folder / str(number))
     return None
 
 
 def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None) -> RunWeights:
     """The weights of a run's "best" checkpoint, or the "latest" if there is no best or if that is asked for.
 
+    "intact" is the newest checkpoint that is not damaged; a line on standard error names it, and what is damaged.
     `model` is the one that `train` was given, if any.
 
-    Raises InputError if the checkpoint is missing or can't be read.
+    Raises InputError if the checkpoint is missing or can't be read; it names the damaged file.
     """
     folder = Path(os.path.abspath(workdir)) / FOLDER
     if os.path.isfile(workdir):
@@ -124,31 +116,63 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
     if not _numbers(folder):
         raise without_checkpoint(workdir)
     devices()
-    files, advice = orbax_files(), _IF_DAMAGED
     try:
-        with files.reader(folder) as manager:
-            number = manager.latest_step()
-            metadata = files.read_metadata(manager, number)
-            best = metadata["best"]
-            if which == "best" and best not in (None, number):
-                number, advice = best, _IF_BEST_DAMAGED
-                if number not in manager.all_steps():
-                    raise InputError(f"its best checkpoint, {folder / str(number)}, is missing; {advice}")
-                metadata = files.read_metadata(manager, number)
-            return _read(manager, number, metadata, model)
+        with orbax_files().reader(folder) as manager:
+            if which == "intact":
+                found, damaged = _newest_intact(manager, folder, model)
+                if found is None:
+                    raise InputError(
+                        f"none of its checkpoints is intact ({damaged[0]}); train again in another workdir"
+                    )
+                weights, name = found
+                say(f"{workdir}: reading {name}, the newest that is intact{''.join(f'; {line}' for line in damaged)}")
+                return weights
+            return _chosen(manager, folder, which, model)
     except InputError as error:
         raise InputError(f"{workdir}: {error}") from None
-    except Exception as error:
-        # orbax and tensorstore raise many types for a file that is missing, cut short or of another form.
-        check_is_damage(error, folder)
-        raise InputError(
-            f"{workdir}: its checkpoint is damaged or from another version ({type(error).__name__}: "
-            f"{first_line(error)}); {advice}"
-        ) from None
+    except Exception as error:  # orbax and tensorstore raise many types
+        raise InputError(f"{workdir}: its checkpoints can't be opened ({damage_of(error, folder)})") from None
 
 
-def _read(manager: Any, number: int, metadata: dict[str, Any], custom: nn.Module | None) -> RunWeights:
-    """The weights of checkpoint `number`, which has this metadata."""
+def _chosen(manager: Any, folder: Path, which: str, model: nn.Module | None) -> RunWeights:
+    """The weights of the best or latest checkpoint. Raises InputError, which tells what is intact, if it is damaged."""
+    number, name = max(_numbers(folder)), "latest"
+    try:
+        if which == "best":
+            best = orbax_files().read_metadata(manager, number)["best"]
+            if best not in (None, number):
+                number, name = best, "best"
+        return _read(manager, folder, number, model)[0]
+    except Exception as error:  # orbax and tensorstore raise many types
+        path = folder / str(number)
+        fault = f"is damaged: {damage_of(error, path)}" if path.is_dir() else "is missing"
+        found, _ = _newest_intact(manager, folder, model)
+        offer = (
+            f"restore it, or read {found[1]}, which is intact, with --checkpoint intact"
+            if found
+            else ("none of the others is intact; restore it, or train again in another workdir")
+        )
+        raise InputError(f"its {name} checkpoint, {path}, {fault}; {offer}") from None
+
+
+def _newest_intact(
+    manager: Any, folder: Path, model: nn.Module | None
+) -> tuple[tuple[RunWeights, str] | None, list[str]]:
+    """The weights of the newest intact checkpoint with its name, and what is damaged in those after it."""
+    damaged: list[str] = []
+    for number in sorted(_numbers(folder), reverse=True):
+        try:
+            weights, step = _read(manager, folder, number, model)
+            return (weights, f"checkpoint {number} (step {step:,})"), damaged
+        except Exception as error:  # orbax and tensorstore raise many types
+            damaged.append(f"checkpoint {number} is damaged: {damage_of(error, folder / str(number))}")
+    return None, damaged
+
+
+def _read(manager: Any, folder: Path, number: int, custom: nn.Module | None) -> tuple[RunWeights, int]:
+    """The weights of checkpoint `number`, and the number of steps before it, if all of its files are intact."""
+    check_files(folder / str(number))
+    metadata = orbax_files().read_metadata(manager, number)
     settings, origin = metadata["config"], origin_in(metadata)
     trained = metadata.get("custom", {}).get("model")  # runs of earlier versions have no such entry
     if trained is not None and custom is None:
@@ -160,7 +184,9 @@ def _read(manager: Any, number: int, metadata: dict[str, Any], custom: nn.Module
     for path, leaf in flatten_dict(variables).items():
         if fault := fault_of(np.asarray(leaf), is_variance=path[0] == "batch_stats" and path[-1] == "var"):
             raise InputError(f"checkpoint {number} has {'/'.join(path)} that {fault}; use another checkpoint or run")
-    return RunWeights(settings["arch"], model, jax.device_put(variables), origin, settings, metadata["fingerprints"])
+    variables, fingerprints = jax.device_put(variables), metadata["fingerprints"]
+    weights = RunWeights(settings["arch"], model, variables, origin, settings, fingerprints)
+    return weights, metadata["position"]["step"]
 
 
 def without_checkpoint(workdir: Path) -> InputError:
@@ -187,17 +213,3 @@ def orbax_files() -> Any:
     from jaxnets.weights import checkpoint_files
 
     return checkpoint_files
-
-
-def check_is_damage(error: Exception, folder: Path) -> None:
-    """Raises InputError if `error`, met in reading a checkpoint, is due to memory, permissions or the like."""
-    number = error.errno if isinstance(error, OSError) else None
-    not_damage = number in _NOT_DAMAGE or any(words in str(error) for words in _NOT_DAMAGE_IN_WORDS)
-    if not_damage or isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-        reason = first_line(error) or type(error).__name__
-        raise InputError(f"{folder} can't be read now ({reason}); check the permissions and the free memory") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, shortened."""
-    return next(iter(str(error).splitlines()), "")[:200]

@@ -86,6 +86,7 @@ def option_names() -> set[str]:
         "label_errors": ["x"],
         "neighbours": ["x", "x"],
         "inspect": ["x", "x"],
+        "verify": ["x"],
         "convert": ["x", "--output", "x"],
         "embed": ["--output", "x"],
         "export": ["--output", "x"],

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxnets.data.preprocessing import Preprocessing
@@ -93,17 +95,23 @@ def test_weights_are_taken_where_there_is_no_average(tmp_path: Path) -> None:
         assert_same(variables, {"params": state.params, "batch_stats": state.batch_stats})
 
 
-def test_a_best_checkpoint_that_is_missing_or_damaged_is_not_replaced_in_silence(saved: Path, tmp_path: Path) -> None:
+def test_a_best_checkpoint_that_is_missing_or_damaged_is_not_replaced_in_silence(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(saved, run)
     best = run / "checkpoints" / "3"
+    offer = r"; restore it, or read checkpoint 11 \(step 10\), which is intact, with --checkpoint intact$"
     shutil.rmtree(best / "variables")
-    with pytest.raises(InputError, match=r"its checkpoint is damaged .*; restore it, or .*--checkpoint latest$"):
+    with pytest.raises(InputError, match=rf"its best checkpoint, {best}, is damaged: variables/\S+ is missing{offer}"):
         load_classifier(run)
     shutil.rmtree(best)
-    with pytest.raises(InputError, match=r"its best checkpoint, \S+/3, is missing; .*--checkpoint latest$"):
+    with pytest.raises(InputError, match=rf"its best checkpoint, {best}, is missing{offer}"):
         load_classifier(run)
-    assert_same(load_classifier(run, "latest").variables, state_at(11).ema)
+    assert not capsys.readouterr().err
+    for which in ("latest", "intact"):
+        assert_same(load_classifier(run, which).variables, state_at(11).ema)
+    assert capsys.readouterr().err == f"{run}: reading checkpoint 11 (step 10), the newest that is intact\n"
 
 
 def test_all_of_a_run_comes_back(saved: Path) -> None:
@@ -173,7 +181,16 @@ class Earlier(Contents):
         return metadata
 
 
-def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(manager: Any, number: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
+        checksums = {name: checkpoint_files._checksum(tree, values_alone=True) for name, tree in items.items()}
+        metadata = metadata | {"checksums": checksums}
+        metadata["checksum"] = checkpoint_files._checksum_of_json(metadata)
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        manager.save(number, args=ocp.args.Composite(**arrays, metadata=ocp.args.JsonSave(metadata)))
+
+    monkeypatch.setattr(checkpoint_files, "write", write)
+    monkeypatch.setattr("jaxnets.training.checkpoint.write_checksums", lambda folder: None)
     with Checkpoints(tmp_path, Earlier(CONFIG, PREPROCESSING, CLASSES, {"train": "a", "test": "b"})) as checkpoints:
         for number in (1, 2):
             checkpoints.save(number, state_at(number), position_at(number), best=number == 1)
@@ -202,24 +219,108 @@ def cut(name: str) -> Callable[[Path], None]:
     return damage
 
 
-@pytest.mark.parametrize("damage", [remove("metadata"), remove("variables"), cut("metadata"), cut("variables")])
-def test_a_damaged_checkpoint_is_named(saved: Path, damage: Callable[[Path], None], tmp_path: Path) -> None:
+def flip(name: str) -> Callable[[Path], None]:
+    def damage(step: Path) -> None:
+        content = bytearray((step / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (step / name).write_bytes(content)
+
+    return damage
+
+
+FAULTS = {
+    "a missing folder": (remove("metadata"), r"metadata/\S+ is missing"),
+    "missing arrays": (remove("variables"), r"variables/\S+ is missing"),
+    "metadata cut short": (cut("metadata"), r"metadata/metadata has 1,\d\d\d bytes, 2,\d\d\d were written"),
+    "arrays cut short": (cut("variables"), r"variables/\S+ has 1,\d\d\d bytes, 2,\d\d\d were written"),
+    "a flipped bit": (flip("variables/_METADATA"), "variables/_METADATA has another checksum than when it was written"),
+    "a flipped bit beside": (flip("commit_success.txt"), "commit_success.txt has another checksum than when .*"),
+    "a flipped bit in the checksums": (flip("files.json"), "files.json is not as it was written"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_damaged_file_is_named(
+    saved: Path, fault: str, listed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, words = FAULTS[fault]
     workdir = tmp_path / "run"
     shutil.copytree(saved, workdir)
-    damage(workdir / "checkpoints" / "11")
-    with pytest.raises(InputError, match="its checkpoint is damaged") as raised:
+    damaged = workdir / "checkpoints" / "11"
+    damage(damaged)
+    if not listed:  # as in a run of an earlier version
+        for file in (workdir / "checkpoints").glob("*/files.json"):
+            file.unlink()
+        if fault in ("a flipped bit beside", "a flipped bit in the checksums"):
+            assert_same(load_classifier(workdir, "latest").variables, state_at(11).ema)
+            return
+        words = r"[^\n]*"
+    with pytest.raises(InputError) as raised:
         load_classifier(workdir, "latest")
-    assert str(workdir) in str(raised.value)
-    assert "\n" not in str(raised.value)
+    assert re.fullmatch(
+        rf"{workdir}: its latest checkpoint, {damaged}, is damaged: {words}; restore it, or read checkpoint 10 "
+        r"\(step 9\), which is intact, with --checkpoint intact",
+        str(raised.value),
+    )
+    assert not capsys.readouterr().err
+    assert_same(load_classifier(workdir, "intact").variables, state_at(10).ema)
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"{workdir}: reading checkpoint 10 \(step 9\), the newest that is intact; checkpoint 11 is damaged: {words}\n",
+        said,
+    )
     # A run goes on from the one before.
-    said: list[str] = []
+    lines: list[str] = []
     with Checkpoints(workdir, CONTENTS) as checkpoints:
-        restored = checkpoints.restore(state_at(0), said.append)
+        restored = checkpoints.restore(state_at(0), lines.append)
     assert restored is not None
     assert_same(restored[0], state_at(10))
-    (line,) = said
-    assert line.startswith("warning: checkpoint 11 is damaged")
+    (line,) = lines
+    assert re.match(rf"warning: checkpoint 11 is damaged \({words}\); it is moved to", line)
     assert (workdir / "damaged-checkpoints" / "11").is_dir()
+
+
+def test_a_run_without_an_intact_checkpoint_is_named(saved: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    for number in (3, 10, 11):
+        cut("training")(workdir / "checkpoints" / str(number))
+    words = {
+        "best": r"its best checkpoint, \S+ is damaged: training/\S+ has .*; none of the others is intact; restore it",
+        "intact": r"none of its checkpoints is intact \(checkpoint 11 is damaged: training/.*\); train again",
+    }
+    for which, said in words.items():
+        with pytest.raises(InputError, match=said):
+            load_classifier(workdir, which)
+    with Checkpoints(workdir, CONTENTS) as checkpoints, pytest.raises(InputError, match=r"is intact \(checkpoint 11: "):
+        checkpoints.restore(state_at(0), print)
+
+
+def test_what_orbax_can_no_longer_read_is_not_called_damaged(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("an entry of a later version")
+
+    monkeypatch.setattr(checkpoint_files, "read_arrays", fails)
+    words = "can't be read .*KeyError.*, but its files are as they were written; use the versions"
+    with pytest.raises(InputError, match=words):
+        load_classifier(saved)
+    with Checkpoints(saved, CONTENTS) as checkpoints, pytest.raises(InputError, match=words):
+        checkpoints.restore(state_at(0), print)
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "dtype"])
+def test_checksums_are_of_names_shapes_and_types_too(change: str) -> None:
+    before = {"weight": np.ones((2, 3), np.float32)}
+    after = {
+        "name": {"bias": np.ones((2, 3), np.float32)},
+        "shape": {"weight": np.ones((3, 2), np.float32)},
+        "dtype": {"weight": np.ones((2, 3), np.float32).view(np.int32)},
+    }[change]
+    checksum = checkpoint_files._checksum
+    assert checksum(before) == checksum({"weight": np.ones((2, 3), np.float32)})
+    assert checksum(before) != checksum(after)
+    assert checksum(before, values_alone=True) == checksum(after, values_alone=True)
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
@@ -336,6 +437,7 @@ def test_arrays_other_than_expected_are_named(saved: Path) -> None:
     [
         PermissionError(errno.EACCES, "Permission denied"),
         OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
         ValueError('PERMISSION_DENIED: Error opening "zarr" driver'),
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
         MemoryError(),

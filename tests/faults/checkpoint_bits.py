@@ -1,0 +1,48 @@
+"""Single bits flipped at random places of all files of a checkpoint."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxnets.weights.file_checksums import NAME
+from tests.faults.damaged_checkpoint import check_damage, inner_files, kind_of, without_checksums
+from tests.faults.group import Group
+
+_WITHOUT_LIST = 5  # one in so many checkpoints has no checksums of its files, as if its run had been killed before
+_OLDER = 8  # one in so many is the older of two
+
+
+def run(case: int, folder: Path) -> Mapping[str, int]:
+    """Flips a bit; each kind of file gets as many."""
+    chance, flipped = random.Random(case), ""
+
+    def damage(older: Path, newer: Path) -> Path:
+        nonlocal flipped
+        if chance.randrange(_WITHOUT_LIST) == 0:
+            for checkpoint in (older, newer):
+                (checkpoint / NAME).unlink()
+        checkpoint = older if chance.randrange(_OLDER) == 0 else newer
+        files = [path for path in inner_files(checkpoint) if path.stat().st_size]
+        kind = chance.choice(sorted({kind_of(path, checkpoint) for path in files}))
+        path = chance.choice([path for path in files if kind_of(path, checkpoint) == kind])
+        content = bytearray(path.read_bytes())
+        bit = chance.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        flipped = f"bit {bit} of {kind}"
+        return checkpoint
+
+    try:
+        return check_damage(folder, damage)
+    except Exception as error:
+        raise AssertionError(f"{flipped}: {type(error).__name__}: {error}") from error
+
+
+GROUP = Group(
+    fault="single bits flipped in all files of a checkpoint",
+    promise="never silent: the arrays are those that were written, or the newest intact checkpoint is read",
+    cases=2000,
+    run=run,
+    unguarded=without_checksums,
+    telling=tuple(range(40)),
+)
