@@ -263,7 +263,8 @@ def test_what_was_trained_in_64_bits_is_tested_in_64_bits(
     config = Config("resnet20_cifar", recipe_for("resnet20_cifar"), dtype=dtype)
     (tmp_path / "config.json").write_text(config.to_json())
     try:
-        refuses("evaluate", tmp_path, words=("enough",))
+        (tmp_path / "image.png").touch()
+        refuses("predict", tmp_path, "image.png", words=("enough",))
     finally:
         jax.config.update("jax_enable_x64", False)
     assert enabled == [expected]
