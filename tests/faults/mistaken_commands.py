@@ -27,7 +27,7 @@ _MISTAKES = {
     "train --arch MINE --dataset one-class": "only one class, 'cat'; expected at least two",
     "train --arch MINE --dataset hollow": "class 'dog' is empty | add some or remove the folder",
     "train --arch MINE --dataset gap": "gap/val has only one class",
-    "train --arch MINE --dataset damaged --batch-size 4": "1 of 12 images | dog/3.png | truncated | --on-bad-image skip",
+    "train --arch MINE --dataset damaged --batch-size 4": "1 of 12 images | dog/3.png | --on-bad-image skip",
     "train --arch MINE --dataset image.png": "image.png is a file; expected a folder of images",
     "train --arch MINE --dataset gone.csv": "gone.csv line 2: no file '0.png' | relative to the CSV file",
     "train --arch MINE --dataset no-header.csv": "no-header.csv has the columns | expected path, label",
