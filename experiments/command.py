@@ -23,10 +23,6 @@ _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give another folder"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check the permissions, or give another folder"),
 }
-# A setting with a plain value at the start of a word, not in a path.
-_SETTING = re.compile(
-    r"(?<![^ (])(?:recipe\.)?([a-z][a-z_]*)=(\d+/\d+|'[^']*'|(?!True|False|None)[^\s,;:/()\[\]{}'\"]+)"
-)
 # JAX's checks that would refuse code which relies on broadcasting, on type promotion or on implicit transfers.
 _CHECKS = {
     "jax_numpy_rank_promotion": "allow",
@@ -79,15 +75,12 @@ def run(main: Callable[[], None]) -> None:
 
 
 def with_options(message: str, arguments: Sequence[str]) -> str:
-    """The message with settings such as "batch_size=0" as options, "--batch-size 0", if one of them was given so."""
-
-    def flag(setting: re.Match[str]) -> str:
-        return {"learning_rate": "--lr"}.get(setting[1], "--" + setting[1].replace("_", "-"))
-
-    given = {argument.partition("=")[0] for argument in arguments}
-    if given.isdisjoint(map(flag, _SETTING.finditer(message))):
-        return message
-    return _SETTING.sub(lambda setting: f"{flag(setting)} {setting[2]}", message)
+    """The message with the settings that were given as options named so: "--batch-size 0" for "batch_size=0"."""
+    for flag in sorted({argument.partition("=")[0] for argument in arguments if argument.startswith("--")}):
+        name = "learning_rate" if flag == "--lr" else flag[2:].replace("-", "_")
+        # Not within a path, and not where the value is none that one types.
+        message = re.sub(rf"(?<![^ (]){re.escape(name)}=(?!True|False|None|\()", f"{flag} ", message)
+    return message
 
 
 def _print_unraisable(error: "sys.UnraisableHookArgs") -> None:

@@ -58,6 +58,8 @@ def main() -> None:
         for name in ("crop_size", "resize_size", "mean", "std", "interpolation")
         if (value := getattr(arguments, name)) is not None
     }
+    if max(settings.get("mean", ()), default=0) > 1:
+        raise InputError(f"mean={settings['mean']}; expected numbers from 0 to 1; divide those of pixels by 255")
     if source.is_dir():
         if arguments.weights_key:
             raise InputError(f"--weights-key {arguments.weights_key} is of a torch checkpoint; {source} is a run")

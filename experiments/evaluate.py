@@ -12,14 +12,14 @@ import numpy as np
 
 from experiments.arguments import add_folders, add_tta, add_weights, parser_of
 from experiments.command import run
-from experiments.loading import classifier_of, weights_of
+from experiments.loading import check_weights, run_of, weights_of
+from experiments.output import check_new_folder_of
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.part_names import PARTS
 from jaxnets.data.sources import Dataset, Relabelled
 from jaxnets.data.verification import ON_BAD_IMAGE, judge, usable
 from jaxnets.errors import InputError
 from jaxnets.evaluation import all_scores, mean_interval
-from jaxnets.pretrained import Pretrained
 from jaxnets.report.scores import check_new_folder, scores_text, write_scores
 from jaxnets.training.config import Config
 from jaxnets.training.contents import check_classes
@@ -63,32 +63,28 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.output is not None:
         check_new_folder(arguments.output)
+        check_new_folder_of(arguments.output)
     elif arguments.probabilities:
         raise InputError("--probabilities go to predictions.csv; give a folder for it as --output")
     if len(arguments.paths) > (arguments.arch is None):
         raise InputError(f"unexpected {arguments.paths[-1]}; give the folder of one run, or --arch and --weights")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise InputError(f"--batch-size {arguments.batch_size}; expected at least 1")
-    trained = config = None
-    if arguments.arch is None and arguments.paths:
-        arguments.workdir = arguments.paths[0]
-        trained = classifier_of(arguments)
-        config = trained.config
-        arch = config.arch
-        classifier = Pretrained(trained.model, trained.variables, trained.preprocessing, trained.class_names)
-    else:
-        if arguments.arch is not None:
-            if arguments.dataset is None:
-                raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
-            dataset = dataset_of(arguments, None)
-        arch, classifier = weights_of(arguments)
-    batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
-    views_of(classifier.preprocess, arguments.tta)
-    if config is not None:
-        dataset = dataset_of(arguments, config)
-    new_labels = labels_of(classifier.categories, dataset.class_names)
+    if arguments.arch is not None and arguments.dataset is None:
+        raise InputError(f"--arch {arguments.arch} needs a data set to evaluate on; give --dataset")
+    check_weights(arguments)
+    # The data set comes first: its mistakes are known before the weights are read.
+    before = None if arguments.arch is not None else run_of(arguments.paths[0])
+    config = None if before is None else before.config
+    dataset = dataset_of(arguments, config)
     part = arguments.split or dataset.judged_on
     source = dataset.judged(part)
+    if before is not None:
+        views_of(before.preprocessing, arguments.tta)
+    arch, classifier = weights_of(arguments)
+    views_of(classifier.preprocess, arguments.tta)
+    batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
+    new_labels = labels_of(classifier.categories, dataset.class_names)
     with counting("checking images", len(source)) as (done, say):
         for line in (*dataset.warnings, f"{len(source):,} {part} images ({dataset.origins.get(part, dataset.name)})"):
             say(line)
@@ -101,8 +97,8 @@ def main() -> None:
         on_bad_image = arguments.on_bad_image or (config.on_bad_image if config else "error")
         # As in training, the limit is a share of all images.
         judge(bad, sum(map(len, {id(one): one for one in dataset.parts.values()}.values())), on_bad_image, say)
-        if trained is not None:
-            warn_of_other_images(trained.fingerprints, part, test, say)
+        if before is not None:
+            warn_of_other_images(before.fingerprints, part, test, say)
     counted = None
     if new_labels is not None:
         test, counted = Relabelled(test, new_labels), np.isin(np.arange(len(classifier.categories)), new_labels)

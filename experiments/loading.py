@@ -4,10 +4,12 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from jaxnets.data.folder import named_images
+from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
 from jaxnets.data.verification import BadImage, judge, usable
 from jaxnets.errors import InputError
@@ -16,21 +18,46 @@ from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.progress import counting
+from jaxnets.weights.runs import origin_in, read_contents, without_checkpoint
 
 
 def weights_of(arguments: argparse.Namespace) -> tuple[str, Pretrained]:
     """The network's name, and itself with its weights."""
+    check_weights(arguments)
     if arguments.arch is not None:
         return arguments.arch, load_pretrained(arguments.arch, arguments.weights, weights_key=arguments.weights_key)
+    arguments.workdir = arguments.paths[0]
+    run = classifier_of(arguments)
+    return run.config.arch, Pretrained(run.model, run.variables, run.preprocessing, run.class_names)
+
+
+def check_weights(arguments: argparse.Namespace) -> None:
+    """Raises InputError unless the arguments name a run, or a network and its weights."""
+    if arguments.arch is not None:
+        return
     if arguments.weights_key is not None:
         raise InputError(f"--weights-key {arguments.weights_key} needs --arch and --weights with a torch checkpoint")
     if arguments.weights != "DEFAULT":
         raise InputError(f"--weights {arguments.weights} needs the network they are for, as --arch")
     if not arguments.paths:
         raise InputError("give the folder of a run, or a network as --arch")
-    arguments.workdir = arguments.paths[0]
-    run = classifier_of(arguments)
-    return run.config.arch, Pretrained(run.model, run.variables, run.preprocessing, run.class_names)
+
+
+class RunBefore(NamedTuple):
+    """What a run's checkpoint says of it, read without its weights."""
+
+    config: Config
+    preprocessing: Preprocessing
+    fingerprints: dict[str, str]
+
+
+def run_of(workdir: Path) -> RunBefore:
+    """The configuration of a run, and how it reads images. Raises InputError if it has no checkpoint."""
+    contents = read_contents(workdir)
+    if contents is None:
+        raise without_checkpoint(workdir)
+    config = Config.from_dict(contents["config"])
+    return RunBefore(config, origin_in(contents).preprocessing, contents["fingerprints"])
 
 
 def images_of(arguments: argparse.Namespace) -> Source:
@@ -42,9 +69,7 @@ def images_of(arguments: argparse.Namespace) -> Source:
         raise InputError("no images; name image files, or folders of them")
     images: Source = named_images(paths)
     if arguments.on_bad_image != "skip":
-        for path in paths:
-            if not os.path.exists(path):
-                raise InputError(f"{path}: no such file or folder; name image files, or folders of them")
+        check_there(paths)
     if arguments.on_bad_image != "error":
         count = len(images)
         with counting("checking images", count) as (done, say):
@@ -55,6 +80,13 @@ def images_of(arguments: argparse.Namespace) -> Source:
                 say(f"{'damaged, but used' if image.used else 'left out'}: {image.where}: {image.reason}")
         _check_any(images, bad)
     return images
+
+
+def check_there(paths: Sequence[Path]) -> None:
+    """Raises InputError for a path of images that does not exist."""
+    for path in paths:
+        if not os.path.exists(path):
+            raise InputError(f"{path}: no such file or folder; name image files, or folders of them")
 
 
 def classifier_of(arguments: argparse.Namespace) -> TrainedClassifier:

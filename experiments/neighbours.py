@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.arguments import add_classifier, parser_of
 from experiments.command import run
-from experiments.loading import classifier_of, readable
+from experiments.loading import check_there, classifier_of, readable
 from experiments.output import LISTS, check_output, write_page, write_rows
 from jaxnets.data.folder import named_images
 from jaxnets.errors import InputError
@@ -34,6 +34,7 @@ def main() -> None:
     for flag, number in (("--k", arguments.k), ("--batch-size", arguments.batch_size)):
         if number < 1:
             raise InputError(f"{flag} {number}; expected at least 1")
+    check_there(arguments.images)
     images = named_images(arguments.images)
     trained = classifier_of(arguments)
     stage = arguments.stage or head_inputs(trained.model)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from jaxnets.csv_file import write_csv
@@ -13,15 +14,35 @@ FIGURES = (".png", ".svg")
 
 
 def check_output(output: Path | None, suffixes: Sequence[str] = (), flag: str = "--output") -> None:
-    """Raises InputError if the file exists or has no folder, or if its name ends in none of the suffixes, if any."""
+    """Raises InputError if the file exists or can't be created, or if its name ends in none of the suffixes, if any."""
     if output is None:
         return
     if suffixes and output.suffix.lower() not in suffixes:
         raise InputError(f"{flag} {output}; expected a name that ends in {' or '.join(suffixes)}")
     if output.exists():
         raise InputError(f"{flag} {output} exists already; give another name or remove it")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"{flag} {output}: no folder {output.absolute().parent}; create it, or give another name")
+    check_folder_of(output, flag)
+
+
+def check_folder_of(output: Path, flag: str = "--output") -> None:
+    """Raises InputError if the folder of a file to write does not exist, or if no file can be created in it."""
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"{flag} {output}: no folder {folder}; create it, or give another name")
+    _try_to_write(output, folder, flag)
+
+
+def check_new_folder_of(output: Path, flag: str = "--output") -> None:
+    """Raises InputError if a folder to write can't be created, or if no file can be created in it."""
+    _try_to_write(output, next(path for path in (output, *output.absolute().parents) if path.exists()), flag)
+
+
+def _try_to_write(output: Path, folder: Path, flag: str) -> None:
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{flag} {output} can't be written ({error.strerror}); give another name") from None
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from experiments.arguments import add_division, add_folders, parser_of
 from experiments.command import run
+from experiments.output import check_new_folder_of
 from jaxnets.data.datasets import absolute, is_path, load_dataset
 from jaxnets.data.division import Division
-from jaxnets.data.records import write_records
+from jaxnets.data.records import check_target, write_records
 from jaxnets.data.tfds import prepare_tfds
 from jaxnets.data.verification import ON_BAD_IMAGE, verify, write_bad_images
 from jaxnets.errors import InputError
@@ -49,6 +50,8 @@ def main() -> None:
 
 def write(arguments: argparse.Namespace) -> None:
     """Writes the records."""
+    check_new_folder_of(arguments.output)
+    check_target(arguments.output, arguments.size)
     source = Path(absolute(arguments.source)).resolve()
     if is_path(arguments.source) and arguments.output.resolve().is_relative_to(source):
         raise InputError(f"--output {arguments.output} is inside the source {source}; give a folder outside of it")

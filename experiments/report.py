@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.arguments import parser_of
 from experiments.command import run
 from experiments.loading import prepare_for
+from experiments.output import check_folder_of
 from jaxnets.errors import InputError
 from jaxnets.report import check_replaceable, write_comparison, write_report
 
@@ -26,6 +27,8 @@ def main() -> None:
     workdirs, output = arguments.workdirs, arguments.output
     if output is not None and output.suffix.lower() != ".html":
         raise InputError(f"--output {output}; expected a name that ends in .html")
+    if output is not None:
+        check_folder_of(output)
     if len(workdirs) == 1:
         if output is not None:
             check_replaceable(output)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from experiments.arguments import parser_of
 from experiments.command import run
+from experiments.output import check_new_folder_of
 from experiments.studies import STUDIES, load_study
 from experiments.studies.page import INDEX
 from experiments.studies.running import run_studies
@@ -42,6 +43,7 @@ def main() -> None:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise InputError(f"unknown study {name}; expected some of {', '.join(STUDIES)}{hint}")
     folder = arguments.output or Path("runs", "studies-full" if arguments.full else "studies")
+    check_new_folder_of(folder)
     names = [name for name in STUDIES if name in arguments.names or not arguments.names]
     run_studies(
         list(map(load_study, names)),

@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -34,10 +34,11 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [arguments.arch, *([arguments.beside] if arguments.beside else [])]
     # Options are of the first network: with the same name twice, --set shows what an option changes.
-    summaries = [
-        _summary(name, options, arguments.num_classes, arguments.image_size)
+    models = [
+        model_with(name, options, num_classes=arguments.num_classes)
         for name, options in zip(names, (options_in(arguments), {}), strict=False)
     ]
+    summaries = [_summary(name, model, arguments.image_size) for name, model in zip(names, models, strict=True)]
     if arguments.beside:
         header: Sequence[str] = (*_STAGES, "", *_STAGES)
         left, right = ([_stage_cells(total) for total in _totals(summary)] for summary in summaries)
@@ -62,8 +63,7 @@ def main() -> None:
     _print_table(header, rows)
 
 
-def _summary(name: str, options: Mapping[str, Any], num_classes: int, image_size: int | None) -> Summary:
-    model: Any = model_with(name, options, num_classes=num_classes)
+def _summary(name: str, model: Any, image_size: int | None) -> Summary:
     side = getattr(model, "image_size", None) or recipe_for(name, "photos").image_size
     return summarize(model, side if image_size is None else image_size)
 

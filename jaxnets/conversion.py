@@ -45,7 +45,9 @@ def convert_weights(
             say(f"{opened.source}: {opened.choice}")
         if class_names is not None:
             if len(class_names) != len(origin.class_names):
-                raise InputError(f"{len(class_names)} class names for a head of {len(origin.class_names)} classes")
+                raise InputError(
+                    f"{len(class_names)} class names for a head of {len(origin.class_names)} classes; name each once"
+                )
             origin = replace(origin, class_names=tuple(class_names))
         if preprocessing is not None:
             origin = replace(origin, preprocessing=preprocessing)

@@ -57,11 +57,16 @@ def load_dataset(
         return load_records(path, division) if holds_records(path) else load_idx(path, division)
     if path.exists():
         raise InputError(f"{name} is a file; expected a folder of images, a .csv file or the name of a data set")
-    if is_path(name):
+    check_there(name)
+    return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), division)
+
+
+def check_there(name: str) -> None:
+    """Raises InputError for the path of a folder that does not exist."""
+    if is_path(name) and not is_table(name) and not Path(name).expanduser().exists():
         raise InputError(
             f"{name}: no such folder; give a folder of images, a .csv file, digits, or the name of a TFDS data set"
         )
-    return load_tfds(name, None if data_dir is None else Path(data_dir).expanduser(), division)
 
 
 def is_table(name: str) -> bool:

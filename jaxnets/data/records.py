@@ -137,8 +137,7 @@ def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callabl
     called with the number of images finished so far. Raises InputError if the folder has other content, if the disk is
     too small, or if an image is unreadable.
     """
-    if short_side < 1:
-        raise InputError(f"size={short_side}; expected a short side of at least 1 pixel")
+    check_target(folder, short_side)
     plan = {
         "format": _FORMAT,
         "name": dataset.name,
@@ -168,6 +167,15 @@ def write_records(dataset: Dataset, folder: Path, short_side: int, done: Callabl
     return True
 
 
+def check_target(folder: Path, short_side: int) -> None:
+    """Raises InputError if records of this size can't be, or if the folder has other content."""
+    if short_side < 1:
+        raise InputError(f"size={short_side}; expected a short side of at least 1 pixel")
+    # An interrupted start may leave a partial file.
+    if folder.is_dir() and not holds_records(folder) and any(path.suffix != _PARTIAL for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give --output an empty or a new folder")
+
+
 def _sha256(info: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
@@ -191,9 +199,6 @@ def _start(folder: Path, plan: dict[str, Any]) -> bool:
                     f"{folder} has records of other images or of another size; give another --output, or remove it"
                 )
             return name == _STARTED
-    # An interrupted start may leave a partial file.
-    if any(path.suffix != _PARTIAL for path in folder.iterdir()):
-        raise InputError(f"{folder} is not empty; give --output an empty or a new folder")
     _write_json(folder / _STARTED, plan)
     return True
 

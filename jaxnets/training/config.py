@@ -117,7 +117,7 @@ class Config:
         if self.weights is None and self.weights_key is not None:
             raise InputError(f"weights_key={self.weights_key} needs weights to start from; give --weights")
         if self.train_from is not None and self.transfer != "partial":
-            raise InputError(f"train_from={self.train_from} needs transfer=partial, not {self.transfer}")
+            raise InputError(f"train_from={self.train_from} needs --transfer partial; give both, or none")
         if self.transfer == "head" and recipe.head_epochs:
             raise InputError("transfer=head trains only the head in all epochs; leave out --head-epochs")
         if self.transfer == "head" and recipe.precise_batch_norm_images:
@@ -167,11 +167,11 @@ class Config:
 
     def check_resumes(self, before: "Config") -> None:
         """Raises InputError unless a run with the configuration `before` can resume with this one."""
-        for ours, theirs, prefix in ((self, before, ""), (self.recipe, before.recipe, "recipe.")):
+        for ours, theirs in ((self, before), (self.recipe, before.recipe)):
             for setting in fields(ours):
                 now, then = getattr(ours, setting.name), getattr(theirs, setting.name)
                 if setting.name not in ("recipe", *_MAY_CHANGE) and now != then:
                     raise InputError(
-                        f"the run began with {prefix}{setting.name}={then}, now it is {now}; resume with the same, or "
-                        "train again in another --workdir"
+                        f"the run began with {setting.name}={then}, now it is {now}; resume with the same, or train "
+                        "again in another --workdir"
                     )

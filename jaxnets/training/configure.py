@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from jaxnets.data.datasets import absolute
+from jaxnets.data.datasets import absolute, check_there
 from jaxnets.data.sources import Dataset
 from jaxnets.errors import InputError
 from jaxnets.models.options import checked_options, members
@@ -51,7 +51,8 @@ def configure(settings: Mapping[str, Any], before: Path | None = None) -> Config
     name = given.pop("recipe", None)
     if "arch" not in given:
         if before is None or not (before / "config.json").exists():
-            raise InputError("give the network as --arch, such as --arch resnet50")
+            nothing = f"{before} holds no run to continue; " if before is not None else ""
+            raise InputError(f"{nothing}give the network as --arch, such as --arch resnet50")
         if name is not None:
             raise InputError(f"--recipe {name} needs --arch; without both, the run keeps its own recipe")
         config = Config.read(before / "config.json")
@@ -63,6 +64,8 @@ def configure(settings: Mapping[str, Any], before: Path | None = None) -> Config
         name = name or ("linear_probe" if given.get("transfer") == "head" else "finetune")
     recipe = recipe_for(given["arch"], dataset if isinstance(dataset, Dataset) else given.get("dataset", dataset), name)
     if weights is not None:
+        if not isinstance(dataset, Dataset):
+            check_there(given.get("dataset", dataset))  # before weights are downloaded
         recipe = _with_sizes_of_weights(recipe, given, before)
     return Config(recipe=replace(recipe, **changes), **given)
 
@@ -73,6 +76,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is a folder; give the run's configuration in it, {path / 'config.json'}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}); give a run's config.json") from None
     except ValueError as error:
         raise InputError(f"{path} is no JSON file ({error}); give a run's config.json") from None
     if not isinstance(values, dict) or not isinstance(values.get("recipe", {}), dict):

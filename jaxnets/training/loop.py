@@ -73,6 +73,8 @@ def train(
     parallel, interruption = parallel or Parallel.choose(), interruption or Interruption()
     if steps_per_call < 1:
         raise InputError(f"steps_per_call={steps_per_call}; expected at least 1")
+    if not checkpoint_interval >= 0:
+        raise InputError(f"checkpoint_interval={checkpoint_interval}; expected a number of seconds, at least 0")
     if tensorboard:
         require_tensorboard()
     if dataset is not None:

@@ -28,7 +28,7 @@ def workdir_or_new(workdir: Path | None, config: Config, parallel: Parallel) -> 
 def new_workdir(config: Config) -> Path:
     """Creates runs/ARCH-DATASET, or with -2, -3, ... appended if that exists. Two processes never get the same."""
     name = Path(config.dataset).name if is_path(config.dataset) else config.dataset
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{config.arch}-{name}")
+    name = _plain(f"{config.arch}-{name}")
     path, number = Path("runs") / name, 1
     while True:
         try:
@@ -37,3 +37,8 @@ def new_workdir(config: Config) -> Path:
         except FileExistsError:
             number += 1
             path = Path("runs") / f"{name}-{number}"
+
+
+def _plain(name: str) -> str:
+    """The name of one folder, without separators of paths."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)

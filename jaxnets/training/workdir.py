@@ -46,6 +46,8 @@ class Workdir:
         """
         try:
             check_path(path.resolve())
+            if path.is_file():
+                raise InputError(f"{path} is a file; give a new or an empty folder as --workdir")
             missing = tuple(folder for folder in (path, *path.parents) if not folder.exists())
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

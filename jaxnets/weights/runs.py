@@ -111,8 +111,6 @@ def read_run(workdir: Path, which: str = "best", model: nn.Module | None = None)
     Raises InputError if the checkpoint is missing or can't be read; it names the damaged file.
     """
     folder = Path(os.path.abspath(workdir)) / FOLDER
-    if os.path.isfile(workdir):
-        raise InputError(f"{workdir} is a file, not a run; weights in a file need --arch NAME --weights {workdir}")
     if not _numbers(folder):
         raise without_checkpoint(workdir)
     devices()
@@ -190,7 +188,9 @@ def _read(manager: Any, folder: Path, number: int, custom: nn.Module | None) -> 
 
 
 def without_checkpoint(workdir: Path) -> InputError:
-    """The error for a folder without a checkpoint that can be read: what it holds instead, and what to do."""
+    """The error for a path without a checkpoint that can be read: what it is or holds instead, and what to do."""
+    if os.path.isfile(workdir):
+        return InputError(f"{workdir} is a file, not a run; weights in a file need --arch NAME --weights {workdir}")
     if _numbers(workdir / FOLDER):
         return InputError(f"{workdir} holds no checkpoint that can be read; restore one, or train again elsewhere")
     if os.path.exists(workdir / "result.json"):

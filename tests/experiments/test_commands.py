@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from experiments import report
+from experiments.loading import RunBefore
 from jaxnets.data.datasets import digits
+from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
@@ -241,6 +243,8 @@ def test_the_best_checkpoint_is_read_unless_the_latest_is_asked_for(
         raise InputError("enough")
 
     monkeypatch.setattr("experiments.loading.load_classifier", load)
+    before = RunBefore(Config("resnet20_cifar", recipe_for("resnet20_cifar")), Preprocessing(8, 8), {})
+    monkeypatch.setattr("experiments.evaluate.run_of", lambda workdir: before)
     (tmp_path / "image.png").touch()
     images = ["image.png"] if name == "predict" else []
     refuses(name, "run", *images, words=("enough",))
@@ -263,7 +267,8 @@ def test_what_was_trained_in_64_bits_is_tested_in_64_bits(
     config = Config("resnet20_cifar", recipe_for("resnet20_cifar"), dtype=dtype)
     (tmp_path / "config.json").write_text(config.to_json())
     try:
-        refuses("evaluate", tmp_path, words=("enough",))
+        (tmp_path / "image.png").touch()
+        refuses("predict", tmp_path, "image.png", words=("enough",))
     finally:
         jax.config.update("jax_enable_x64", False)
     assert enabled == [expected]

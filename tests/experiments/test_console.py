@@ -69,10 +69,13 @@ def test_a_command_fails_as_its_module_does(
     ("message", "expected"),
     [
         ("batch_size=0; expected at least 1", "--batch-size 0; expected at least 1"),
-        ("the run began with recipe.learning_rate=0.1, now it is 2", "the run began with --lr 0.1, now it is 2"),
-        # The others of a message too, but no flags, no tuples, and no paths.
-        ("batch_size=8 (accumulation=3)", "--batch-size 8 (--accumulation 3)"),
-        ("batch_size=8; remat=True, sizes=(1,), runs/lr=3/x", "--batch-size 8; remat=True, sizes=(1,), runs/lr=3/x"),
+        ("the run began with learning_rate=0.1, now it is 2", "the run began with --lr 0.1, now it is 2"),
+        ("accumulation=3 (batch_size=8)", "accumulation=3 (--batch-size 8)"),
+        # No flags, no tuples, and no paths.
+        (
+            "batch_size=8; lr=True, learning_rate=(1,), runs/lr=3/x",
+            "--batch-size 8; lr=True, learning_rate=(1,), runs/lr=3/x",
+        ),
         # Not given as options.
         ("epochs=3; expected fewer", "epochs=3; expected fewer"),
     ],

@@ -36,7 +36,9 @@ def main() -> None:
     names, output = options.groups or GROUPS, options.output
     output.mkdir(parents=True, exist_ok=True)
     log, commit = output / "results.jsonl", _commit()
-    done = [line for line in _lines(log) if line["commit"] == commit and not line["error"]] if options.case is None else []
+    done = (
+        [line for line in _lines(log) if line["commit"] == commit and not line["error"]] if options.case is None else []
+    )
     passed = {(line["group"], line["case"]) for line in done}
     todo = {
         name: [options.case] if options.case is not None else

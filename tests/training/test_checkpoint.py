@@ -146,7 +146,7 @@ def test_nothing_comes_back_of_nothing(tmp_path: Path) -> None:
         ({"config": replace(CONFIG, seed=8)}, "the run began with seed=7, now it is 8"),
         (
             {"config": replace(CONFIG, recipe=replace(RECIPE, flip=0.25))},
-            r"the run began with recipe.flip=0.0, now it is 0.25",
+            r"the run began with flip=0.0, now it is 0.25",
         ),
     ],
 )

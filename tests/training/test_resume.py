@@ -237,7 +237,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_lost(
 @pytest.mark.parametrize(
     ("changes", "dataset", "words"),
     [
-        ({"weight_decay": 0.5}, DATASET, "began with recipe.weight_decay=0.001, now it is 0.5; resume with the same"),
+        ({"weight_decay": 0.5}, DATASET, "began with weight_decay=0.001, now it is 0.5; resume with the same"),
         ({"seed": 4}, DATASET, "the run began with seed=3, now it is 4"),
         ({}, replace(DATASET, train=images(63, 5)), "the train images are not those that the run began with"),
         ({}, replace(DATASET, test=images(22, 1)), "the test images are not those that the run began with"),

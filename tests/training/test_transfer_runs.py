@@ -268,7 +268,7 @@ def test_statistics_are_not_found_anew_while_the_head_is_trained(
     [
         ({"transfer": "half"}, "unknown transfer 'half'; expected one of full, partial, head"),
         ({"weights": None, "transfer": "head"}, "transfer=head needs weights to start from"),
-        ({"transfer": "full", "train_from": "layer2"}, "train_from=layer2 needs transfer=partial, not full"),
+        ({"transfer": "full", "train_from": "layer2"}, "train_from=layer2 needs --transfer partial"),
         (
             {"transfer": "partial", "train_from": "layer9"},
             "no stage 'layer9'; it has conv1, layer1.0, layer2.0, pool, fc",

@@ -1,7 +1,7 @@
 """Opens files in a separate process with little memory and time, and reports any attempt to run code.
 
 python hostile_worker.py ROOT files FOLDER              each file of a folder
-python hostile_worker.py ROOT mutations FOLDER COUNT    COUNT changes of the files in a folder
+python hostile_worker.py ROOT mutations FOLDER COUNT [FIRST]    COUNT changes of its files, from number FIRST
 
 Prints a line of JSON for each file: the outcome, and the message or the fault.
 """
@@ -9,6 +9,7 @@ Prints a line of JSON for each file: the outcome, and the message or the fault.
 import hashlib
 import io
 import json
+import os
 import random
 import resource
 import signal
@@ -28,6 +29,7 @@ for name in ("jaxnets", "jaxnets.weights"):
 sys.path.insert(0, sys.argv[1])
 
 from jaxnets.errors import InputError  # noqa: E402
+from jaxnets.weights import torch_file  # noqa: E402
 from jaxnets.weights.tensor_file import open_tensors  # noqa: E402
 
 # Of processor time, which other programs on the machine do not change.
@@ -157,6 +159,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     signal.signal(signal.SIGPROF, on_alarm)
     sys.addaudithook(on_event)
+    if os.environ.get("JAXNETS_TESTS_WITHOUT_CHECKSUMS"):  # a test sees that it fails then
+        located = torch_file.locate
+        torch_file.locate = lambda *given: {
+            name: stored._replace(crc32=None) for name, stored in located(*given).items()
+        }
     if what == "files":
         for path in paths:
             print(json.dumps({"file": path.name, **outcome_of(path)}), flush=True)
@@ -167,7 +174,8 @@ def main() -> None:
     assert all(original["outcome"] == "accepted" for original in originals), originals
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "changed.pth")
-        for number in range(int(count[0])):
+        first = int(count[1]) if len(count) > 1 else 0
+        for number in range(first, first + int(count[0])):
             chance = random.Random(number)
             base = number % len(contents)
             is_zip = contents[base][:2] == b"PK"
