@@ -36,18 +36,14 @@ def main() -> None:
     names, output = options.groups or GROUPS, options.output
     output.mkdir(parents=True, exist_ok=True)
     log, commit = output / "results.jsonl", _commit()
-    done = (
-        [line for line in _lines(log) if line["commit"] == commit and not line["error"]] if options.case is None else []
-    )
-    passed = {(line["group"], line["case"]) for line in done}
-    todo = {
-        name: [options.case] if options.case is not None else
-        [case for case in range(load_group(name).cases) if (name, case) not in passed]
-        for name in names
-    }  # fmt: skip
+    passed = {(line["group"], line["case"]) for line in _lines(log) if line["commit"] == commit and not line["error"]}
+    cases: dict[str, list[int]] = {}
+    for name in names:
+        every = [case for case in range(load_group(name).cases) if (name, case) not in passed]
+        cases[name] = every if options.case is None else [options.case]
     failures = 0
-    with log.open("a") as file, tqdm(total=sum(map(len, todo.values())), unit="case", dynamic_ncols=True) as bar:
-        for name, result in _side_by_side(todo, output / "cache", options.processes):
+    with log.open("a") as file, tqdm(total=sum(map(len, cases.values())), unit="case", dynamic_ncols=True) as bar:
+        for name, result in _side_by_side(cases, output / "cache", options.processes):
             bar.set_postfix_str(name, refresh=False)
             bar.update()
             print(json.dumps({"group": name, "commit": commit, **result}), file=file, flush=True)
@@ -55,7 +51,7 @@ def main() -> None:
                 failures += 1
                 bar.write(f"FAILED {result['error']}\n  python -m tests.faults {name} --case {result['case']}")
     if options.case is None:
-        _write_counts(output, commit, [line for line in _lines(log) if line["commit"] == commit])
+        _write_counts(output, _lines(log))
         print((output / "counts.md").read_text())
     sys.exit(1 if failures else 0)
 
@@ -95,7 +91,7 @@ def _side_by_side(todo: dict[str, list[int]], cache: Path, processes: int) -> It
                     yield result
 
 
-def _write_counts(output: Path, commit: str, lines: list[dict[str, Any]]) -> None:
+def _write_counts(output: Path, lines: list[dict[str, Any]]) -> None:
     """The last result of each case, as a table and as JSON."""
     last = {(line["group"], line["case"]): line for line in lines}
     rows, counts = [], {}
@@ -104,17 +100,22 @@ def _write_counts(output: Path, commit: str, lines: list[dict[str, Any]]) -> Non
         if not results:
             continue
         group, failed = load_group(name), [line["case"] for line in results if line["error"]]
-        happened = sum((Counter(line["counts"]) for line in results), Counter())
-        counts[name] = {"cases": len(results), "failed": sorted(failed), "counts": dict(sorted(happened.items()))}
+        happened: Counter[str] = sum((Counter(line["counts"]) for line in results), Counter())
+        commits = sorted({line["commit"] for line in results})
+        counts[name] = {
+            "cases": len(results),
+            "failed": sorted(failed),
+            "commits": commits,
+            "counts": dict(sorted(happened.items())),
+        }
         of = f"{len(results):,}" if len(results) == group.cases else f"{len(results):,} of {group.cases:,}"
         what = ", ".join(f"{key} {number:,}" for key, number in sorted(happened.items()))
-        rows.append(f"| {group.fault} | {group.promise} | {of} | {len(failed)} | {what} |")
+        rows.append(f"| {group.fault} | {group.promise} | {of} | {len(failed)} | {what} | {', '.join(commits)} |")
     machine = f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}"
     date = datetime.date.today().isoformat()
-    head = ["| fault | what must hold | cases | failed | what happened |", "|---|---|---|---|---|"]
-    text = "\n".join([f"{date}, commit {commit}, {machine}.", "", *head, *rows, ""])
-    (output / "counts.md").write_text(text, encoding="utf-8")
-    summary = {"date": date, "commit": commit, "machine": machine, "groups": counts}
+    head = ["| fault | what must hold | cases | failed | what happened | commit |", "|---|---|---|---|---|---|"]
+    (output / "counts.md").write_text("\n".join([f"{date}, {machine}.", "", *head, *rows, ""]), encoding="utf-8")
+    summary = {"date": date, "machine": machine, "groups": counts}
     (output / "counts.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Names from elsewhere, as archives, data sets and class folders have them: nothing is written outside of the target."""
+"""Names from elsewhere, as of archive members and class folders: nothing is written outside of the target."""
 
 import contextlib
 import random
@@ -22,8 +22,9 @@ from tests.faults.group import Group
 from tests.weights.test_hostile_weights import state, tensor, zipped
 
 _ODD = (
-    "../{}", "../../{}", "a/../../{}", "./../{}", "/tmp/jaxnets-{}", "//{}", "..\\{}", "C:\\{}", "~/{}", "{}/..", "{}\n",
-    "{}\x1b[2J", "{}/", "\u202e{}", "{}?x=*", "$HOME/{}", "%2e%2e/{}", ".../{}", "{}:stream", "-{}", ".{}", "{}/./../..",
+    "../{}", "../../{}", "a/../../{}", "./../{}", "/tmp/jaxnets-{}", "//{}", "..\\{}", "C:\\{}", "~/{}", "{}/..",
+    "{}\n", "{}\x1b[2J", "{}/", "\u202e{}", "{}?x=*", "$HOME/{}", "%2e%2e/{}", ".../{}", "{}:stream", "-{}", ".{}",
+    "{}/./../..",
 )  # fmt: skip
 
 

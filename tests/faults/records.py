@@ -17,12 +17,25 @@ from jaxnets.data.sources import ArraySource, Dataset
 from jaxnets.errors import InputError
 from tests.faults.group import Group
 
-_KINDS = ("bit", "bits", "cut", "longer", "zeros", "gone", "of another set", "swapped", "moved", "pixels of another set")
+_KINDS = (
+    "bit",
+    "bits",
+    "cut",
+    "longer",
+    "zeros",
+    "gone",
+    "of another set",
+    "swapped",
+    "moved",
+    "pixels of another set",
+)
 
 
 def _source(seed: int, count: int) -> ArraySource:
     random_ = np.random.default_rng(seed)
-    return ArraySource(random_.integers(0, 256, (count, 6, 7, 3)).astype(np.uint8), np.arange(count, dtype=np.int32) % 3)
+    return ArraySource(
+        random_.integers(0, 256, (count, 6, 7, 3)).astype(np.uint8), np.arange(count, dtype=np.int32) % 3
+    )
 
 
 @cache
