@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from jaxnets.training.setup import set_up
 from jaxnets.training.start import check_finished, check_start, origin_of
 from jaxnets.training.start_lines import start_lines
 from jaxnets.training.trainer import Schedule, Trainer
+from jaxnets.training.watch import Watch
 from jaxnets.training.workdir import Workdir
 
 CHECKPOINT_INTERVAL = 60.0
@@ -81,10 +82,11 @@ def train(
         config = replace(config, dataset=dataset.name)
     check_parts(metrics, hooks)
     custom = Custom(model, optimizer, all_metrics(metrics), hooks)
-    parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call} {list(custom.metrics)}")
-    files: Workdir | None = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
     schedule = Schedule(checkpoint_interval, steps_per_call, tensorboard)
-    with files or nullcontext():
+    with Watch(parallel) as watch, ExitStack() as stack:
+        parallel.check_agreement(f"{config} {parallel.kind} {resume} {steps_per_call} {list(custom.metrics)}")
+        files: Workdir | None = parallel.on_primary(lambda: Workdir.prepare(workdir, config, resume=resume))
+        stack.enter_context(files or nullcontext())
         if finished := parallel.broadcast(parallel.on_primary(lambda: files.result() if files else None)):
             parallel.on_primary(lambda: check_finished(config, dataset, workdir, finished))
             if parallel.is_primary:
@@ -105,7 +107,9 @@ def train(
 
         folder = workdir if files else None
         try:
-            with Trainer(run, parallel, folder, interruption, schedule, resume=resume, started=started) as trainer:
+            with Trainer(
+                run, parallel, folder, interruption, schedule, watch, resume=resume, started=started
+            ) as trainer:
                 for epoch in trainer.epochs_left():
                     trainer.train_epoch(epoch)
                     trainer.finish_epoch(epoch)

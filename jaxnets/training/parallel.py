@@ -29,6 +29,8 @@ PARALLEL = ("auto", "jit", "pmap", "shard_map")
 PLATFORMS = ("auto", "cpu", "gpu")
 _AXIS = "replicas"
 _SECONDS_TO_JOIN = 300
+# Without a sign of life of another process for so long, JAX ends this one.
+SECONDS_OF_SILENCE = 30
 # The number of processes that srun or mpirun started.
 _LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -68,7 +70,13 @@ def join_processes(
     elif not _launched():
         return
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=_SECONDS_TO_JOIN)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=_SECONDS_TO_JOIN,
+            heartbeat_timeout_seconds=SECONDS_OF_SILENCE,
+        )
     except (RuntimeError, ValueError) as error:
         lines = str(error).splitlines() or ["no reason given"]
         raise InputError(

@@ -21,6 +21,7 @@ from jaxnets.training.progress import Progress
 from jaxnets.training.run_log import RunLog
 from jaxnets.training.setup import Setup
 from jaxnets.training.start import saved_or_new
+from jaxnets.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Trainer:
         workdir: Path | None,
         interruption: Interruption,
         schedule: Schedule,
+        watch: Watch,
         *,
         resume: bool,
         started: float,
@@ -52,6 +54,7 @@ class Trainer:
         self._parallel = parallel
         self._interruption = interruption
         self._schedule = schedule
+        self._watch = watch
         self._vote = Vote(interruption, parallel)
         self._hooks = run.custom.hooks if workdir else ()
         with ExitStack() as stack:
@@ -119,6 +122,7 @@ class Trainer:
             batch = self.log.timed_wait(self._batches)
             self.state, sums = take_step(self.state, batch)
             self.log.trained(sums, count)
+            self._watch.at(self.log.position.step)
             self._interruption.can_save = True
             self._stop_if_asked()
             self._checkpoints.poll()

@@ -233,7 +233,7 @@ def test_no_setting_that_changes_numbers_may_change_where_a_run_goes_on(name: st
     if name == "remat":
         now.check_resumes(before)
     else:
-        with pytest.raises(InputError, match=f"^the run began with recipe.{name}=.*; resume with the same"):
+        with pytest.raises(InputError, match=f"^the run began with {name}=.*; resume with the same"):
             now.check_resumes(before)
     replace(now, dataset="elsewhere", data_dir="/moved", log_every=3).check_resumes(now)
 
