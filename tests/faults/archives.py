@@ -1,4 +1,4 @@
-"""Names from elsewhere, as archives, data sets and class folders have them: nothing is written outside of the target."""
+"""Names from elsewhere, of archives, data sets and class folders: nothing is written outside of the target."""
 
 import contextlib
 import random
@@ -22,8 +22,9 @@ from tests.faults.group import Group
 from tests.weights.test_hostile_weights import state, tensor, zipped
 
 _ODD = (
-    "../{}", "../../{}", "a/../../{}", "./../{}", "/tmp/jaxnets-{}", "//{}", "..\\{}", "C:\\{}", "~/{}", "{}/..", "{}\n",
-    "{}\x1b[2J", "{}/", "\u202e{}", "{}?x=*", "$HOME/{}", "%2e%2e/{}", ".../{}", "{}:stream", "-{}", ".{}", "{}/./../..",
+    "../{}", "../../{}", "a/../../{}", "./../{}", "/tmp/jaxnets-{}", "//{}", "..\\{}", "C:\\{}", "~/{}", "{}/..",
+    "{}\n", "{}\x1b[2J", "{}/", "\u202e{}", "{}?x=*", "$HOME/{}", "%2e%2e/{}", ".../{}", "{}:stream", "-{}", ".{}",
+    "{}/./../..",
 )  # fmt: skip
 
 
@@ -37,8 +38,8 @@ def _in_an_archive(name: str, target: Path) -> str:
             assert [array.tolist() for array in tensors.values()] == [[[0, 0], [0, 0]]]
             return "read right"
     except InputError as error:
-        assert str(path) in str(error), str(error)
-        assert str(error).isprintable(), str(error)
+        assert str(path) in str(error), str(error)  # noqa: PT017
+        assert str(error).isprintable(), str(error)  # noqa: PT017
         return "refused"
     finally:
         path.unlink()
@@ -65,7 +66,7 @@ def _of_a_class(name: str, target: Path) -> str:
     try:
         write_records(load_folder(target / "photos", Division()), target / "records", 4, lambda count: None)
     except InputError as error:
-        assert str(error).isprintable(), str(error)
+        assert str(error).isprintable(), str(error)  # noqa: PT017
         return "refused"
     parts = {f"{part}.{what}" for part in ("train", "val", "test") for what in ("pixels", "index")}
     assert {path.name for path in (target / "records").iterdir()} == parts | {"records.json"}

@@ -27,7 +27,9 @@ _START_OF_SCAN = b"\xff\xda"
 @cache
 def _good(file_format: str, mode: str = "RGB", **options: Any) -> bytes:
     y, x = np.mgrid[: _SHAPE[0], : _SHAPE[1]]
-    pixels = np.stack([4 * x + 30, 6 * y, 2 * x + 3 * y], axis=-1) + np.random.default_rng(0).integers(0, 25, (*_SHAPE, 3))
+    pixels = np.stack([4 * x + 30, 6 * y, 2 * x + 3 * y], axis=-1) + np.random.default_rng(0).integers(
+        0, 25, (*_SHAPE, 3)
+    )
     image = Image.fromarray(pixels.astype(np.uint8))
     image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
     file = io.BytesIO()
@@ -68,7 +70,9 @@ def _restarts(chance: random.Random) -> bytes:
 
 
 def _huge_png(chance: random.Random) -> bytes:
-    header = b"IHDR" + struct.pack(">IIBBBBB", chance.randint(20_000, 60_000), chance.randint(20_000, 60_000), 8, 2, 0, 0, 0)
+    header = b"IHDR" + struct.pack(
+        ">IIBBBBB", chance.randint(20_000, 60_000), chance.randint(20_000, 60_000), 8, 2, 0, 0, 0
+    )
     good = _good("PNG")
     return good[:12] + header + struct.pack(">I", zlib.crc32(header)) + good[33:]
 
@@ -142,8 +146,9 @@ _WHOLE = {
 
 def _as_pillow(data: bytes) -> np.ndarray:
     """The pixels as Pillow reads them: upright, on white."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        image: Image.Image = opened
         if "exif" in image.info:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
@@ -163,15 +168,15 @@ def _run(case: int, folder: Path) -> dict[str, int]:
     try:
         judge(bad, 1, "error", lambda line: None)
     except InputError as error:
-        assert str(path) in str(error), str(error)
-        assert str(error).isprintable(), str(error)
+        assert str(path) in str(error), str(error)  # noqa: PT017
+        assert str(error).isprintable(), str(error)  # noqa: PT017
         (image,) = bad
         assert image.reason
         assert not len(source)
         try:
             pixels_of(open_image(data))
         except InputError as reason:
-            assert str(reason) == image.reason, (str(reason), image.reason)
+            assert str(reason) == image.reason, (str(reason), image.reason)  # noqa: PT017
             return {"refused with path and reason": 1}
         raise AssertionError(f"{kind}: refused by the check ({image.reason}), but read") from None
     actual = pixels_of(open_image(data)).copy()
