@@ -17,6 +17,7 @@ _SECONDS_OF_SILENCE = 10.0
 _SECONDS_BETWEEN_BEATS = 0.5
 # Process 0 ends last: without it JAX ends the others at once.
 _SECONDS_OF_PROCESS_0 = 3.0
+_SECONDS_OF_A_CALL = 60
 _DONE = "done"
 _NAME = "jaxnets/process/"
 
@@ -33,7 +34,7 @@ class Watch:
         self._rank, self._count = parallel.process_index, parallel.process_count
         self._step = 0
         self._left = threading.Event()
-        self._store = _store() if self._count > 1 else None
+        self._store: Any = _store() if self._count > 1 else None
         # Of each process, what it wrote last, and when it was first seen here.
         self._seen: dict[int, tuple[str, float]] = {}
 
@@ -44,7 +45,8 @@ class Watch:
     def __enter__(self) -> "Watch":
         if self._store is not None:
             self._seen[0] = ("", time.monotonic())  # its store has not been reached yet
-            self._threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self._look)]
+            tasks = [self._beat, self._look] + [self._wait_for_process_0] * (self._rank > 0)
+            self._threads = [threading.Thread(target=task, daemon=True) for task in tasks]
             for thread in self._threads:
                 thread.start()
         return self
@@ -59,7 +61,7 @@ class Watch:
             # A collective operation fails at once when a process dies; which one it was is known after its silence.
             self._left.wait(1.5 * _SECONDS_OF_SILENCE)
         self._left.set()
-        for thread in self._threads:
+        for thread in self._threads[:2]:
             thread.join(2 * _SECONDS_BETWEEN_BEATS)
         if not failed:
             self._write(_DONE)
@@ -90,11 +92,20 @@ class Watch:
     def _look(self) -> None:
         while not self._left.wait(_SECONDS_BETWEEN_BEATS):
             for rank, (text, since) in sorted(self._seen.copy().items()):
-                silent = time.monotonic() - since
-                if rank != self._rank and text != _DONE and silent > _SECONDS_OF_SILENCE:
-                    self._end(rank, text, silent)
+                if rank != self._rank and text != _DONE and time.monotonic() - since > _SECONDS_OF_SILENCE:
+                    self._end(rank, text, since)
 
-    def _end(self, rank: int, text: str, silent: float) -> None:
+    def _wait_for_process_0(self) -> None:
+        """Notices at once when process 0, which has the store, dies: JAX then ends this one in a moment."""
+        while not self._left.is_set():
+            try:
+                self._store.blocking_key_value_get(f"{_NAME}never", 1000 * _SECONDS_OF_A_CALL)
+            except Exception as error:  # of several types
+                if "UNAVAILABLE" in str(error) and not self._left.is_set():
+                    self._end(0, *self._seen[0])
+
+    def _end(self, rank: int, text: str, since: float) -> None:
+        silent = time.monotonic() - since
         step = int(text.split()[1]) if text else self._step
         line = (
             f"error: process {rank} of {self._count} has not answered for {silent:.0f} s, after step {step:,}: it is "

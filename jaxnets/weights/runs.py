@@ -89,7 +89,7 @@ def read_contents(workdir: Path) -> dict[str, Any] | None:
     """
     devices()
     folder = workdir.resolve() / FOLDER
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return None
     files = orbax_files()
     with files.reader(folder) as manager:

@@ -1,4 +1,4 @@
-"""Names from elsewhere, as of archive members and class folders: nothing is written outside of the target."""
+"""Names from elsewhere, of archives, data sets and class folders: nothing is written outside of the target."""
 
 import contextlib
 import random

@@ -146,8 +146,9 @@ _WHOLE = {
 
 def _as_pillow(data: bytes) -> np.ndarray:
     """The pixels as Pillow reads them: upright, on white."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        image: Image.Image = opened
         if "exif" in image.info:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):

@@ -108,9 +108,9 @@ def _prepare() -> None:
     for name in ALL:
         import_module(f"experiments.{name}")
 
-    def listen(event: str, seconds: float, *, fun_name: str = "", **_: object) -> None:
+    def listen(event: str, duration_secs: float, **about: str | int) -> None:
         if event.endswith("backend_compile_duration"):
-            _compiled.append(fun_name)
+            _compiled.append(str(about.get("fun_name")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
 

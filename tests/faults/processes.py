@@ -116,6 +116,7 @@ def _train(workdir: Path, rank: int, address: str, limits: tuple[float, int], fa
     words += ["--num-processes", "2", "--process-id", str(rank)]
     sys.argv = ["train", *arguments(_SETUP, workdir), *words]
     run_command(experiments.train.main)
+    jax.distributed.shutdown()  # as at the end of a process that was not forked
 
 
 def _signal_at(moment: str, nth: int, number: int) -> None:

@@ -51,7 +51,7 @@ def _read(folder: Path) -> list[Any]:
     """All that records say."""
     dataset = load_records(folder)
     images = [
-        (part, record.image.tobytes(), record.image.shape, record.label)
+        (part, np.asarray(record.image).tobytes(), np.shape(record.image), record.label)
         for part, source in dataset.parts.items()
         for record in map(source.__getitem__, range(len(source)))
     ]

@@ -28,18 +28,18 @@ def _run(case: int, folder: Path) -> dict[str, int]:
 
 @contextmanager
 def _unguarded() -> Iterator[None]:
-    """The checksums of zip archives are not compared."""
+    """Python's pickle, which imports what a file names, reads the pickles; the watcher stops it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXNETS_TESTS_WITHOUT_CHECKSUMS", "1")
+        patch.setenv("JAXNETS_TESTS_WITH_PLAIN_PICKLE", "1")
         yield
 
 
 GROUP = Group(
     fault="10,000 mutations of good weight files of all formats, 100 a case",
-    promise="nothing is run, at most 400 MB and 5 s of processor time, refused in one line or read whole; a changed "
-    "zip archive is never read as good",
+    promise="nothing is run, at most 400 MB and 5 s of processor time, refused in one line or read whole; a "
+    "changed zip archive is never read as good",
     cases=100,
     run=_run,
     unguarded=_unguarded,
-    telling=tuple(range(12)),
+    telling=(0,),
 )
