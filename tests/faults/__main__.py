@@ -1,6 +1,6 @@
-"""Does all faults and counts what was lost: python -m tests.faults [GROUP ...] [--case N] [--output DIR].
+"""Does all faults and counts what was lost: python -m tests.faults [GROUP ...] [--case N].
 
-Writes counts.md and counts.json. Cases that have passed at this commit are not done again.
+Writes counts.md and counts.json to a folder. Cases that have passed at this commit are not done again.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tests.faults.group import GROUPS, load_group
 from tests.faults.running import ROOT, Result, run_cases
 
+_BEGIN, _END = "<!-- counts -->", "<!-- end of counts -->"
 _SHARE = 50  # cases that a worker does before it ends
 
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", choices=[[], *GROUPS], metavar="GROUP", help=", ".join(GROUPS))
     parser.add_argument("--case", type=int, help="do this case alone")
     parser.add_argument("--output", type=Path, default=Path("faults"), help="folder of the results (default faults)")
+    parser.add_argument("--page", type=Path, help="a page in which to replace the counts, docs/reliability.md")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="workers, one a core")
     options = parser.parse_args()
     names, output = options.groups or GROUPS, options.output
@@ -52,7 +54,11 @@ def main() -> None:
                 bar.write(f"FAILED {result['error']}\n  python -m tests.faults {name} --case {result['case']}")
     if options.case is None:
         _write_counts(output, _lines(log))
-        print((output / "counts.md").read_text())
+        table = (output / "counts.md").read_text(encoding="utf-8")
+        print(table)
+        if options.page:
+            before, _, rest = options.page.read_text(encoding="utf-8").partition(_BEGIN)
+            options.page.write_text(f"{before}{_BEGIN}\n{table}{_END}{rest.partition(_END)[2]}", encoding="utf-8")
     sys.exit(1 if failures else 0)
 
 

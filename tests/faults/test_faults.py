@@ -9,7 +9,17 @@ from tests.faults.group import GROUPS, load_group
 from tests.faults.running import run_cases
 
 pytestmark = pytest.mark.faults
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 _SHARE = 20  # one in so many cases is done here
+
+
+def test_the_page_has_the_counts_of_each_group() -> None:
+    rows = [line.split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    counted = {row[0].removeprefix("| "): row for row in rows if len(row) == 6}
+    for name in GROUPS:
+        group = load_group(name)
+        _, promise, cases, failed, *_ = counted[group.fault]
+        assert (promise, cases, failed) == (group.promise, f"{group.cases:,}", "0")
 
 
 def _cache() -> Path:
