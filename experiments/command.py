@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ _CHECKS = {
     "jax_transfer_guard": "allow",
     "jax_debug_key_reuse": False,
 }
+# Without process 0, JAX ends the others at once, with a page of its own.
+_SECONDS_OF_PROCESS_0 = 2.0
 
 
 def run(main: Callable[[], None]) -> None:
@@ -159,5 +162,7 @@ def _exit(code: int) -> None:
     if jax.distributed.is_initialized():
         # Otherwise JAX would wait here for minutes for the other processes to end as well.
         sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(_SECONDS_OF_PROCESS_0)
         os._exit(code)
     sys.exit(code)

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from itertools import count
 from types import TracebackType
 from typing import Any
 
@@ -33,7 +34,7 @@ class Watch:
     def __init__(self, parallel: Parallel) -> None:
         self._rank, self._count = parallel.process_index, parallel.process_count
         self._step = 0
-        self._left = threading.Event()
+        self._left, self._writing = threading.Event(), threading.Lock()
         self._store: Any = _store() if self._count > 1 else None
         # Of each process, what it wrote last, and when it was first seen here.
         self._seen: dict[int, tuple[str, float]] = {}
@@ -46,9 +47,8 @@ class Watch:
         if self._store is not None:
             self._seen[0] = ("", time.monotonic())  # its store has not been reached yet
             tasks = [self._beat, self._look] + [self._wait_for_process_0] * (self._rank > 0)
-            self._threads = [threading.Thread(target=task, daemon=True) for task in tasks]
-            for thread in self._threads:
-                thread.start()
+            for task in tasks:
+                threading.Thread(target=task, daemon=True).start()
         return self
 
     def __exit__(
@@ -60,19 +60,19 @@ class Watch:
         if failed:
             # A collective operation fails at once when a process dies; which one it was is known after its silence.
             self._left.wait(1.5 * _SECONDS_OF_SILENCE)
-        self._left.set()
-        for thread in self._threads[:2]:
-            thread.join(2 * _SECONDS_BETWEEN_BEATS)
-        if not failed:
-            self._write(_DONE)
+        with self._writing:  # no step may be written after the last word
+            self._left.set()
+            if not failed:
+                self._write(_DONE)
 
     def _beat(self) -> None:
-        number = 0
-        while not self._left.is_set():
-            self._write(f"{number} {self._step}")
+        for number in count():
+            with self._writing:
+                if self._left.is_set():
+                    return
+                self._write(f"{number} {self._step}")
             self._read()
-            number += 1
-            time.sleep(_SECONDS_BETWEEN_BEATS)
+            self._left.wait(_SECONDS_BETWEEN_BEATS)
 
     def _write(self, text: str) -> None:
         with suppress(Exception):  # of several types, when process 0 is dead
