@@ -12,7 +12,7 @@ from jaxnets.data.folder import named_images
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
 from jaxnets.data.verification import BadImage, judge, usable
-from jaxnets.errors import InputError
+from jaxnets.errors import InputError, first_line
 from jaxnets.pretrained import Pretrained, load_pretrained
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
@@ -56,7 +56,10 @@ def run_of(workdir: Path) -> RunBefore:
     contents = read_contents(workdir)
     if contents is None:
         raise without_checkpoint(workdir)
-    config = Config.from_dict(contents["config"])
+    try:
+        config = Config.from_dict(contents["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{workdir}: its checkpoint is from another version ({first_line(error)})") from None
     return RunBefore(config, origin_in(contents).preprocessing, contents["fingerprints"])
 
 

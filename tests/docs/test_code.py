@@ -4,10 +4,12 @@ The blocks of a page share one namespace and run in an empty folder, in their or
 comment `<!-- not run: REASON -->` on the line before it, and is only compiled.
 """
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
+from jaxnets.models import registry
 from tests.docs.pages import PAGES, blocks, name_of
 from tests.tiers import slow_except
 
@@ -20,6 +22,8 @@ _SLOW = [page for page in _WITH_CODE if name_of(page) in ("docs/training-loop.md
 )
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # A network that a page registers is not known to other tests.
+    monkeypatch.setattr(registry, "_FAMILIES", deepcopy(registry._FAMILIES))
     namespace = {"__name__": page.stem}
     for block in blocks(page):
         if block.language != "python":
