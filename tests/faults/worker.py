@@ -5,6 +5,7 @@ Prints one line of JSON when a case begins, and one when it has ended.
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -17,6 +18,8 @@ from tests.faults.group import Group, load_group
 
 
 def main() -> None:
+    # A shell may have started this in its background, where Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name, *words = sys.argv[1:]
     unguarded = "--unguarded" in words
     # Nothing that a case prints may come between the lines.
