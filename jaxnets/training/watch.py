@@ -59,7 +59,7 @@ class Watch:
         failed = error is not None and not isinstance(error, InputError | Interrupted | KeyboardInterrupt)
         if failed:
             # A collective operation fails at once when a process dies; which one it was is known after its silence.
-            self._left.wait(1.5 * _SECONDS_OF_SILENCE)
+            self._left.wait(_SECONDS_OF_SILENCE + _SECONDS_OF_PROCESS_0 + 4)
         with self._writing:  # no step may be written after the last word
             self._left.set()
             if not failed:

@@ -31,7 +31,7 @@ _MOMENTS = ("at the start", "in compilation", "in a step", "in a save", "in an e
 _STEPS = 16
 _SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 # Of the watch and of JAX, in seconds; one case in eight has those that users have.
-_QUICK = (3.0, 9)
+_QUICK = (3.0, 20)
 _REAL = (watch._SECONDS_OF_SILENCE, parallel.SECONDS_OF_SILENCE)
 _WITHOUT_WATCH = "JAXNETS_TEST_WITHOUT_WATCH"
 
