@@ -14,7 +14,7 @@ from jaxnets.training.interruption import Interrupted
 from jaxnets.training.parallel import Parallel
 
 # Below half of `parallel.SECONDS_OF_SILENCE`, after which JAX gives up on process 0, with a page of its own.
-_SECONDS_OF_SILENCE = 10.0
+_SECONDS_OF_SILENCE = 12.0
 _SECONDS_BETWEEN_BEATS = 0.5
 # Process 0 ends last: without it JAX ends the others at once.
 _SECONDS_OF_PROCESS_0 = 3.0
@@ -27,7 +27,7 @@ class Watch:
     """Watches the other processes of a run while it is entered; does nothing with one process.
 
     Each process writes its step twice a second to the store of JAX's coordination service, by a thread of its own, so a
-    long compilation is no silence. When a process is silent for 10 s, the others end with one line and exit code 1. If
+    long compilation is no silence. When a process is silent for 12 s, the others end with one line and exit code 1. If
     JAX has no such store any more, its own heartbeats end the processes within 30 s, without a line of this kind.
     """
 
