@@ -57,8 +57,7 @@ def main() -> None:
         table = (output / "counts.md").read_text(encoding="utf-8")
         print(table)
         if options.page:
-            before, _, rest = options.page.read_text(encoding="utf-8").partition(_BEGIN)
-            options.page.write_text(f"{before}{_BEGIN}\n{table}{_END}{rest.partition(_END)[2]}", encoding="utf-8")
+            _write_to_page(options.page, table)
     sys.exit(1 if failures else 0)
 
 
@@ -123,6 +122,11 @@ def _write_counts(output: Path, lines: list[dict[str, Any]]) -> None:
     (output / "counts.md").write_text("\n".join([f"{date}, {machine}.", "", *head, *rows, ""]), encoding="utf-8")
     summary = {"date": date, "machine": machine, "groups": counts}
     (output / "counts.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_to_page(page: Path, table: str) -> None:
+    before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
+    page.write_text(f"{before}{_BEGIN}\n{table}{_END}{rest.partition(_END)[2]}", encoding="utf-8")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
