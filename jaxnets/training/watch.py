@@ -36,6 +36,7 @@ class Watch:
         self._step = 0
         self._left, self._writing = threading.Event(), threading.Lock()
         self._store: Any = _store() if self._count > 1 else None
+        self._last_word = f"jaxnets/last-word/{self._rank}/{time.time_ns()}"
         # Of each process, what it wrote last, and when it was first seen here.
         self._seen: dict[int, tuple[str, float]] = {}
 
@@ -47,8 +48,9 @@ class Watch:
         if self._store is not None:
             self._seen[0] = ("", time.monotonic())  # its store has not been reached yet
             tasks = [self._beat, self._look] + [self._wait_for_process_0] * (self._rank > 0)
-            for task in tasks:
-                threading.Thread(target=task, daemon=True).start()
+            self._threads = [threading.Thread(target=task, daemon=True) for task in tasks]
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(
@@ -63,20 +65,24 @@ class Watch:
         with self._writing:  # no step may be written after the last word
             self._left.set()
             if not failed:
-                self._write(_DONE)
+                self._write(_NAME + str(self._rank), _DONE)
+                self._write(self._last_word, _DONE)
+        # A call that is still waiting when JAX leaves the store would end this process.
+        for thread in self._threads:
+            thread.join(2)
 
     def _beat(self) -> None:
         for number in count():
             with self._writing:
                 if self._left.is_set():
                     return
-                self._write(f"{number} {self._step}")
+                self._write(_NAME + str(self._rank), f"{number} {self._step}")
             self._read()
             self._left.wait(_SECONDS_BETWEEN_BEATS)
 
-    def _write(self, text: str) -> None:
+    def _write(self, name: str, text: str) -> None:
         with suppress(Exception):  # of several types, when process 0 is dead
-            self._store.key_value_set(f"{_NAME}{self._rank}", text, allow_overwrite=True)
+            self._store.key_value_set(name, text, allow_overwrite=True)
 
     def _read(self) -> None:
         """Notes what is new; without process 0 there is nothing to read, so it is silent then."""
@@ -99,7 +105,7 @@ class Watch:
         """Notices at once when process 0, which has the store, dies: JAX then ends this one in a moment."""
         while not self._left.is_set():
             try:
-                self._store.blocking_key_value_get(f"{_NAME}never", 1000 * _SECONDS_OF_A_CALL)
+                self._store.blocking_key_value_get(self._last_word, 1000 * _SECONDS_OF_A_CALL)
             except Exception as error:  # of several types
                 if "UNAVAILABLE" in str(error) and not self._left.is_set():
                     self._end(0, *self._seen[0])
