@@ -4,11 +4,9 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxnets.weights.file_checksums import NAME
-from tests.faults.damaged_checkpoint import check_damage, inner_files, kind_of, without_checksums
+from tests.faults.damaged_checkpoint import check_damage, drop_some_checksums, inner_files, kind_of, without_checksums
 from tests.faults.group import Group
 
-_WITHOUT_LIST = 5  # one in so many checkpoints has no checksums of its files, as if its run had been killed before
 _OLDER = 8  # one in so many is the older of two
 
 
@@ -18,9 +16,7 @@ def run(case: int, folder: Path) -> Mapping[str, int]:
 
     def damage(older: Path, newer: Path) -> Path:
         nonlocal flipped
-        if chance.randrange(_WITHOUT_LIST) == 0:
-            for checkpoint in (older, newer):
-                (checkpoint / NAME).unlink()
+        drop_some_checksums(chance, older, newer)
         checkpoint = older if chance.randrange(_OLDER) == 0 else newer
         files = [path for path in inner_files(checkpoint) if path.stat().st_size]
         kind = chance.choice(sorted({kind_of(path, checkpoint) for path in files}))

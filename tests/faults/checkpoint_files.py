@@ -8,12 +8,10 @@ from pathlib import Path
 from unittest import mock
 
 from jaxnets.training.checkpoint import Checkpoints
-from jaxnets.weights.file_checksums import NAME
-from tests.faults.damaged_checkpoint import check_damage, inner_files, kind_of
+from tests.faults.damaged_checkpoint import check_damage, drop_some_checksums, inner_files, kind_of
 from tests.faults.group import Group
 
 _KINDS = ("cut short", "emptied", "deleted", "folder deleted", "taken from another checkpoint", "made longer")
-_WITHOUT_LIST = 5  # one in so many checkpoints has no checksums of its files, as if its run had been killed before
 
 
 def run(case: int, folder: Path) -> Mapping[str, int]:
@@ -23,9 +21,7 @@ def run(case: int, folder: Path) -> Mapping[str, int]:
 
     def damage(older: Path, newer: Path) -> Path:
         nonlocal damaged
-        if chance.randrange(_WITHOUT_LIST) == 0:
-            for checkpoint in (older, newer):
-                (checkpoint / NAME).unlink()
+        drop_some_checksums(chance, older, newer)
         path = chance.choice([path for path in inner_files(newer) if path.stat().st_size])
         damaged, content = kind_of(path, newer), path.read_bytes()
         match kind:

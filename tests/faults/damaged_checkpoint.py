@@ -1,5 +1,6 @@
 """A run with damaged checkpoints, read as `--resume` and as evaluation read it: exactly, or from the intact one."""
 
+import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,6 +119,13 @@ def _check_evaluation(workdir: Path, damaged: int, newer: int) -> dict[str, int]
     if refused:
         return {"evaluation refused it": 1}
     return {"evaluation read it exactly": 1} if damaged == newer else {}
+
+
+def drop_some_checksums(chance: random.Random, *checkpoints: Path) -> None:
+    """In one of five cases, removes the checksums of files, as if the run had been killed before it wrote them."""
+    if chance.randrange(5) == 0:
+        for checkpoint in checkpoints:
+            (checkpoint / file_checksums.NAME).unlink()
 
 
 def inner_files(checkpoint: Path) -> list[Path]:
