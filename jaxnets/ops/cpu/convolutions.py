@@ -212,7 +212,7 @@ class BiasedConvolution(Convolution):
     def packed_size(self) -> int:
         """Bytes of the packed kernel."""
         if self._suits_winograd():
-            return winograd.packed_size(self.kernel)
+            return winograd.packed_size(self.images, self.kernel)
         return bytes_of(query(self._biased(), _WEIGHTS_OF))
 
     def _biased(self) -> c_void_p:
@@ -259,7 +259,7 @@ class KernelPacking(BiasedConvolution):
     def call(self) -> Call:
         """Operand the kernel; result the packed one, of `packed_size`."""
         if self._suits_winograd():
-            return winograd.packing(self.kernel)
+            return winograd.packing(self.images, self.kernel)
         return Call(self._layout.read(0, query(self._biased(), _WEIGHTS_OF), 1, 2), [self._layout.wide_size])
 
 

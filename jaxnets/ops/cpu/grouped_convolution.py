@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.availability import uses
-from jaxnets.ops.cpu.library import Call, aligned, array_at, has_only_avx2
+from jaxnets.ops.cpu.library import Call, aligned, array_at, computes_by_eight
 from jaxnets.ops.cpu.machine_code import Writer
 
 _VECTOR = 8
@@ -37,7 +37,7 @@ def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: i
     *window, channels, features = kernel
     if (*window, channels, padding) != (_SIDE, _SIDE, _GROUP, 1) or features != groups * _GROUP or groups % 2:
         return False
-    return outputs[2] >= _SHORTEST and has_only_avx2() and uses("grouped_kernels")
+    return outputs[2] >= _SHORTEST and computes_by_eight() and uses("grouped_kernels")
 
 
 def convolution(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[int], stride: int) -> Call:

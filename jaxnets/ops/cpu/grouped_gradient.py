@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.availability import uses
-from jaxnets.ops.cpu.library import Call, has_only_avx2
+from jaxnets.ops.cpu.library import Call, computes_by_eight
 from jaxnets.ops.cpu.machine_code import Writer
 
 _VECTOR = 8
@@ -34,7 +34,12 @@ _NUMBERS = (
 def suits(kernel: Sequence[int], outputs: Sequence[int], padding: int, groups: int) -> bool:
     """Whether this can compute the gradient, and is faster."""
     *window, channels, features = kernel
-    if (*window, padding) != (_SIDE, _SIDE, 1) or groups == 1 or features != groups * channels or not has_only_avx2():
+    if (
+        (*window, padding) != (_SIDE, _SIDE, 1)
+        or groups == 1
+        or features != groups * channels
+        or not computes_by_eight()
+    ):
         return False
     if channels == _GROUP:
         return features % (2 * _VECTOR) == 0 and uses("grouped_kernels")

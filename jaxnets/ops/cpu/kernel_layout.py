@@ -6,7 +6,7 @@ from ctypes import c_void_p
 
 import numpy as np
 
-from jaxnets.ops.cpu.library import Step, aligned, array_at, describe, has_only_avx2, reorder
+from jaxnets.ops.cpu.library import Step, aligned, array_at, computes_by_eight, describe, reorder
 
 # Without AVX-512, groups of 4 or 2 channels are computed as groups of this many, with zeros in between.
 _CHANNELS = 8
@@ -69,4 +69,4 @@ def _groups_to_merge(inputs: int, groups: int) -> int:
     """The number of neighbouring groups, of `inputs` channels each, that are computed as one."""
     count, rest = divmod(_CHANNELS, inputs)
     # For one channel oneDNN has a primitive of its own.
-    return 1 if not has_only_avx2() or inputs == 1 or rest or count == 0 or groups % count else count
+    return 1 if not computes_by_eight() or inputs == 1 or rest or count == 0 or groups % count else count

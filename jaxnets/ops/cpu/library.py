@@ -113,9 +113,16 @@ def has_avx512() -> bool:
 
 
 @cache
-def has_only_avx2() -> bool:
-    """Whether the processor has AVX2 but not AVX-512: vectors of 8 numbers."""
-    return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX2) and not has_avx512()
+def computes_by_eight() -> bool:
+    """Whether the processor multiplies vectors of 8 numbers at once, not of 16.
+
+    It has AVX2 without AVX-512, or is a Zen 4, which computes each instruction of AVX-512 in two halves.
+    """
+    from llvmlite import binding
+
+    if has_avx512():
+        return bool(binding.get_host_cpu_name() == "znver4")
+    return bool(libraries()[1].dnnl_get_effective_cpu_isa() & _AVX2)
 
 
 def numbers(*values: int) -> "ctypes.Array[c_int64]":

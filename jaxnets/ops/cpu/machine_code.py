@@ -107,6 +107,10 @@ class Writer:
         """A vector of zeros."""
         return self._ir.Constant(self._vector, [0.0] * self._vector.count)
 
+    def number(self, value: float) -> Any:
+        """A vector whose elements are all one number that is known now."""
+        return self._ir.Constant(self._vector, [float(value)] * self._vector.count)
+
     def broadcast(self, array: Any, index: Any) -> Any:
         """A vector whose elements are all one number of an array."""
         ir, undefined = self._ir, self._ir.Constant(self._vector, self._ir.Undefined)

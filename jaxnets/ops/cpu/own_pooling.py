@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.availability import uses
-from jaxnets.ops.cpu.library import Call, has_only_avx2
+from jaxnets.ops.cpu.library import Call, computes_by_eight
 from jaxnets.ops.cpu.machine_code import Writer
 
 _VECTOR = 8
@@ -31,7 +31,7 @@ _NUMBERS = (
 
 def suits(channels: int, window: int) -> bool:
     """Whether this can pool windows of `window` pixels a side, and is faster."""
-    return channels % _VECTOR == 0 and window <= _LARGEST_WINDOW and has_only_avx2() and uses("own_pooling")
+    return channels % _VECTOR == 0 and window <= _LARGEST_WINDOW and computes_by_eight() and uses("own_pooling")
 
 
 def max_pool(

@@ -1,7 +1,8 @@
 """3x3 convolutions of stride 1 and padding 1 by Winograd's algorithm, with oneDNN's matrix products.
 
 F(2x2, 3x3) needs 16 multiplications instead of 36, and more passes over memory. Its factors are 1 and 1/2, so its
-rounding errors are at most three times those of the plain sum. Lavin and Gray 2016 (arXiv:1509.09308).
+rounding errors are at most three times those of the plain sum. Inference also uses F(4x4, 3x3), with 36 instead of 144
+multiplications and errors that are about twice as large. Lavin and Gray 2016 (arXiv:1509.09308).
 """
 
 import math
@@ -29,21 +30,24 @@ from jaxnets.ops.cpu.library import (
     attributes,
     bytes_of,
     check,
+    computes_by_eight,
     create,
     create_attributes,
     describe,
     engine,
-    has_only_avx2,
     libraries,
     multiply,
     query,
 )
-from jaxnets.ops.cpu.winograd_tiles import KERNEL_SUMS, PLANES, VECTOR, Finish, TileStep, Way, tiles_in
+from jaxnets.ops.cpu.winograd_tiles import F2, F4, VECTOR, Finish, Tiles, TileStep, Way
 
 # It is faster if inputs and outputs both have `_FEWEST_CHANNELS`, one of them has `_SIDE_CHANNELS`, and each tap of the
 # kernel has `_FEWEST_PRODUCTS` multiplications.
 _FEWEST_CHANNELS, _SIDE_CHANNELS = 32, 64
 _FEWEST_PRODUCTS = 6 * 2**20
+
+# Reading a plane of the kernel takes as long as multiplying it by this many tiles.
+_TILES_A_KERNEL = 16
 
 # Planes of images are computed and multiplied in parts of about this many bytes, which stay in the cache.
 _PART = 16 * 2**20
@@ -58,13 +62,23 @@ def suits(images: Images, kernel: Sequence[int], stride: int, padding: int, grou
     if min(channels, features) < _FEWEST_CHANNELS or max(channels, features) < _SIDE_CHANNELS:
         return False
     products = math.prod(images[:3]) * channels * features
-    return products >= _FEWEST_PRODUCTS and has_only_avx2() and uses("winograd")
+    return products >= _FEWEST_PRODUCTS and computes_by_eight() and uses("winograd")
+
+
+def tiles_of_inference(images: Images) -> Tiles:
+    """The tiles that are fastest in inference. Training uses `F2`, whose rounding errors are smaller."""
+
+    def cost(tiles: Tiles) -> int:
+        rows, columns = tiles.grid(images)
+        return tiles.planes * (rows * columns + _TILES_A_KERNEL)
+
+    return min(F2, F4, key=cost)
 
 
 def convolution(images: Images, kernel: Sequence[int]) -> Call:
     """Operands images [N, H, W, C] and kernel [3, 3, C, F]; result the outputs [N, H, W, F]."""
     channels, features = kernel[2:]
-    return _convolution(images[:3], channels, features, KERNEL_SUMS, (features, 1))
+    return _convolution(F2, images[:3], channels, features, F2.kernel_sums, (features, 1))
 
 
 def biased_convolution(images: Images, kernel: Sequence[int], *, adds: bool, relu: bool, packed: bool) -> Call:
@@ -74,17 +88,18 @@ def biased_convolution(images: Images, kernel: Sequence[int], *, adds: bool, rel
     """
     channels, features = kernel[2:]
     finish = Finish(bias=2, added=3 if adds else None, relu=relu)
-    return _convolution(images[:3], channels, features, KERNEL_SUMS, (features, 1), finish, packed=packed)
+    tiles = tiles_of_inference(images)
+    return _convolution(tiles, images[:3], channels, features, tiles.kernel_sums, (features, 1), finish, packed=packed)
 
 
-def packed_size(kernel: Sequence[int]) -> int:
-    """The bytes of a packed kernel."""
-    return aligned(PLANES * math.prod(kernel[2:]) * _NUMBER)
+def packed_size(images: Images, kernel: Sequence[int]) -> int:
+    """The bytes of a kernel that is packed for images of this shape."""
+    return aligned(tiles_of_inference(images).planes * math.prod(kernel[2:]) * _NUMBER)
 
 
-def packing(kernel: Sequence[int]) -> Call:
+def packing(images: Images, kernel: Sequence[int]) -> Call:
     """Operand the kernel; result its planes, the packed kernel."""
-    return Call([_KernelStep(KERNEL_SUMS, math.prod(kernel[2:]), 0, 1)])
+    return Call([_KernelStep(tiles_of_inference(images).kernel_sums, math.prod(kernel[2:]), 0, 1)])
 
 
 def input_gradient(images: Images, kernel: Sequence[int]) -> Call:
@@ -93,34 +108,35 @@ def input_gradient(images: Images, kernel: Sequence[int]) -> Call:
     It is a convolution from features to channels, with the kernel rotated by 180 degrees.
     """
     channels, features = kernel[2:]
-    return _convolution(images[:3], features, channels, KERNEL_SUMS[:, ::-1], (1, features))
+    return _convolution(F2, images[:3], features, channels, F2.kernel_sums[:, ::-1], (1, features))
 
 
 def weight_gradient(images: Images, kernel: Sequence[int]) -> Call:
     """The gradient of `convolution` by its kernel [3, 3, C, F]; operands images and outputs' gradient."""
     channels, features = kernel[2:]
     outputs = (*images[:3], features)
-    kernels = describe((PLANES, channels, features), (channels * features, features, 1))
+    kernels = describe((F2.planes, channels, features), (channels * features, features, 1))
     source, gradient, result, planes, gradient_planes, kernel_planes, scratch = range(7)
-    parts, tiles = _parts(images, max(channels, features))
+    parts, counts = _parts(F2, images, max(channels, features))
     products = {}
     steps: list[Step] = []
-    for (first, rows), count in zip(parts, tiles, strict=True):
+    for (first, rows), count in zip(parts, counts, strict=True):
         adds = first > 0
         if (count, adds) not in products:
-            left = describe((PLANES, channels, count), (count * channels, 1, channels))
-            right = describe((PLANES, count, features), (count * features, features, 1))
+            left = describe((F2.planes, channels, count), (count * channels, 1, channels))
+            right = describe((F2.planes, count, features), (count * features, features, 1))
             products[count, adds] = _Product(left, right, kernels, adds=adds)
         steps += [
-            TileStep(Way.FROM_INPUTS, images, first, rows, source, planes),
-            TileStep(Way.FROM_OUTPUTS, outputs, first, rows, gradient, gradient_planes),
+            TileStep(Way.FROM_INPUTS, F2, images, first, rows, source, planes),
+            TileStep(Way.FROM_OUTPUTS, F2, outputs, first, rows, gradient, gradient_planes),
             products[count, adds].step(planes, gradient_planes, kernel_planes, scratch),
         ]
-    steps.append(_KernelStep(KERNEL_SUMS.T, channels * features, kernel_planes, result))
-    return Call(steps, [*_plane_sizes(max(tiles), channels, features), _scratch(products)])
+    steps.append(_KernelStep(F2.kernel_sums.T, channels * features, kernel_planes, result))
+    return Call(steps, [*_plane_sizes(F2, max(counts), channels, features), _scratch(products)])
 
 
 def _convolution(
+    tiles: Tiles,
     pixels: Sequence[int],
     channels: int,
     features: int,
@@ -132,42 +148,46 @@ def _convolution(
 ) -> Call:
     """A convolution of images [*pixels, channels]; `strides` are those of the kernel's planes [channels, features]."""
     images, outputs = (*pixels, channels), (*pixels, features)
-    kernels = describe((PLANES, channels, features), (channels * features, *strides))
+    kernels = describe((tiles.planes, channels, features), (channels * features, *strides))
     source, kernel = range(2)
     result = 2 if finish is None else 3 if finish.added is None else 4
     planes, output_planes, scratch, kernel_planes = range(result + 1, result + 5)
-    parts, tiles = _parts(images, max(channels, features))
+    parts, counts = _parts(tiles, images, max(channels, features))
     products = {}
     steps: list[Step] = []
     if packed:
         kernel_planes = kernel
     else:
         steps.append(_KernelStep(kernel_sums, channels * features, kernel, kernel_planes))
-    for (first, rows), count in zip(parts, tiles, strict=True):
+    for (first, rows), count in zip(parts, counts, strict=True):
         if count not in products:
-            left, right = (describe((PLANES, count, size), (count * size, size, 1)) for size in (channels, features))
+            left, right = (
+                describe((tiles.planes, count, size), (count * size, size, 1)) for size in (channels, features)
+            )
             products[count] = _Product(left, kernels, right, adds=False)
         steps += [
-            TileStep(Way.FROM_INPUTS, images, first, rows, source, planes),
+            TileStep(Way.FROM_INPUTS, tiles, images, first, rows, source, planes),
             products[count].step(planes, kernel_planes, output_planes, scratch),
-            TileStep(Way.TO_OUTPUTS, outputs, first, rows, result, output_planes, finish),
+            TileStep(Way.TO_OUTPUTS, tiles, outputs, first, rows, result, output_planes, finish),
         ]
-    inputs_size, outputs_size, kernel_size = _plane_sizes(max(tiles), channels, features)
+    inputs_size, outputs_size, kernel_size = _plane_sizes(tiles, max(counts), channels, features)
     return Call(steps, [inputs_size, outputs_size, _scratch(products), *([] if packed else [kernel_size])])
 
 
-def _parts(images: Images, channels: int) -> tuple[list[tuple[int, int]], list[int]]:
+def _parts(tiles: Tiles, images: Images, channels: int) -> tuple[list[tuple[int, int]], list[int]]:
     """The first row of tiles and the number of rows of each part; the number of tiles of each."""
-    rows, columns = tiles_in(images)
-    count = min(rows, math.ceil(rows * columns * channels * PLANES * _NUMBER / _PART))
+    rows, columns = tiles.grid(images)
+    count = min(rows, math.ceil(rows * columns * channels * tiles.planes * _NUMBER / _PART))
     bounds = [rows * i // count for i in range(count + 1)]
     parts = [(begin, end - begin) for begin, end in pairwise(bounds)]
     return parts, [rows * columns for _, rows in parts]
 
 
-def _plane_sizes(tiles: int, channels: int, features: int) -> list[int]:
+def _plane_sizes(tiles: Tiles, count: int, channels: int, features: int) -> list[int]:
     """The bytes of the planes of the two sides' tiles, and of the kernel."""
-    return [aligned(PLANES * size * _NUMBER) for size in (tiles * channels, tiles * features, channels * features)]
+    return [
+        aligned(tiles.planes * size * _NUMBER) for size in (count * channels, count * features, channels * features)
+    ]
 
 
 class _Product:

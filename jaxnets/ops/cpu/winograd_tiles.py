@@ -1,7 +1,7 @@
-"""Tiles of images to and from the 16 planes that Winograd's convolution F(2x2, 3x3) multiplies.
+"""Tiles of images to and from the planes that Winograd's convolutions F(2x2, 3x3) and F(4x4, 3x3) multiply.
 
-The outputs are cut into tiles of 2x2 pixels, each computed from 4x4 pixels of the inputs. Both become 16 sums of pixels
-in 16 planes: [16, tiles, C]. Lavin and Gray 2016 (arXiv:1509.09308), section 4.1.
+The outputs are cut into tiles of T x T pixels, each computed from (T + 2) x (T + 2) pixels of the inputs. Both become
+(T + 2)^2 sums of pixels in as many planes: [planes, tiles, C]. Lavin and Gray 2016 (arXiv:1509.09308), section 4.
 """
 
 import math
@@ -10,25 +10,81 @@ from ctypes import c_int64
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxnets.ops.cpu import machine_code
 from jaxnets.ops.cpu.machine_code import Writer
 
-PLANES = 16
-TILE = 2
 # Channels must be a multiple of this.
 VECTOR = 8
 
-# For one axis, the paper's B^T, G and A^T, with two signs of the last point left out.
-_OF_INPUTS = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
-_OF_KERNELS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_OF_OUTPUTS = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
 
-# [16, 9]: from a kernel's 9 taps to its 16 planes.
-KERNEL_SUMS = np.kron(_OF_KERNELS, _OF_KERNELS)
+class Tiles(NamedTuple):
+    """Winograd's algorithm for tiles of `side` x `side` outputs: for one axis, the paper's B^T, G and A^T.
+
+    B^T and A^T are products of sparse matrices; the first is applied first.
+    """
+
+    of_inputs: tuple[np.ndarray, ...]
+    of_kernels: np.ndarray
+    of_outputs: tuple[np.ndarray, ...]
+
+    @property
+    def side(self) -> int:
+        """The pixels of a tile of outputs along one axis."""
+        return len(self.of_outputs[-1])
+
+    @property
+    def planes(self) -> int:
+        """The number of planes."""
+        return len(self.of_kernels) ** 2
+
+    @property
+    def kernel_sums(self) -> np.ndarray:
+        """[planes, 9]: from a kernel's 9 taps to its planes."""
+        return np.kron(self.of_kernels, self.of_kernels)
+
+    def grid(self, images: Sequence[int]) -> tuple[int, int]:
+        """The rows of tiles in all images of [N, H, W, C], and the tiles in a row."""
+        count, height, width, _ = images
+        return count * math.ceil(height / self.side), math.ceil(width / self.side)
+
+
+# The points are 0, 1, -1 and infinity; two signs of the last are left out.
+F2 = Tiles(
+    (np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]),),
+    np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    (np.array([[1, 1, 1, 0], [0, 1, -1, 1]]),),
+)
+# The points are 0, a, -a, b, -b and infinity. With a = 1 and b = 2, as in the paper, rounding errors are larger.
+_A, _B = 0.5**0.5, 2**0.5
+_PAIRS = np.array(
+    [
+        *([1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 1, -1, 0, 0, 0]),
+        *([0, 0, 0, 1, 1, 0], [0, 0, 0, 1, -1, 0], [0, 0, 0, 0, 0, 1]),
+    ]
+)
+F4 = Tiles(
+    (
+        np.array(
+            [
+                *([1, 0, -2.5, 0, 1, 0], [0, 0, -2, 0, 1, 0], [0, -2, 0, 1, 0, 0]),
+                *([0, 0, -0.5, 0, 1, 0], [0, -0.5, 0, 1, 0, 0], [0, 1, 0, -2.5, 0, 1]),
+            ]
+        ),
+        np.where(_PAIRS.T != 0, np.array([1, 1, _A, 1, _B, 1]), 0) * np.where(_PAIRS < 0, -1, 1),
+    ),
+    np.array(
+        [[6, 0, 0], *([-4, -4 * p, -4 * p * p] for p in (_A, -_A)), *([1, p, p * p] for p in (_B, -_B)), [0, 0, 6]]
+    )
+    / 6,
+    (
+        _PAIRS,
+        np.array([[1, 1, 0, 1, 0, 0], [0, 0, _A, 0, _B, 0], [0, 0.5, 0, 2, 0, 0], [0, 0, _A / 2, 0, 2 * _B, 1]]),
+    ),
+)
 
 _NUMBERS = (
     *("image", "planes", "bias", "added", "outside", "first", "rows", "height", "width", "channels"),
@@ -63,18 +119,13 @@ class Finish:
 _Grid = Sequence[Sequence[Any]]
 
 
-def tiles_in(images: Sequence[int]) -> tuple[int, int]:
-    """The rows of tiles in all images of [N, H, W, C], and the tiles in a row."""
-    count, height, width, _ = images
-    return count * math.ceil(height / TILE), math.ceil(width / TILE)
-
-
 class TileStep:
     """A step that computes the planes of some rows of tiles from images, or the images from the planes."""
 
     def __init__(
         self,
         way: Way,
+        tiles: Tiles,
         images: Sequence[int],
         first: int,
         rows: int,
@@ -82,11 +133,11 @@ class TileStep:
         planes_index: int,
         finish: Finish | None = None,
     ) -> None:
-        """The images are [N, H, W, C], the planes [16, tiles of these rows, C], with these indices in the call."""
+        """The images are [N, H, W, C], the planes [P, tiles of these rows, C], with these indices in the call."""
         _, height, width, channels = images
         # Pixels outside of the images are read from here as 0, and written here.
         self._outside = np.zeros(channels, np.float32)
-        columns = tiles_in(images)[1]
+        columns = tiles.grid(images)[1]
         numbers = (
             0,
             0,
@@ -98,11 +149,11 @@ class TileStep:
             height,
             width,
             channels,
-            math.ceil(height / TILE),
+            math.ceil(height / tiles.side),
         )
         self._arguments = (c_int64 * len(_NUMBERS))(*numbers, columns)
         adds, relu = (finish.added is not None, finish.relu) if finish else (False, False)
-        self._function = _function(way, finish is not None, adds, relu)
+        self._function = _function(way, tiles.side, finish is not None, adds, relu)
         others = (index for index in (finish.bias, finish.added) if index is not None) if finish else ()
         self._indices = image_index, planes_index, *others
 
@@ -112,20 +163,22 @@ class TileStep:
 
 
 @cache
-def _function(way: Way, biased: bool, adds: bool, relu: bool) -> int:
+def _function(way: Way, side: int, biased: bool, adds: bool, relu: bool) -> int:
+    tiles = {each.side: each for each in (F2, F4)}[side]
+
     def write(module: Any) -> None:
         writer = Writer(module, way, _NUMBERS, VECTOR)
         if way == Way.FROM_INPUTS:
-            _write_to_planes(writer, _OF_INPUTS, before=1)
+            _write_to_planes(writer, tiles, tiles.of_inputs, before=1)
         elif way == Way.FROM_OUTPUTS:
-            _write_to_planes(writer, _OF_OUTPUTS.T, before=0)
+            _write_to_planes(writer, tiles, tuple(sums.T for sums in reversed(tiles.of_outputs)), before=0)
         else:
-            _write_from_planes(writer, _OF_OUTPUTS, biased, adds, relu)
+            _write_from_planes(writer, tiles, biased, adds, relu)
 
     return machine_code.compile(way, write)
 
 
-def _write_to_planes(writer: Writer, sums: np.ndarray, before: int) -> None:
+def _write_to_planes(writer: Writer, tiles: Tiles, sums: Sequence[np.ndarray], before: int) -> None:
     """Writes sums of pixels to the planes: `sums` on both axes, from `before` pixels before the tile."""
 
     def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
@@ -134,17 +187,17 @@ def _write_to_planes(writer: Writer, sums: np.ndarray, before: int) -> None:
         for value, plane in zip((value for row in found for value in row), planes, strict=True):
             writer.store(value, plane, channel)
 
-    _write_loops(writer, ("image",), sums.shape[1], before, write)
+    _write_loops(writer, tiles, ("image",), sums[0].shape[1], before, write)
 
 
-def _write_from_planes(writer: Writer, sums: np.ndarray, biased: bool, adds: bool, relu: bool) -> None:
-    """Writes sums of planes to the tile's pixels: `sums` on both axes, then what follows."""
+def _write_from_planes(writer: Writer, tiles: Tiles, biased: bool, adds: bool, relu: bool) -> None:
+    """Writes sums of planes to the tile's pixels, then what follows."""
 
     def write(grids: Sequence[_Grid], planes: Sequence[Any], channel: Any) -> None:
         values = [writer.load(plane, channel) for plane in planes]
-        side = sums.shape[1]
-        found = _both_axes(writer, sums, [values[i * side : (i + 1) * side] for i in range(side)])
-        for row, column in np.ndindex(len(sums), len(sums)):
+        side = len(tiles.of_kernels)
+        found = _both_axes(writer, tiles.of_outputs, [values[i * side : (i + 1) * side] for i in range(side)])
+        for row, column in np.ndindex(tiles.side, tiles.side):
             value = found[row][column]
             if biased:
                 value = writer.code.fadd(value, writer.load(writer.array(writer.arguments["bias"]), channel))
@@ -157,11 +210,12 @@ def _write_from_planes(writer: Writer, sums: np.ndarray, biased: bool, adds: boo
                 )
             writer.store(value, grids[0][row][column], channel)
 
-    _write_loops(writer, ("image", "added") if adds else ("image",), len(sums), 0, write)
+    _write_loops(writer, tiles, ("image", "added") if adds else ("image",), tiles.side, 0, write)
 
 
 def _write_loops(
     writer: Writer,
+    tiles: Tiles,
     images: Sequence[str],
     side: int,
     before: int,
@@ -176,11 +230,11 @@ def _write_loops(
         image_number, tile_row = (
             operation(code.add(arguments["first"], row), arguments["tile_rows"]) for operation in (code.sdiv, code.srem)
         )
-        ys, rows_inside = _along(writer, tile_row, arguments["height"], side, before)
+        ys, rows_inside = _along(writer, tiles.side, tile_row, arguments["height"], side, before)
         first_row = code.mul(image_number, arguments["height"])
         lines = [code.mul(code.add(first_row, y), arguments["width"]) for y in ys]
         with writer.loop(writer.constant(0), arguments["tile_columns"]) as column:
-            xs, columns_inside = _along(writer, column, arguments["width"], side, before)
+            xs, columns_inside = _along(writer, tiles.side, column, arguments["width"], side, before)
             grids = [
                 [
                     [
@@ -199,33 +253,41 @@ def _write_loops(
             ]
             tile = code.add(code.mul(row, arguments["tile_columns"]), column)
             first = code.gep(planes, [code.mul(tile, arguments["channels"])])
-            own = [code.gep(first, [code.mul(plane_size, writer.constant(i))]) for i in range(PLANES)]
+            own = [code.gep(first, [code.mul(plane_size, writer.constant(i))]) for i in range(tiles.planes)]
             with writer.loop(writer.constant(0), arguments["channels"], VECTOR) as channel:
                 write(grids, own, channel)
     code.ret_void()
 
 
-def _along(writer: Writer, tile: Any, size: Any, side: int, before: int) -> tuple[list[Any], list[Any]]:
-    """The indices of a tile's pixels along one axis, and whether they are inside the image."""
-    start = writer.code.mul(tile, writer.constant(TILE))
+def _along(writer: Writer, step: int, tile: Any, size: Any, side: int, before: int) -> tuple[list[Any], list[Any]]:
+    """The indices of a tile's pixels along one axis, and whether they are inside the image; tiles are `step` apart."""
+    start = writer.code.mul(tile, writer.constant(step))
     places = [writer.code.add(start, writer.constant(i - before)) for i in range(side)]
     return places, [writer.code.icmp_unsigned("<", place, size) for place in places]
 
 
-def _both_axes(writer: Writer, sums: np.ndarray, values: _Grid) -> list[list[Any]]:
+def _both_axes(writer: Writer, sums: Sequence[np.ndarray], values: _Grid) -> list[list[Any]]:
     down = [_sums(writer, sums, column) for column in zip(*values, strict=True)]
     return [_sums(writer, sums, row) for row in zip(*down, strict=True)]
 
 
-def _sums(writer: Writer, sums: np.ndarray, values: Sequence[Any]) -> list[Any]:
-    """Sums of vectors with factors 1, 0 and -1; at least one factor is 1."""
-    found = []
-    for factors in sums:
-        first, *others = (value for value, factor in zip(values, factors, strict=True) if factor == 1)
-        for value in others:
-            first = writer.code.fadd(first, value)
-        for value, factor in zip(values, factors, strict=True):
-            if factor == -1:
-                first = writer.code.fsub(first, value)
-        found.append(first)
-    return found
+def _sums(writer: Writer, sums: Sequence[np.ndarray], values: Sequence[Any]) -> list[Any]:
+    """Sums of vectors, by one matrix after another."""
+    for matrix in sums:
+        values = [_sum(writer, factors, values) for factors in matrix]
+    return list(values)
+
+
+def _sum(writer: Writer, factors: np.ndarray, values: Sequence[Any]) -> Any:
+    terms = sorted(zip(factors, values, strict=True), key=lambda term: term[0] != 1)
+    (first, result), *others = [(factor, value) for factor, value in terms if factor]
+    if first != 1:
+        result = writer.code.fmul(writer.number(first), result)
+    for factor, value in others:
+        if factor == 1:
+            result = writer.code.fadd(result, value)
+        elif factor == -1:
+            result = writer.code.fsub(result, value)
+        else:
+            result = writer.multiply_add(writer.number(factor), value, result)
+    return result

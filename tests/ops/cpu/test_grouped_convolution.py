@@ -31,7 +31,7 @@ def test_equals_each_group_by_itself(count: int, size: tuple[int, int], groups: 
 
 @pytest.mark.parametrize(("direction", "stride"), [(Direction.FORWARD, 2), (Direction.INPUT_GRADIENT, 1)])
 def test_a_convolution_is_done_so(direction: Direction, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped_convolution, "has_only_avx2", lambda: True)
+    monkeypatch.setattr(grouped_convolution, "computes_by_eight", lambda: True)
     done = []
     for name in ("convolution", "input_gradient"):
         original = getattr(grouped_convolution, name)
@@ -57,9 +57,9 @@ def test_a_convolution_is_done_so(direction: Direction, stride: int, monkeypatch
 def test_others_are_not(
     kernel: tuple[int, ...], outputs: tuple[int, ...], padding: int, groups: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouped_convolution, "has_only_avx2", lambda: True)
+    monkeypatch.setattr(grouped_convolution, "computes_by_eight", lambda: True)
     assert not grouped_convolution.suits(kernel, outputs, padding, groups)
     fitting = (3, 3, 4, 128), (8, 56, 56, 128), 1, 32
     assert grouped_convolution.suits(*fitting)
-    monkeypatch.setattr(grouped_convolution, "has_only_avx2", lambda: False)
+    monkeypatch.setattr(grouped_convolution, "computes_by_eight", lambda: False)
     assert not grouped_convolution.suits(*fitting)

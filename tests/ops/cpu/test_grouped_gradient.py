@@ -73,14 +73,14 @@ def test_where_they_are_used(
     expected: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grouped_gradient, "has_only_avx2", lambda: True)
+    monkeypatch.setattr(grouped_gradient, "computes_by_eight", lambda: True)
     assert grouped_gradient.suits(kernel, outputs, padding, groups) == expected
-    monkeypatch.setattr(grouped_gradient, "has_only_avx2", lambda: False)
+    monkeypatch.setattr(grouped_gradient, "computes_by_eight", lambda: False)
     assert not grouped_gradient.suits(kernel, outputs, padding, groups)
 
 
 def test_a_convolution_is_done_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped_gradient, "has_only_avx2", lambda: True)
+    monkeypatch.setattr(grouped_gradient, "computes_by_eight", lambda: True)
     done = []
     original = grouped_gradient.weight_gradient
     monkeypatch.setattr(grouped_gradient, "weight_gradient", lambda *shapes: done.append(shapes) or original(*shapes))

@@ -12,7 +12,7 @@ from tests.ops.cpu.test_winograd import computed, normals, written_out, written_
 
 @pytest.fixture(autouse=True)
 def vectors_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_layout, "has_only_avx2", lambda: True)
+    monkeypatch.setattr(kernel_layout, "computes_by_eight", lambda: True)
     monkeypatch.setattr(grouped_convolution, "suits", lambda *_: False)
 
 

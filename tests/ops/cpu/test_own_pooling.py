@@ -85,15 +85,15 @@ def test_equals_the_loop(
 
 @pytest.mark.parametrize(("channels", "window", "expected"), [(64, 3, True), (60, 3, False), (64, 4, False)])
 def test_where_it_is_used(channels: int, window: int, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_pooling, "has_only_avx2", lambda: True)
+    monkeypatch.setattr(own_pooling, "computes_by_eight", lambda: True)
     assert own_pooling.suits(channels, window) == expected
-    monkeypatch.setattr(own_pooling, "has_only_avx2", lambda: False)
+    monkeypatch.setattr(own_pooling, "computes_by_eight", lambda: False)
     assert not own_pooling.suits(channels, window)
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_both_ways_of_pooling_agree(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_pooling, "has_only_avx2", lambda: own)
+    monkeypatch.setattr(own_pooling, "computes_by_eight", lambda: own)
     images = np.random.RandomState(0).randint(-9, 0, (2, 9, 7, 16)).astype(np.float32)
     images[1, 2, 3, 4] = np.nan
     outputs, geometry = (2, 5, 4, 16), (3, 2, (1, 1), (1, 1))
