@@ -1,8 +1,8 @@
 """3x3 convolutions of stride 1 and padding 1 by Winograd's algorithm, with oneDNN's matrix products.
 
 F(2x2, 3x3) needs 16 multiplications instead of 36, and more passes over memory. Its factors are 1 and 1/2, so its
-rounding errors are at most three times those of the plain sum. Inference also uses F(4x4, 3x3), with 36 instead of 144
-multiplications and errors that are about twice as large. Lavin and Gray 2016 (arXiv:1509.09308).
+rounding errors are at most three times those of the plain sum. Inference also uses F(4x4, 3x3), with 36 multiplications
+instead of 144 and errors of at most six times those of the plain sum. Lavin and Gray 2016 (arXiv:1509.09308).
 """
 
 import math
