@@ -20,8 +20,8 @@ from jaxnets.benchmarking.worker import MODES, Job, make_step
 from jaxnets.ops import keep_memory
 from jaxnets.ops.cpu import availability, calls
 
-# OpenMP reads what `waiting_threads` sets once in a process.
-PARTS = tuple(part for part in availability.PARTS if part not in ("all", "waiting_threads"))
+# These two are set once in a process.
+PARTS = tuple(part for part in availability.PARTS if part not in ("all", "waiting_threads", "placed_threads"))
 _SECONDS_A_TURN = 0.2
 
 

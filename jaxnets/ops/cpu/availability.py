@@ -8,7 +8,7 @@ from functools import cache
 
 SWITCH = "JAXNETS_CPU_WITHOUT"
 # What the variable may name, separated by commas.
-PARTS = (*("all", "winograd", "grouped_kernels", "own_pooling", "joined_calls", "waiting_threads"),)
+PARTS = (*("all", "winograd", "grouped_kernels", "own_pooling", "joined_calls", "waiting_threads", "placed_threads"),)
 
 _lock = threading.Lock()
 _state: bool | None = None

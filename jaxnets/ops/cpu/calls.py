@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxnets.ops.cpu import handler
+from jaxnets.ops.cpu import handler, threads
 from jaxnets.ops.cpu.convolutions import BiasedConvolution, Convolution, KernelPacking
 from jaxnets.ops.cpu.joined_calls import call_text
 from jaxnets.ops.cpu.library import Call, aligned, scratch_memory
@@ -152,6 +152,7 @@ def _layout(sizes: Sequence[int], indices: Sequence[Sequence[int]]) -> tuple[lis
 def _run(text: str, addresses: Sequence[int]) -> None:
     """Runs a call on all cores. If XLA runs several calls at once, they wait for each other."""
     global _scratch
+    threads.place()
     with _lock:
         plan = _plans.find(text)
         if len(_scratch[0]) < plan.memory:

@@ -52,19 +52,24 @@ class Writer:
 
     def thread(self) -> Any:
         """The index of this thread, below `threads()`."""
-        return self._from_openmp("omp_get_thread_num")
+        return self._called(_openmp().omp_get_thread_num)
+
+    def system_thread(self) -> Any:
+        """The system's number of this thread."""
+        return self._called(ctypes.CDLL(None).gettid)
 
     def share(self, count: Any) -> tuple[Any, Any]:
         """The first index of this thread's share of `count` items, and the index after its last."""
-        thread, threads = self.thread(), self._from_openmp("omp_get_num_threads")
+        thread, threads = self.thread(), self._called(_openmp().omp_get_num_threads)
         begin, end = (
             self.code.sdiv(self.code.mul(count, number), threads)
             for number in (thread, self.code.add(thread, self.constant(1)))
         )
         return begin, end
 
-    def _from_openmp(self, name: str) -> Any:
-        address = ctypes.cast(getattr(_openmp(), name), c_void_p).value
+    def _called(self, function: Any) -> Any:
+        """The result of a C function without arguments that returns an int."""
+        address = ctypes.cast(function, c_void_p).value
         kind = self._ir.PointerType(self._ir.FunctionType(self._ir.IntType(32), []))
         return self.code.sext(self.code.call(self.code.inttoptr(self.constant(address or 0), kind), []), self._integer)
 
