@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.arguments import add_weights, parser_of
 from experiments.command import run
-from experiments.loading import images_of, weights_of
+from experiments.loading import fastest_weights_of, images_of
 from experiments.output import FIGURES, check_output, replacing, write_figure
 from jaxnets.data.folder import class_order
 from jaxnets.errors import InputError
@@ -41,7 +41,7 @@ def main() -> None:
     if arguments.method == "umap":
         require_umap()
     images = images_of(arguments)
-    _, classifier = weights_of(arguments)
+    _, classifier = fastest_weights_of(arguments, len(images))
     stage = arguments.stage or head_inputs(classifier.model)
     blocks_of(classifier.model, stage)
     size = min(arguments.batch_size, len(images))

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.arguments import add_folders, add_tta, add_weights, parser_of
 from experiments.command import run
-from experiments.loading import check_weights, run_of, weights_of
+from experiments.loading import check_weights, fastest_weights_of, run_of
 from experiments.output import check_new_folder_of
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.part_names import PARTS
@@ -81,7 +81,7 @@ def main() -> None:
     source = dataset.judged(part)
     if before is not None:
         views_of(before.preprocessing, arguments.tta)
-    arch, classifier = weights_of(arguments)
+    arch, classifier = fastest_weights_of(arguments, len(source))
     views_of(classifier.preprocess, arguments.tta)
     batch_size = arguments.batch_size or (config.recipe.batch_size if config else 32)
     new_labels = labels_of(classifier.categories, dataset.class_names)

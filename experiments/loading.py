@@ -13,12 +13,16 @@ from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Source
 from jaxnets.data.verification import BadImage, judge, usable
 from jaxnets.errors import InputError, first_line
+from jaxnets.inference import fold
 from jaxnets.pretrained import Pretrained, load_pretrained
 from jaxnets.training.checkpoint import load_classifier
 from jaxnets.training.config import Config
 from jaxnets.training.contents import TrainedClassifier
 from jaxnets.training.progress import counting
 from jaxnets.weights.runs import origin_in, read_contents, without_checkpoint
+
+# For fewer, folding a network takes longer than it saves.
+_FEW_IMAGES = 32
 
 
 def weights_of(arguments: argparse.Namespace) -> tuple[str, Pretrained]:
@@ -29,6 +33,15 @@ def weights_of(arguments: argparse.Namespace) -> tuple[str, Pretrained]:
     arguments.workdir = arguments.paths[0]
     run = classifier_of(arguments)
     return run.config.arch, Pretrained(run.model, run.variables, run.preprocessing, run.class_names)
+
+
+def fastest_weights_of(arguments: argparse.Namespace, images: int) -> tuple[str, Pretrained]:
+    """The network's name, and itself with its weights in the form that is fastest for a number of images."""
+    name, classifier = weights_of(arguments)
+    if images < _FEW_IMAGES:
+        return name, classifier
+    folded = fold(classifier.model, classifier.variables)
+    return name, classifier._replace(model=folded.model, variables=folded.variables)
 
 
 def check_weights(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.arguments import add_tta, add_weights, parser_of
 from experiments.command import run
-from experiments.loading import images_of, weights_of
+from experiments.loading import fastest_weights_of, images_of
 from experiments.output import check_output, replacing
 from jaxnets.errors import InputError
 from jaxnets.prediction import FORMATS, predict, write_predictions
@@ -34,7 +34,7 @@ def main() -> None:
     if arguments.topk < 1:
         raise InputError(f"--topk {arguments.topk}; expected at least 1 class")
     images = images_of(arguments)
-    _, classifier = weights_of(arguments)
+    _, classifier = fastest_weights_of(arguments, len(images))
     with counting("predicting", len(images)) as (done, _):
         predictions = predict(
             classifier,
