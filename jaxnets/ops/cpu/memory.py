@@ -37,8 +37,8 @@ def make_room(size: int) -> None:
     library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     library.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.malloc_trim(0)
-    # A program's aligned block seldom fits in the gap that it left before, if that ends where it ended. The second block
-    # lies behind the first, and shrinks to keep the gap from growing together with the end of the heap.
+    # A program's aligned block seldom fits in the gap that it left before, if that ends where it ended. The second
+    # block lies behind the first, and shrinks to keep the gap from growing together with the end of the heap.
     first, second = (library.malloc(size + _SLACK) for _ in range(2))
     if second:
         library.realloc(second, 1)
