@@ -7,8 +7,9 @@ import sys
 
 import jax
 
-# Parameters of glibc's mallopt: one heap for all threads, from which nothing returns to the system.
-_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 2**26}  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+# Parameters of glibc's mallopt: one heap for all threads, from which nothing returns to the system, and where small
+# blocks join the free memory around them: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, M_MXFAST.
+_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 2**26, 1: 0}
 _SLACK = 1 << 20
 
 
