@@ -1,15 +1,11 @@
 """The tables of docs/performance.md: what is measured, and how a row reads.
 
-A table is a list of things to measure, a function that measures one, and columns that read its results. A new kind of
-row is a new entry of `TABLES`.
+A table is a list of jobs, a function that measures one, and columns that read its results. New rows are jobs or
+entries of `TABLES`; what `benchmark_step` can't measure needs a subclass of `Table` with its own `measure`.
 """
 
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxnets.benchmarking import step
+from jaxnets.benchmarking.environment import environment
 from jaxnets.benchmarking.worker import Job
-from jaxnets.data.pipeline import available_cores
 from jaxnets.errors import InputError
 
 BEGIN, END = "<!-- jaxnets benchmark --table: begin -->", "<!-- jaxnets benchmark --table: end -->"
-_VERSIONS = ("jax", "jaxlib", "torch", "onnxruntime")
 _TORCH_SETTINGS = ("eager", "channels_last")
 
 # What a row measured: the results of `benchmark_step`, by the peer, "" for none.
@@ -246,51 +241,6 @@ class Results:
 
     def _key(self, table: Table, job: Job) -> str:
         return json.dumps([table.name, asdict(job), self._rounds, self.peers])
-
-
-def environment() -> dict[str, str]:
-    """What results depend on: the processor, the versions and the commit."""
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONS if find_spec(name) is not None}
-    return {
-        "processor": _processor(),
-        "cores": str(available_cores()),
-        "instructions": _instructions(),
-        "python": platform.python_version(),
-        **versions,
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    return _of_cpuinfo("model name") or platform.machine()
-
-
-def _instructions() -> str:
-    """The widest vectors that oneDNN may use."""
-    flags, limit = _of_cpuinfo("flags").split(), os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-    widest = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
-    return f"at most {limit}" if limit else widest
-
-
-def _of_cpuinfo(name: str) -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith(name)), "")
-
-
-def _commit() -> str:
-    """The commit of a checkout, or nothing."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", os.fspath(folder.parent))
-    return git("rev-parse", "--short=9", "HEAD") + (" with changes" if changed else "")
 
 
 def write_to_page(page: Path, lines: Sequence[str] | None) -> None:
