@@ -149,7 +149,7 @@ def _measure_tables(arguments: argparse.Namespace) -> None:
     results = tables.Results(arguments.table, rounds)
     lines = []
     with counting("measuring", results.left(chosen)) as (done, say):
-        for peer in sorted({*step.PEERS} - {*results.peers}):
+        for peer in sorted({peer for table in chosen for peer in table.peers} - {*results.peers}):
             say(f"{peer} is not installed, so its columns are missing: pip install 'jaxnets[peer]'")
         for line in results.markdown(chosen, done):
             lines.append(line)
