@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.arguments import add_options, options_in, parser_of
 from experiments.command import run
-from jaxnets.benchmarking import data, step
+from jaxnets.benchmarking import data, step, tables
 from jaxnets.benchmarking.worker import DTYPES, MODES, PARALLELS, Job
 from jaxnets.data.datasets import absolute
 from jaxnets.errors import InputError
@@ -47,9 +47,23 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="folder for a trace of three steps, for TensorBoard")
     parser.add_argument("--data", help="measure this data set (a value of train's --dataset)")
     parser.add_argument("--data-dir", help="folder of TFDS data sets (default: that of TFDS)")
+    parser.add_argument(
+        "--table",
+        nargs="?",
+        type=Path,
+        const=Path("benchmark.jsonl"),
+        metavar="FILE",
+        help="measure the tables of docs/performance.md, or only the rows with the --arch, --image-size, --batch-size "
+        "and --mode that are given; results go to FILE, and rows there are not measured again (default: %(const)s)",
+    )
+    parser.add_argument("--output", type=Path, metavar="PAGE", help="with --table, a page to write the tables into")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    if arguments.data is None:
+    if arguments.table is not None:
+        _measure_tables(arguments)
+    elif arguments.output is not None:
+        raise InputError(f"--output {arguments.output} needs --table; give it, or leave --output out")
+    elif arguments.data is None:
         _measure_step(arguments)
     else:
         _measure_data(arguments)
@@ -113,17 +127,46 @@ def _print_step(result: dict[str, Any]) -> None:
     )
     print(
         f"initial state in {result['initial_seconds']:.1f} s; first step after {result['first_step_seconds']:.1f} s, "
-        f"then {result['step_seconds']:.3f} s per step; at most "
-        f"{result['peak_memory_bytes'] / 1e6:,.0f} MB of memory"
+        f"then {result['step_seconds']:.3f} s per step; at most {_memory(result)} of memory"
     )
+    for setting, peer in result.get("peer_settings", {}).items():
+        print(f"  {setting}: at most {_memory(peer)}")
+
+
+def _memory(result: dict[str, Any]) -> str:
+    return f"{result['peak_memory_bytes'] / 1e6:,.0f} MB ({result['import_memory_bytes'] / 1e6:,.0f} after the imports)"
+
+
+def _measure_tables(arguments: argparse.Namespace) -> None:
+    others = ("network_options", "dtype", "parallel", "peer", "peer_settings", "profile", "data", "data_dir")
+    if unused := [name for name in others if getattr(arguments, name) is not None]:
+        raise InputError(f"{_flags(unused)} can't be combined with --table; leave --table out to measure one network")
+    fields = {name: getattr(arguments, name) for name in ("arch", "image_size", "batch_size", "mode")}
+    chosen = tables.chosen(**fields)
+    if arguments.output is not None:
+        tables.write_to_page(arguments.output, None)
+    rounds = step.ROUNDS if arguments.rounds is None else arguments.rounds
+    results = tables.Results(arguments.table, rounds)
+    lines = []
+    with counting("measuring", results.left(chosen)) as (done, say):
+        for peer in sorted({peer for table in chosen for peer in table.peers} - {*results.peers}):
+            say(f"{peer} is not installed, so its columns are missing: pip install 'jaxnets[peer]'")
+        for line in results.markdown(chosen, done):
+            lines.append(line)
+            print(line, flush=True)
+    if arguments.output is not None:
+        tables.write_to_page(arguments.output, lines)
+
+
+def _flags(names: list[str]) -> str:
+    flags = {"network_options": "set"}
+    return ", ".join(f"--{flags.get(name, name).replace('_', '-')}" for name in names)
 
 
 def _measure_data(arguments: argparse.Namespace) -> None:
     unused = [name for name in _STEP_OPTIONS if getattr(arguments, name) is not None]
     if unused:
-        flags = {"network_options": "set"}
-        options = ", ".join(f"--{flags.get(name, name).replace('_', '-')}" for name in unused)
-        raise InputError(f"{options} can't be combined with --data; leave --data out to measure the network")
+        raise InputError(f"{_flags(unused)} can't be combined with --data; leave --data out to measure the network")
     if arguments.peer not in (None, *data.PEERS):
         raise InputError(f"--peer {arguments.peer} has no loader; with --data give --peer {', '.join(data.PEERS)}")
     name, arch = absolute(arguments.data), arguments.arch or "resnet50"

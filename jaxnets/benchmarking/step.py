@@ -26,7 +26,7 @@ from jaxnets.weights.catalogue import list_weights
 ROUNDS = 5
 PEERS = ("torch", "onnxruntime")
 TORCH_SETTINGS = ("eager", "channels_last", "compile")
-_PACKAGES = {"torch": ("torch", "torchvision"), "onnxruntime": ("torch", "torchvision", "onnxruntime", "onnxscript")}
+PACKAGES = {"torch": ("torch", "torchvision"), "onnxruntime": ("torch", "torchvision", "onnxruntime", "onnxscript")}
 # The loss is computed in training mode, where BatchNorm over few values amplifies rounding errors.
 _TOLERANCES = {"logits": 1e-4, "loss": 1e-3}
 
@@ -139,7 +139,7 @@ def _check_measurable(job: Job, peer: str) -> None:
             f"onnxruntime runs only inference in float32, not mode={job.mode} dtype={job.dtype}; give "
             "--mode inference --dtype float32, or --peer torch"
         )
-    missing = [package for package in _PACKAGES[peer] if find_spec(package) is None]
+    missing = [package for package in PACKAGES[peer] if find_spec(package) is None]
     if missing:
         raise InputError(f"--peer {peer} needs {', '.join(missing)}: pip install 'jaxnets[peer]'")
 
@@ -165,6 +165,7 @@ def _result(job: Job, machine: dict[str, Any], measured: list[dict[str, Any]]) -
         "compile_seconds": medians["compile_seconds"],
         "first_step_seconds": medians["first_step_seconds"],
         "peak_memory_bytes": int(medians["peak_memory_bytes"]),
+        "import_memory_bytes": int(medians["import_memory_bytes"]),
         "flops_per_image": machine["flops_per_image"],
         "arithmetic_ceiling_flops": machine["arithmetic_ceiling_flops"],
         "bandwidth_ceiling_bytes": machine["bandwidth_ceiling_bytes"],
@@ -184,15 +185,23 @@ def _compared(peer: str, ours: list[dict[str, Any]], theirs: dict[str, list[dict
             # The first round's value, as later rounds use its compilation cache.
             "compile_seconds": measured[0]["compile_seconds"],
             "spread": [min(rates), max(rates)],
+            **{
+                name: int(statistics.median(result[name] for result in measured))
+                for name in ("peak_memory_bytes", "import_memory_bytes")
+            },
         }
     best = max(summary, key=lambda setting: summary[setting]["images_per_second"])
     # Conditions are the same within a round only, so the ratio is the median of the rounds' ratios.
     ratios = [a["images_per_second"] / b["images_per_second"] for a, b in zip(ours, theirs[best], strict=True)]
+    memory = statistics.median(result["peak_memory_bytes"] for result in ours)
     return {
         "peer": peer,
         "torch": theirs[best][0]["torch"],
         "peer_images_per_second": summary[best]["images_per_second"],
         "peer_setting": best,
+        "peer_peak_memory_bytes": summary[best]["peak_memory_bytes"],
+        "peer_import_memory_bytes": summary[best]["import_memory_bytes"],
+        "memory_ratio": memory / summary[best]["peak_memory_bytes"],
         "peer_settings": summary,
         "ratio": statistics.median(ratios),
         "ratio_spread": [min(ratios), max(ratios)],

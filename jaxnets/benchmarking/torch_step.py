@@ -29,8 +29,8 @@ Step = Callable[[], Any]
 def main(task: str, job: dict[str, Any]) -> dict[str, Any]:
     """Returns the results of a task for a job: arch, mode, image_size, batch_size, dtype, seconds, platform, cores, ...
 
-    "measure" returns images_per_second, compile_seconds and torch's version. "check" returns the logits, and in
-    training the loss, from the weights and inputs in `folder`.
+    "measure" returns images_per_second, compile_seconds, the memory and torch's version. "check" returns the logits,
+    and in training the loss, from the weights and inputs in `folder`.
     """
     torch.set_num_threads(job["cores"])
     if job["platform"] != "cpu" and not torch.cuda.is_available():
@@ -42,6 +42,7 @@ def main(task: str, job: dict[str, Any]) -> dict[str, Any]:
         return _check(job, device)
     # As JAX by default: float32 products in TF32 on GPUs that have it.
     torch.set_float32_matmul_precision("high")
+    import_memory = _host_memory_bytes()
     step = _training(job, device) if job["mode"] == "train" else _inference(job, device)
     started = time.perf_counter()
     if job["setting"] == "onnxruntime":
@@ -56,8 +57,21 @@ def main(task: str, job: dict[str, Any]) -> dict[str, Any]:
     return {
         "images_per_second": rate * job["batch_size"],
         "compile_seconds": max(0.0, warm - job["warm_up_steps"] / rate) if compiles else 0.0,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else _host_memory_bytes(),
+        "import_memory_bytes": import_memory,
         "torch": torch.__version__,
     }
+
+
+def _host_memory_bytes() -> int:
+    """As `jaxnets.benchmarking.machine.host_memory_bytes`."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    import resource  # missing on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _check(job: dict[str, Any], device: torch.device) -> dict[str, Any]:

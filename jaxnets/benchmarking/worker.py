@@ -20,7 +20,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxnets.benchmarking.flops import flops_per_image
-from jaxnets.benchmarking.machine import arithmetic_ceiling, bandwidth_ceiling, peak_memory_bytes, steps_per_second
+from jaxnets.benchmarking.machine import (
+    arithmetic_ceiling,
+    bandwidth_ceiling,
+    host_memory_bytes,
+    peak_memory_bytes,
+    steps_per_second,
+)
 from jaxnets.data.pipeline import Batch, available_cores
 from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.errors import InputError
@@ -146,6 +152,8 @@ def _weights(job: Job, folder: str) -> dict[str, Any]:
 
 def _measure(job: Job, started: str) -> dict[str, Any]:
     """Measures images per second. `started` is the time.time() at which this process was started."""
+    jax.devices()
+    import_memory = host_memory_bytes()
     with memory_explained(job.batch_size):
         step, initial_seconds, compile_seconds = make_step(job)
         jax.block_until_ready(step())
@@ -159,6 +167,7 @@ def _measure(job: Job, started: str) -> dict[str, Any]:
         "compile_seconds": compile_seconds(),
         "first_step_seconds": first_step_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
+        "import_memory_bytes": import_memory,
     }
 
 

@@ -1,7 +1,8 @@
 """Stages of residual blocks, as one module a block, or with one module that is repeated.
 
 With a module a block, a program grows with the depth: a thousand layers take XLA minutes to compile. A repeated module
-(`flax.linen.scan`) is compiled once, and the variables of its blocks are stacked: [blocks, ...].
+(`flax.linen.scan`) is compiled once, and the variables of its blocks are stacked: [blocks, ...]. Its blocks compute
+their values again for the gradient, which would otherwise take gigabytes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,8 @@ def run_stages(
             stride=2 if stage > 0 else 1,
             drop_rates=list(islice(drop_rates, size)),
             repeated=repeated,
+            # The last stage has the smallest share of the memory, and takes as long as the others.
+            recomputed=stage < len(stage_sizes) - 1,
             keep=keep,
         )
     return inputs
@@ -49,12 +52,14 @@ def _run_stage(
     stride: int,
     drop_rates: Sequence[float],
     repeated: bool,
+    recomputed: bool,
     keep: Callable[[str, jax.Array], jax.Array],
 ) -> jax.Array:
     """Runs a block for each of `drop_rates`, the first with `stride`; calls `keep(name, outputs)` for each.
 
     The blocks' modules are "layer1_0", "layer1_1" and so on, for the stage "layer1". If `repeated`, all blocks after
-    the first, which are equal, are one module, "layer1_rest".
+    the first, which are equal, are one module, "layer1_rest". If also `recomputed`, the backward pass keeps only the
+    inputs of each of these blocks.
     """
     outputs = keep(f"{stage}.0", block(stride=stride, name=f"{stage}_0")(inputs, drop_rates[0]))
     rest = drop_rates[1:]
@@ -67,7 +72,7 @@ def _run_stage(
         return module(outputs, 0.0 if rate is None else rate), None
 
     run = nn.scan(
-        one,
+        nn.remat(one, prevent_cse=False) if recomputed else one,
         variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True, "dropout": True},
         length=len(rest),

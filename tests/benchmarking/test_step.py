@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_the_command_prints_one_object(tmp_path: Path) -> None:
     assert result["step_seconds"] == pytest.approx(4 / result["images_per_second"])
     assert min(result["initial_seconds"], result["compile_seconds"]) > 0
     assert result["initial_seconds"] + result["compile_seconds"] < result["first_step_seconds"]
-    assert result["peak_memory_bytes"] > 50e6
+    assert result["peak_memory_bytes"] > result["import_memory_bytes"] > 50e6
     assert result["flops_per_image"] == flops_per_image("resnet20_cifar", 8, "train")
     used = result["images_per_second"] * result["flops_per_image"] / result["arithmetic_ceiling_flops"]
     assert result["percent_of_arithmetic"] == pytest.approx(100 * used)
@@ -107,7 +108,7 @@ def test_inference_on_several_devices_is_printed_as_a_table(tmp_path: Path, monk
     assert done.returncode == 0, done.stderr
     first, *_, last = done.stdout.splitlines()
     assert first.startswith("resnet20_cifar, inference, bfloat16: 8 px, batches of 4")
-    assert "MB of memory" in last
+    assert "after the imports) of memory" in last
 
 
 @pytest.mark.parametrize(
@@ -150,18 +151,25 @@ def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_peers_rate_is_its_best_median() -> None:
-    ours = [{"images_per_second": rate} for rate in (10.0, 12.0, 90.0)]
+    def measured(rates: list[float], memory: list[int], **more: Any) -> list[dict[str, Any]]:
+        numbers = zip(rates, memory, strict=True)
+        return [{"images_per_second": r, "peak_memory_bytes": m, "import_memory_bytes": 7, **more} for r, m in numbers]
+
+    ours = measured([10.0, 12.0, 90.0], [30, 20, 99])
     theirs = {
-        "eager": [{"images_per_second": rate, "compile_seconds": 0.0, "torch": "2"} for rate in (1.0, 4.0, 99.0)],
-        "compile": [{"images_per_second": rate, "compile_seconds": rate, "torch": "2"} for rate in (5.0, 8.0, 9.0)],
+        "eager": measured([1.0, 4.0, 99.0], [10, 10, 10], compile_seconds=0.0, torch="2"),
+        "compile": measured([5.0, 8.0, 9.0], [40, 10, 90], compile_seconds=5.0, torch="2"),
     }
     result = step._compared("torch", ours, theirs)
+    assert (result["peer_peak_memory_bytes"], result["memory_ratio"]) == (40, 0.75)
     assert (result["peer_setting"], result["peer_images_per_second"]) == ("compile", 8.0)
     assert (result["ratio"], result["ratio_spread"]) == (2.0, [1.5, 10.0])
     assert result["peer_settings"]["compile"] == {
         "images_per_second": 8.0,
         "compile_seconds": 5.0,
         "spread": [5.0, 9.0],
+        "peak_memory_bytes": 40,
+        "import_memory_bytes": 7,
     }
 
 
@@ -173,6 +181,7 @@ def test_torch_is_measured_in_turns(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert (result["peer"], result["peer_setting"], list(result["peer_settings"])) == ("torch", "eager", ["eager"])
     assert result["peer_images_per_second"] > 0
+    assert result["peer_peak_memory_bytes"] > result["peer_import_memory_bytes"] > 50e6
     assert result["ratio"] == pytest.approx(result["images_per_second"] / result["peer_images_per_second"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import jaxnets
 from jaxnets.errors import InputError
+from jaxnets.models import depth
 from tests.tiers import slow_except
 
 KEY = jax.random.key(0)
@@ -65,6 +66,33 @@ def test_outputs_statistics_and_gradients_are_the_same(name: str, train: bool) -
         pairs = jax.tree.map(lambda a, b: (a, b), actual, stacked(expected, options["stage_sizes"]))
         for one, other in jax.tree.leaves(pairs, is_leaf=lambda leaf: isinstance(leaf, tuple)):
             np.testing.assert_allclose(one, other, atol=1e-8 * max(1.0, float(jnp.abs(other).max())))
+
+
+@pytest.mark.usefixtures("float64")
+def test_blocks_that_are_computed_again_give_the_same_with_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"stage_sizes": (9, 2), "num_filters": 4, "stochastic_depth_rate": 0.5}
+    model = jaxnets.create_model("resnet1202_cifar", num_classes=3, dtype=jnp.float64, **options)
+    images = jax.random.normal(KEY, (4, 8, 8, 3), jnp.float64)
+    variables = jaxnets.init(model, KEY, image_size=8)
+
+    def compiled() -> Any:
+        def loss(params: Any) -> Any:
+            given = {**variables, "params": params}
+            logits, updates = model.apply(given, images, train=True, rngs={"dropout": KEY}, mutable=["batch_stats"])
+            return jnp.sin(logits).sum(), updates["batch_stats"]
+
+        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return gradient.lower(variables["params"]).compile()
+
+    thrifty = compiled()
+    monkeypatch.setattr(depth.nn, "remat", lambda block, **_: block)
+    plain = compiled()
+    assert thrifty.memory_analysis().temp_size_in_bytes < 0.6 * plain.memory_analysis().temp_size_in_bytes
+    ours, expected = (program(variables["params"]) for program in (thrifty, plain))
+    # The loss and the statistics, which are updated once, and the gradients.
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * max(1.0, float(jnp.abs(other).max())))
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(ours))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import jax
 from jaxnets.ops.cpu.availability import available, uses
 from jaxnets.ops.cpu.calls import TARGET
 from jaxnets.ops.cpu.joined_calls import join_calls
+from jaxnets.ops.cpu.memory import make_room
 
 # XLA's YNNPACK fusions lose NaN in maxima and in sums of a ReLU, so that a broken network gives plausible numbers.
 _KEEP_NAN = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -31,10 +32,13 @@ def compile(jitted: Any, *arguments: Any) -> jax.stages.Compiled:
 
 
 def _compiled(lowered: Any) -> jax.stages.Compiled:
-    if jax.default_backend() == "cpu":
-        try:
-            return lowered.compile(dict(_KEEP_NAN))
-        except jax.errors.JaxRuntimeError as error:
-            if not any(name in str(error) for name in _KEEP_NAN):
-                raise  # otherwise this XLA has no such option
-    return lowered.compile()
+    if jax.default_backend() != "cpu":
+        return lowered.compile()
+    try:
+        compiled = lowered.compile(dict(_KEEP_NAN))
+    except jax.errors.JaxRuntimeError as error:
+        if not any(name in str(error) for name in _KEEP_NAN):
+            raise  # otherwise this XLA has no such option
+        compiled = lowered.compile()
+    make_room(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0))
+    return compiled
