@@ -39,31 +39,39 @@ def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | 
     Without `box`, the region is the whole image. With `smallest`, a JPEG is reduced by a factor of 2, 4 or 8 if both
     sides of the region keep at least `smallest` pixels, and the region is rounded to reduced pixels.
     """
-    pixels, place = region_of(image, (0, 0, *size_of(image)) if box is None else box, smallest)
-    height, width = int(place[2]), int(place[3])
-    top = min(int(place[0] + 0.5), pixels.shape[0] - height)
-    left = min(int(place[1] + 0.5), pixels.shape[1] - width)
+    box = (0, 0, *size_of(image)) if box is None else box
+    pixels, reduction = _decoded(image, box, smallest)
+    height, width = box[2] // reduction, box[3] // reduction
+    top = min((box[0] + reduction // 2) // reduction, pixels.shape[0] - height)
+    left = min((box[1] + reduction // 2) // reduction, pixels.shape[1] - width)
     return pixels[top : top + height, left : left + width]
 
 
-def region_of(image: Jpeg | np.ndarray, box: Box, smallest: int | None = None) -> tuple[np.ndarray, FloatBox]:
+def region_of(image: Jpeg | np.ndarray, box: Box, smallest: int) -> tuple[np.ndarray, FloatBox]:
     """Returns RGB pixels that hold a region, reduced as by `pixels_of`, and the region's exact place in them.
 
     The pixels around the region may be missing.
     """
-    if not isinstance(image, Jpeg):
-        return image, box
+    pixels, reduction = _decoded(image, box, smallest)
     top, left, height, width = box
+    if isinstance(image, Jpeg):
+        # The last reduced pixel may stand for fewer pixels. In a mirrored image, it is the first one.
+        rows, columns = image.size
+        down, across = mirrors(image.orientation)
+        top, left = top + -rows % reduction * down, left + -columns % reduction * across
+    return pixels, (top / reduction, left / reduction, height / reduction, width / reduction)
+
+
+def _decoded(image: Jpeg | np.ndarray, box: Box, smallest: int | None) -> tuple[np.ndarray, int]:
+    """Upright pixels that are valid in the region, and the factor by which they are reduced."""
+    if not isinstance(image, Jpeg):
+        return image, 1
+    top, _, height, width = box
     reduction = 1
     if smallest is not None:
         reduction = next((r for r in _REDUCTIONS if min(height, width) >= r * smallest), 1)
     rows = top + height if image.orientation == 1 else image.stored_height
-    pixels = upright(decode_jpeg(image, rows, reduction)[0], image.orientation)
-    # The last reduced pixel may stand for fewer pixels. In a mirrored image, it is the first one.
-    rows, columns = size_of(image)
-    down, across = mirrors(image.orientation)
-    top, left = top + -rows % reduction * down, left + -columns % reduction * across
-    return pixels, (top / reduction, left / reduction, height / reduction, width / reduction)
+    return upright(decode_jpeg(image, rows, reduction)[0], image.orientation), reduction
 
 
 def check_image(image: bytes | np.ndarray) -> str:
