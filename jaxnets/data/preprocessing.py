@@ -9,14 +9,15 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxnets.data.decoding import open_image, pixels_of
+from jaxnets.data.decoding import open_image, pixels_of, size_of
+from jaxnets.data.jpeg import Jpeg
 from jaxnets.data.resizing import resize
 from jaxnets.data.sources import PHOTO_MEAN, PHOTO_STD, Channels
 from jaxnets.errors import InputError
 
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Picture = Image.Image | np.ndarray | bytes
-# Input rows on either side that an output row depends on at a scale of 1: two for bicubic interpolation, plus one.
+# Input pixels on either side that an output pixel depends on at a scale of 1: two for bicubic interpolation, plus one.
 _REACH = 3
 
 
@@ -63,27 +64,31 @@ class Preprocessing:
         The image is a PIL image, uint8 pixels [H, W], [H, W, 1] or [H, W, 3], or the bytes of an image file. Raises
         InputError with the reason for an unreadable image.
         """
-        pixels = pixels_of(open_image(image))
-        width, height = resized(pixels.shape[1], pixels.shape[0], self.resize_size)
-        return self._crop(pixels, round((width - self.crop_size) / 2.0), round((height - self.crop_size) / 2.0))
+        opened = open_image(image)
+        height, width = size_of(opened)
+        new_width, new_height = resized(width, height, self.resize_size)
+        return self._crop(opened, round((new_width - self.crop_size) / 2.0), round((new_height - self.crop_size) / 2.0))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of `pixels`."""
         return self.crop_size, self.crop_size, 3
 
-    def _crop(self, pixels: np.ndarray, left: int, top: int) -> np.ndarray:
+    def _crop(self, image: Jpeg | np.ndarray, left: int, top: int) -> np.ndarray:
         """The square of `crop_size` of the resized image at a place, in pixels."""
-        height, width = pixels.shape[:2]
+        height, width = size_of(image)
         new_width, new_height = resized(width, height, self.resize_size)
-        # Computes only the cropped pixels, with the same coefficients as resizing the whole image. Pillow 13, which
-        # torchvision calls, shrinks the height first if it is more than twice the width.
         size, across, down = self.crop_size, width / new_width, height / new_height
-        reach = _REACH * max(1.0, down)
-        first, last = max(0, int(top * down - reach)), min(height, int((top + size) * down + reach) + 1)
-        box = (top * down - first, left * across, size * down, size * across)
+        # Only the pixels that the crop depends on; all lower rows, so that damage in them is found.
+        above, before = (
+            max(0, int(at * scale - _REACH * max(1.0, scale))) for at, scale in ((top, down), (left, across))
+        )
+        after = min(width, int((left + size) * across + _REACH * max(1.0, across)) + 1)
+        pixels = pixels_of(image, (above, before, height - above, after - before))
+        box = (top * down - above, left * across - before, size * down, size * across)
+        # Pillow 13, which torchvision calls, shrinks the height first if it is more than twice the width.
         columns_first = height > 2 * width and new_height < height
-        return resize(pixels[first:last], box, size, _INTERPOLATIONS[self.interpolation], columns_first=columns_first)
+        return resize(pixels, box, size, _INTERPOLATIONS[self.interpolation], columns_first=columns_first)
 
     def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
         """Normalises images [..., 3] on the device: uint8, or floats from 0 to 255.

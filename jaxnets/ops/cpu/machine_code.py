@@ -181,14 +181,21 @@ def compile(name: str, write: Callable[[Any], None]) -> int:
 
     LLVM's own passes are left out: such code is written as it is to run.
     """
-    from llvmlite import binding, ir
+    from llvmlite import ir
 
     module = ir.Module()
     write(module)
+    return compile_text(name, str(module))
+
+
+def compile_text(name: str, text: str) -> int:
+    """The address of the function `name` of a module in LLVM's language."""
+    from llvmlite import binding
+
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    module.triple = binding.get_process_triple()
-    parsed = binding.parse_assembly(str(module))
+    parsed = binding.parse_assembly(text)
+    parsed.triple = binding.get_process_triple()
     machine = binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=2
     )
