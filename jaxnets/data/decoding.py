@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from jaxnets.data.formats import decode_image, rgb_of
-from jaxnets.data.jpeg import Jpeg, decode_jpeg, decode_region, parse_jpeg
+from jaxnets.data.jpeg import Jpeg, decode_jpeg, parse_jpeg
 from jaxnets.data.orientation import mirrors, upright
 from jaxnets.errors import InputError
 
@@ -40,46 +40,36 @@ def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | 
     sides of the region keep at least `smallest` pixels, and the region is rounded to reduced pixels.
     """
     box = (0, 0, *size_of(image)) if box is None else box
-    pixels, reduction, first_row, first_column = _decoded(image, box, smallest)
-    height, width = box[2] // reduction, box[3] // reduction
-    top = (box[0] + reduction // 2) // reduction - first_row
-    left = (box[1] + reduction // 2) // reduction - first_column
+    pixels, reduction = _decoded(image, box, smallest)
+    top, left, height, width = ((side + reduction // 2 * (number < 2)) // reduction for number, side in enumerate(box))
     return pixels[top : top + height, left : left + width]
 
 
 def region_of(image: Jpeg | np.ndarray, box: Box, smallest: int) -> tuple[np.ndarray, FloatBox]:
     """Returns RGB pixels that hold a region, reduced as by `pixels_of`, and the region's exact place in them.
 
-    The pixels around the region may be missing.
+    The pixels below the region may be missing.
     """
-    pixels, reduction, first_row, first_column = _decoded(image, box, smallest)
+    pixels, reduction = _decoded(image, box, smallest)
     top, left, height, width = box
     if isinstance(image, Jpeg):
         # The last reduced pixel may stand for fewer pixels. In a mirrored image, it is the first one.
         rows, columns = image.size
         down, across = mirrors(image.orientation)
         top, left = top + -rows % reduction * down, left + -columns % reduction * across
-    place = top / reduction - first_row, left / reduction - first_column
-    return pixels, (*place, height / reduction, width / reduction)
+    return pixels, (top / reduction, left / reduction, height / reduction, width / reduction)
 
 
-def _decoded(image: Jpeg | np.ndarray, box: Box, smallest: int | None) -> tuple[np.ndarray, int, int, int]:
-    """Upright pixels that hold the region, the factor by which they are reduced, and their first row and column."""
+def _decoded(image: Jpeg | np.ndarray, box: Box, smallest: int | None) -> tuple[np.ndarray, int]:
+    """Upright pixels that hold the region, and the factor by which they are reduced."""
     if not isinstance(image, Jpeg):
-        return image, 1, 0, 0
-    top, left, height, width = box
+        return image, 1
+    top, _, height, width = box
     reduction = 1
     if smallest is not None:
         reduction = next((r for r in _REDUCTIONS if min(height, width) >= r * smallest), 1)
-    if image.orientation != 1:
-        return upright(decode_jpeg(image, image.stored_height, reduction)[0], image.orientation), reduction, 0, 0
-    if (height, width) != image.size:
-        first_row, first_column = top // reduction, left // reduction
-        rows, columns = -(-(top + height) // reduction) - first_row, -(-(left + width) // reduction) - first_column
-        part = decode_region(image, reduction, first_row, first_column, rows, columns)
-        if part is not None:
-            return part, reduction, first_row, first_column
-    return decode_jpeg(image, top + height, reduction)[0], reduction, 0, 0
+    rows = top + height if image.orientation == 1 else image.stored_height
+    return upright(decode_jpeg(image, rows, reduction)[0], image.orientation), reduction
 
 
 def check_image(image: bytes | np.ndarray) -> str:

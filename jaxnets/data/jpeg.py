@@ -1,4 +1,4 @@
-"""Decodes JPEG files with simplejpeg, or a region of them with libjpeg; at a reduced size if asked for."""
+"""Decodes JPEG files with simplejpeg: only the rows down to a region, and at a reduced size if asked for."""
 
 import re
 import threading
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simplejpeg
 
-from jaxnets.data.libjpeg import decode_part
 from jaxnets.data.orientation import orientation_of
 from jaxnets.errors import InputError
 
@@ -15,9 +14,6 @@ from jaxnets.errors import InputError
 _MAX_PIXELS = 2 * 89_478_485
 # Rows below a region that its last row of blocks and chroma upsampling may need.
 _MARGIN = 16
-# Columns beside a region that chroma upsampling may need, and the largest width of a block of all components.
-_BESIDE = 16
-_ALIGNMENT = 32
 # Segments that the header parser skips: tables, application data, comments.
 _SKIPPED = frozenset((0xC4, 0xDB, *range(0xE0, 0xF0), 0xFE))
 # Markers without a segment: TEM and the restart markers.
@@ -101,21 +97,6 @@ def decode_jpeg(jpeg: Jpeg, rows: int, reduction: int) -> tuple[np.ndarray, str]
             raise InputError(f"damaged JPEG ({reason})") from None
         return decode_jpeg(replace(jpeg_without, blemish=reason), rows, reduction)
     return pixels, jpeg.blemish
-
-
-def decode_region(jpeg: Jpeg, reduction: int, top: int, left: int, height: int, width: int) -> np.ndarray | None:
-    """Returns a region, in pixels as stored and divided by `reduction`, uint8 [height, width, 3].
-
-    None means that `decode_jpeg` must decode the file: it can't be decoded in parts, or it is damaged.
-    """
-    if not jpeg.can_stop or jpeg.blemish:
-        return None
-    all_columns = -(-jpeg.stored_width // reduction)
-    first = max(left - _BESIDE, 0) // _ALIGNMENT * _ALIGNMENT
-    pixels = _buffer((height, min(left + width + _BESIDE, all_columns) - first, 3))
-    if not decode_part(jpeg.data, reduction, top, first, pixels):
-        return None
-    return pixels[:, left - first : left - first + width]
 
 
 def check_samples(data: bytes, colorspace: str) -> str:
