@@ -193,6 +193,13 @@ def _measure_data(arguments: argparse.Namespace) -> None:
             f"  torchvision       {result['peer_images_per_second']:10,.0f}  "
             f"(the pipeline is {result['ratio_to_peer']:.2f} times as fast)"
         )
+    if "evaluation_images_per_second" in result:
+        print(f"  evaluation images {result['evaluation_images_per_second']:10,.0f}")
+    if "peer_evaluation_images_per_second" in result:
+        print(
+            f"  torchvision       {result['peer_evaluation_images_per_second']:10,.0f}  "
+            f"(evaluation images: jaxnets is {result['ratio_to_peer_evaluation']:.2f} times as fast)"
+        )
     print(f"  to the device     {result['transfer_images_per_second']:10,.0f}")
     print(f"  training step     {result['compute_images_per_second']:10,.0f}  ({arch}, {result['device']})")
     print(f"training is limited by {result['limited_by']}")

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.benchmarking.machine import host_memory_bytes
+from jaxnets.data.batches import evaluation_slots
 from jaxnets.data.datasets import load_dataset
 from jaxnets.data.decoding import open_image, pixels_of
 from jaxnets.data.folder import FolderSource
-from jaxnets.data.pipeline import Batch, Preprocessed, available_cores
+from jaxnets.data.pipeline import Batch, Preprocessed, available_cores, read_batches
+from jaxnets.data.preprocessing import Preprocessing
 from jaxnets.data.sources import Dataset, Source, Subset
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model
@@ -46,9 +48,10 @@ def benchmark_data(
 ) -> dict[str, Any]:
     """Measures whether reading, the transfer to the device or the step limits training `arch` by `recipe`.
 
-    The pipeline, the decoder alone (whole images, on as many threads) and the peer's loader take turns on the same
-    images for `ROUNDS` rounds. `done` is called with the number of rounds so far. Results are medians in images per
-    second. Raises InputError for a peer that is not installed or can't read the data set.
+    The pipeline, the decoder alone (whole images, on as many threads), the preprocessing of evaluation images and the
+    peer's loader take turns on the same images for `ROUNDS` rounds. `done` is called with the number of rounds so far.
+    Results are medians in images per second. Raises InputError for a peer that is not installed or can't read the data
+    set.
     """
     dataset = load_dataset(name, data_dir=data_dir)
     stride = -(-len(dataset.train) // _MAX_IMAGES)
@@ -69,8 +72,10 @@ def benchmark_data(
     sides: dict[str, Callable[[], float]] = {"pipeline": partial(_rate, pipeline)}
     if isinstance(source[0].image, bytes) and not isinstance(ready, Preprocessed):
         sides["decoder"] = partial(_rate, partial(_decode_whole, source))
+        sides["evaluation"] = partial(_rate, partial(_evaluate, source, preprocessing, recipe.batch_size))
     if peer is not None:
-        sides["peer"] = _torchvision_loader(dataset.train, recipe, stride)
+        sides["peer"] = _torchvision_loader(dataset.train, recipe, stride, 0)
+        sides["peer_evaluation"] = _torchvision_loader(dataset.train, recipe, stride, preprocessing.resize_size)
     sides["pipeline"]()  # Fills the file cache and verifies the checksums of records.
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(ROUNDS):
@@ -99,9 +104,12 @@ def benchmark_data(
     for side in sides.keys() - {"pipeline"}:
         result[f"{side}_images_per_second"] = statistics.median(rates[side])
         result[f"{side}_images_per_second_spread"] = [min(rates[side]), max(rates[side])]
-        # Conditions are the same within a round only, so the ratio is the median of the rounds' ratios.
-        ratios = [ours / theirs for ours, theirs in zip(rates["pipeline"], rates[side], strict=True)]
-        result[f"ratio_to_{side}"] = statistics.median(ratios)
+    # Conditions are the same within a round only, so the ratio is the median of the rounds' ratios.
+    for side, ours in (("decoder", "pipeline"), ("peer", "pipeline"), ("peer_evaluation", "evaluation")):
+        if side in sides:
+            ratios = [rate / other for rate, other in zip(rates[ours], rates[side], strict=True)]
+            result[f"ratio_to_{side}"] = statistics.median(ratios)
+            result[f"ratio_to_{side}_spread"] = [min(ratios), max(ratios)]
     return result | {"peak_memory_bytes": host_memory_bytes()}
 
 
@@ -127,6 +135,13 @@ def _decode_whole(source: Source, times: int) -> int:
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(decode, range(threads)))
+    return times * len(source)
+
+
+def _evaluate(source: Source, preprocessing: Preprocessing, batch_size: int, times: int) -> int:
+    for _ in range(times):
+        for _ in read_batches(source, preprocessing, evaluation_slots(batch_size, len(source))):
+            pass
     return times * len(source)
 
 
@@ -159,7 +174,7 @@ def _device_rates(arch: str, recipe: Recipe, dataset: Dataset) -> tuple[float, f
     return _rate(transfer), _rate(compute), compiled.seconds
 
 
-def _torchvision_loader(source: Source, recipe: Recipe, stride: int) -> Callable[[], float]:
+def _torchvision_loader(source: Source, recipe: Recipe, stride: int, resize_size: int) -> Callable[[], float]:
     if not isinstance(source, FolderSource):
         raise InputError("torchvision's loader reads only image folders; give a folder as --data")
     if not recipe.min_crop_area:
@@ -167,7 +182,7 @@ def _torchvision_loader(source: Source, recipe: Recipe, stride: int) -> Callable
     root = source.root / "train" if (source.root / "train").is_dir() else source.root
     # In a separate process that does not import JAX, as the loader forks and JAX's threads do not survive a fork.
     script = Path(__file__).with_name("torchvision_loader.py")
-    numbers = (recipe.image_size, recipe.batch_size, recipe.min_crop_area, stride, available_cores())
+    numbers = (recipe.image_size, recipe.batch_size, recipe.min_crop_area, resize_size, stride, available_cores())
     return partial(_run, [sys.executable, str(script), str(root), *map(str, numbers)])
 
 

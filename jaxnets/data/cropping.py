@@ -2,14 +2,11 @@
 
 import math
 
-import cv2
 import numpy as np
 
-from jaxnets.data.decoding import Box, open_image, pixels_of, size_of
+from jaxnets.data.decoding import Box, open_image, region_of, size_of
 from jaxnets.data.hashing import GOLDEN, mix64
-
-# The pipeline already uses one thread per core.
-cv2.setNumThreads(0)
+from jaxnets.data.resizing import resize
 
 _TRIES = 10
 _MOST_ASPECT = 4 / 3
@@ -47,14 +44,13 @@ def random_resized_crop(height: int, width: int, min_area: float, draws: np.ndar
 def crop_into(pixels: np.ndarray, image: bytes | np.ndarray, min_area: float, draws: np.ndarray) -> None:
     """Fills `pixels`, uint8 [S, S, 3], with a random crop of an image file or of uint8 pixels.
 
-    Interpolation is bilinear. A crop that shrinks to half its size or less is averaged over its area instead, so that
-    no pixel is ignored. Large JPEGs are reduced during decoding. Raises InputError with the reason for an unreadable
-    image.
+    Resizing is antialiased and bilinear. Large JPEGs are reduced during decoding. Raises InputError with the reason for
+    an unreadable image.
     """
     opened = open_image(image)
     box = random_resized_crop(*size_of(opened), min_area, draws)
-    region = pixels_of(opened, box, smallest=len(pixels))
-    if region.strides[1:] != (3, 1) or region.strides[0] < 0:  # rotated or flipped by the EXIF orientation
-        region = np.ascontiguousarray(region)
-    shrinks = max(region.shape[:2]) >= 2 * len(pixels)
-    cv2.resize(region, pixels.shape[:2], dst=pixels, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    whole, (top, left, height, width) = region_of(opened, box, smallest=len(pixels))
+    # Pixels outside the box do not affect the crop, except for parts of reduced pixels.
+    above, before = int(top), int(left)
+    region = whole[above : math.ceil(top + height), before : math.ceil(left + width)]
+    resize(region, (top - above, left - before, height, width), len(pixels), out=pixels)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from jaxnets.data.formats import decode_image, rgb_of
 from jaxnets.data.jpeg import Jpeg, decode_jpeg, parse_jpeg
-from jaxnets.data.orientation import upright
+from jaxnets.data.orientation import mirrors, upright
 from jaxnets.errors import InputError
 
 # The inverse DCT can decode an 8x8 block to 1x1, 2x2 or 4x4 pixels, which is faster than decoding all of it.
@@ -13,6 +13,7 @@ _REDUCTIONS = (8, 4, 2)
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width of a region, in pixels of the upright image."""
+FloatBox = tuple[float, float, float, float]
 
 
 def open_image(image: bytes | np.ndarray | Image.Image) -> Jpeg | np.ndarray:
@@ -36,21 +37,39 @@ def pixels_of(image: Jpeg | np.ndarray, box: Box | None = None, smallest: int | 
     """Returns the RGB pixels of a region, uint8 [height, width, 3]; valid until the thread's next call.
 
     Without `box`, the region is the whole image. With `smallest`, a JPEG is reduced by a factor of 2, 4 or 8 if both
-    sides of the region keep at least `smallest` pixels.
+    sides of the region keep at least `smallest` pixels, and the region is rounded to reduced pixels.
     """
-    if box is None:
-        box = (0, 0, *size_of(image))
+    box = (0, 0, *size_of(image)) if box is None else box
+    pixels, reduction = _decoded(image, box, smallest)
+    top, left, height, width = ((side + reduction // 2 * (number < 2)) // reduction for number, side in enumerate(box))
+    return pixels[top : top + height, left : left + width]
+
+
+def region_of(image: Jpeg | np.ndarray, box: Box, smallest: int) -> tuple[np.ndarray, FloatBox]:
+    """Returns RGB pixels that hold a region, reduced as by `pixels_of`, and the region's exact place in them.
+
+    The pixels below the region may be missing.
+    """
+    pixels, reduction = _decoded(image, box, smallest)
     top, left, height, width = box
-    reduction = 1
     if isinstance(image, Jpeg):
-        if smallest is not None:
-            reduction = next((r for r in _REDUCTIONS if min(height, width) >= r * smallest), 1)
-        rows = top + height if image.orientation == 1 else image.stored_height
-        image = upright(decode_jpeg(image, rows, reduction)[0], image.orientation)
-    height, width = height // reduction, width // reduction
-    top = min((top + reduction // 2) // reduction, image.shape[0] - height)
-    left = min((left + reduction // 2) // reduction, image.shape[1] - width)
-    return image[top : top + height, left : left + width]
+        # The last reduced pixel may stand for fewer pixels. In a mirrored image, it is the first one.
+        rows, columns = image.size
+        down, across = mirrors(image.orientation)
+        top, left = top + -rows % reduction * down, left + -columns % reduction * across
+    return pixels, (top / reduction, left / reduction, height / reduction, width / reduction)
+
+
+def _decoded(image: Jpeg | np.ndarray, box: Box, smallest: int | None) -> tuple[np.ndarray, int]:
+    """Upright pixels that hold the region, and the factor by which they are reduced."""
+    if not isinstance(image, Jpeg):
+        return image, 1
+    top, _, height, width = box
+    reduction = 1
+    if smallest is not None:
+        reduction = next((r for r in _REDUCTIONS if min(height, width) >= r * smallest), 1)
+    rows = top + height if image.orientation == 1 else image.stored_height
+    return upright(decode_jpeg(image, rows, reduction)[0], image.orientation), reduction
 
 
 def check_image(image: bytes | np.ndarray) -> str:

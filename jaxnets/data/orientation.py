@@ -15,12 +15,18 @@ def orientation_of(segment: bytes) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
+def mirrors(orientation: int) -> tuple[bool, bool]:
+    """Whether an upright image begins with the last of the stored rows or columns: down, and across."""
+    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+
+
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Rotates and flips pixels [H, W, C] stored with `orientation` to orientation 1 (EXIF 2.32, section 4.6.4)."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
+    down, across = mirrors(orientation)
+    if down:
         pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
+    if across:
         pixels = pixels[:, ::-1]
     return pixels

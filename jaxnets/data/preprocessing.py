@@ -9,13 +9,15 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxnets.data.decoding import open_image, pixels_of
+from jaxnets.data.decoding import open_image, pixels_of, size_of
+from jaxnets.data.jpeg import Jpeg
+from jaxnets.data.resizing import resize
 from jaxnets.data.sources import PHOTO_MEAN, PHOTO_STD, Channels
 from jaxnets.errors import InputError
 
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Picture = Image.Image | np.ndarray | bytes
-# Input rows on either side that an output row depends on at a scale of 1: two for bicubic interpolation, plus one.
+# Input pixels on either side that an output pixel depends on at a scale of 1: two for bicubic interpolation, plus one.
 _REACH = 3
 
 
@@ -62,34 +64,31 @@ class Preprocessing:
         The image is a PIL image, uint8 pixels [H, W], [H, W, 1] or [H, W, 3], or the bytes of an image file. Raises
         InputError with the reason for an unreadable image.
         """
-        image = Image.fromarray(pixels_of(open_image(image)))
-        size = self.crop_size
-        left, top = (round((side - size) / 2.0) for side in resized(*image.size, self.resize_size))
-        return self._crop(image, left, top)
+        opened = open_image(image)
+        height, width = size_of(opened)
+        new_width, new_height = resized(width, height, self.resize_size)
+        return self._crop(opened, round((new_width - self.crop_size) / 2.0), round((new_height - self.crop_size) / 2.0))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of `pixels`."""
         return self.crop_size, self.crop_size, 3
 
-    def _crop(self, image: Image.Image, left: int, top: int) -> np.ndarray:
+    def _crop(self, image: Jpeg | np.ndarray, left: int, top: int) -> np.ndarray:
         """The square of `crop_size` of the resized image at a place, in pixels."""
-        width, height = image.size
+        height, width = size_of(image)
         new_width, new_height = resized(width, height, self.resize_size)
-        # Computes only the cropped pixels, with the same coefficients as resizing the whole image. Two calls fix the
-        # order of the two passes, whose first rounds. Pillow 13, which torchvision calls, shrinks the height first if
-        # it is more than twice the width; older versions always begin with the width.
-        size, filter_ = self.crop_size, _INTERPOLATIONS[self.interpolation]
-        across, down = width / new_width, height / new_height
-        reach = _REACH * max(1.0, down)
-        first, last = max(0, int(top * down - reach)), min(height, int((top + size) * down + reach) + 1)
-        rows = image.crop((0, first, width, last))
-        columns, lines = (left * across, (left + size) * across), (top * down - first, (top + size) * down - first)
-        if height > 2 * width and new_height < height:
-            rows = rows.resize((width, size), filter_, box=(0, lines[0], width, lines[1]))
-            return np.asarray(rows.resize((size, size), filter_, box=(columns[0], 0, columns[1], size)))
-        rows = rows.resize((size, rows.height), filter_, box=(columns[0], 0, columns[1], rows.height))
-        return np.asarray(rows.resize((size, size), filter_, box=(0, lines[0], size, lines[1])))
+        size, across, down = self.crop_size, width / new_width, height / new_height
+        # Only the pixels that the crop depends on; all lower rows, so that damage in them is found.
+        above, before = (
+            max(0, int(at * scale - _REACH * max(1.0, scale))) for at, scale in ((top, down), (left, across))
+        )
+        after = min(width, int((left + size) * across + _REACH * max(1.0, across)) + 1)
+        pixels = pixels_of(image, (above, before, height - above, after - before))
+        box = (top * down - above, left * across - before, size * down, size * across)
+        # Pillow 13, which torchvision calls, shrinks the height first if it is more than twice the width.
+        columns_first = height > 2 * width and new_height < height
+        return resize(pixels, box, size, _INTERPOLATIONS[self.interpolation], columns_first=columns_first)
 
     def normalise(self, images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
         """Normalises images [..., 3] on the device: uint8, or floats from 0 to 255.
@@ -114,10 +113,11 @@ class FiveCrops(Preprocessing):
 
     def pixels(self, image: Picture) -> np.ndarray:
         """Five crops [5, crop_size, crop_size, 3] of the resized image. Raises InputError as the central crop does."""
-        image = Image.fromarray(pixels_of(open_image(image)))
-        right, bottom = (side - self.crop_size for side in resized(*image.size, self.resize_size))
+        pixels = pixels_of(open_image(image))
+        resized_size = resized(pixels.shape[1], pixels.shape[0], self.resize_size)
+        right, bottom = (side - self.crop_size for side in resized_size)
         places = ((0, 0), (right, 0), (0, bottom), (right, bottom), (round(right / 2.0), round(bottom / 2.0)))
-        return np.stack([self._crop(image, left, top) for left, top in places])
+        return np.stack([self._crop(pixels, left, top) for left, top in places])
 
 
 @dataclass(frozen=True)

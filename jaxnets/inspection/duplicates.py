@@ -14,6 +14,9 @@ from jaxnets.errors import InputError
 from jaxnets.inspection.alignment import aligned
 from jaxnets.inspection.neighbours import nearest
 
+# `in_order` already uses one thread per core.
+cv2.setNumThreads(0)
+
 SIDE = 32
 # Frequencies on each axis with which similar images are found, and with which pairs are judged after alignment.
 _COARSE, _FINE = 8, 12

@@ -279,6 +279,39 @@ def test_crops_of_a_reduced_jpeg_are_less_than_a_pixel_off(
     assert least < error(2) / 2
 
 
+def corner_shift(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The largest displacement of a quarter with structure in pixels: least squares on the slopes, down and across."""
+    half, shifts = len(actual) // 2, [0.0]
+    for down, across in np.ndindex(2, 2):
+        place = np.s_[down * half : (down + 1) * half, across * half : (across + 1) * half]
+        wanted, difference = expected[place].mean(-1), (actual[place] - expected[place]).mean(-1)
+        slopes = np.stack([slope.ravel() for slope in (*np.gradient(wanted), np.ones(wanted.shape))], axis=1)
+        if (slopes[:, :2] ** 2).mean(axis=0).min() > 50:
+            shifts += np.linalg.lstsq(slopes, difference.ravel(), rcond=None)[0][:2].tolist()
+    return float(np.abs(shifts).max())
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 8])
+@pytest.mark.parametrize("side", [48, 64, 100])
+def test_reduced_jpegs_keep_place_and_quality(side: int, orientation: int, crop_at: Callable[..., np.ndarray]) -> None:
+    # The sides are not multiples of eight, nor are the boxes.
+    pixels = pixels_of_photo("china.jpg")[:421, :637]
+    file = encoded(pixels, "jpeg", orientation)
+    stored = np.asarray(Image.open(io.BytesIO(file)))
+    upright = {1: stored, 3: stored[::-1, ::-1], 8: np.rot90(stored)}[orientation]
+    rows, columns = upright.shape[:2]
+    random, differences, shifts = np.random.default_rng(side), [], []
+    for _ in range(12):
+        height, width = (int(random.integers(2 * side, limit)) for limit in (min(rows, 400), min(columns, 400)))
+        box = (int(random.integers(rows - height + 1)), int(random.integers(columns - width + 1)), height, width)
+        actual = crop_at(file, box, side).astype(float)
+        expected = pillow_crop(np.ascontiguousarray(upright), box, side)
+        differences.append(np.abs(actual - expected).mean())
+        shifts.append(corner_shift(actual, expected))
+    assert np.mean(differences) < 2
+    assert np.max(shifts) < 0.25
+
+
 def test_crops_are_written_into_the_batch() -> None:
     batch = np.full((3, 40, 40, 3), 7, np.uint8)
     draws = draws_of(0, 0, 1)
