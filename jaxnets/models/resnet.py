@@ -207,8 +207,11 @@ class ResNet(nn.Module):
         functions = {"block": self.block, "activation": self.activation, "kernel_init": self.kernel_init}
         check_functions(type(self).__name__, **functions, **norms)
         check_stage_sizes(self.stage_sizes)
-        if self.norm is None and self.zero_init_residual:
-            raise InputError("zero_init_residual needs a norm, whose last scale it sets to zero; norm is None")
+        if self.zero_init_residual and (self.norm is None or self.shortcut == "none"):
+            missing = (
+                "a norm, whose scale is zero; norm is None" if self.norm is None else "shortcuts; shortcut is 'none'"
+            )
+            raise InputError(f"zero_init_residual needs {missing}; leave it out (--no-zero-init-residual)")
         if self.shortcut == "none" and self.stochastic_depth_rate > 0:
             raise InputError(
                 f"stochastic_depth_rate={self.stochastic_depth_rate} needs shortcuts, which are all that is left of a "

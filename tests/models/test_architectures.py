@@ -96,6 +96,8 @@ def test_an_unknown_shortcut_or_stem_is_refused() -> None:
         trace("resnet18", 32, groups=2)
     with pytest.raises(jaxnets.InputError, match="zero_init_residual needs a norm"):
         trace("resnet18", 32, norm=None, zero_init_residual=True)
+    with pytest.raises(jaxnets.InputError, match="zero_init_residual needs shortcuts"):
+        trace("resnet18", 32, shortcut="none", zero_init_residual=True)
 
 
 def test_zero_init_residual_starts_every_block_as_its_shortcut() -> None:
