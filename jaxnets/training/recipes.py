@@ -234,7 +234,7 @@ _DIGITS = Recipe(
 _RESIDUAL_DIGITS = replace(_DIGITS, image_size=32, epochs=12, learning_rate=1.5e-3, zero_init_residual=True)
 _ON_DIGITS: dict[str, Recipe] = {
     "alexnet": replace(_DIGITS, image_size=64, epochs=12, batch_size=64, learning_rate=3e-4),
-    "googlenet": replace(_DIGITS, image_size=32, epochs=6),
+    "googlenet": replace(_DIGITS, image_size=32, epochs=8),
     "resnet": _RESIDUAL_DIGITS,
     "resnext": _RESIDUAL_DIGITS,
     "cifar": replace(_DIGITS, image_size=16, epochs=15),
