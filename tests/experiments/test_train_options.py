@@ -55,7 +55,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "layer_decay": ("--layer-decay 0.8", 0.8),
     "dropout_rate": ("--dropout-rate 0.3", 0.3),
     "stochastic_depth_rate": ("--stochastic-depth-rate 0.2", 0.2),
-    "zero_init_residual": ("--no-zero-init-residual", False),
+    "zero_init_residual": ("--zero-init-residual", True),
     "batch_norm": ("--batch-norm synchronised", "synchronised"),
     "precise_batch_norm_images": ("--precise-batch-norm-images 500", 500),
     "ema_decay": ("--ema-decay 0.99", 0.99),

@@ -307,18 +307,6 @@ def test_every_network_takes_the_images_of_its_recipe(dataset: str) -> None:
         assert recipe_for(name, dataset).image_size >= model.smallest_image
 
 
-def test_residuals_start_at_zero_where_there_are_shortcuts() -> None:
-    zeroed = {name for name in jaxnets.list_models() if recipe_for(name).zero_init_residual}
-    assert zeroed == {
-        name for name in jaxnets.list_models() if name.startswith(("resnet", "resnext", "wide")) and "cifar" not in name
-    }
-    assert not recipe_for("tests.training.test_recipes:a_network").zero_init_residual
-
-
-def a_network(num_classes: int, **options: Any) -> Any:
-    return jaxnets.create_model("resnet18", num_classes=num_classes, **options)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_on_digits_recipes_keep_how_they_train(name: str) -> None:
     for arch in ("alexnet", "googlenet", "resnet18", "resnet20_cifar"):
