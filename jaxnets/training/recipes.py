@@ -252,8 +252,8 @@ def recipe_for(arch: str, dataset: str | Dataset = "digits", name: str | None = 
     """The recipe `name`, or the default of the network's family, for a data set or its name.
 
     On digits a recipe keeps its optimisation and regularisation, and takes the image sizes and augmentations of the
-    default: digits are 8 pixels wide and must not be flipped. On digits "fast" is another recipe: 5 epochs at most 32
-    pixels. Raises InputError for an unknown network or recipe.
+    default: digits are 8 pixels wide and must not be flipped. On digits "fast" is another recipe: 5 epochs at
+    no more than 32 pixels. Raises InputError for an unknown network or recipe.
     """
     dataset = dataset.name if isinstance(dataset, Dataset) else dataset
     family = family_of(arch)
