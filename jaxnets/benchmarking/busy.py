@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxnets.benchmarking.machine import steps_per_second
 from jaxnets.benchmarking.worker import MODES, Job, make_step
+from jaxnets.errors import InputError
 from jaxnets.ops import keep_memory
 
 _WARM_UP_STEPS = 3
@@ -30,9 +31,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="processes that are busy (default: 1)")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    for name in ("processes", "rounds"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} {getattr(arguments, name)}; expected at least 1")
     keep_memory()
-    job = Job(arguments.arch, arguments.image_size, arguments.batch_size, arguments.mode)
-    print(json.dumps(measure(job, arguments.processes, arguments.rounds)))
+    try:
+        job = Job(arguments.arch, arguments.image_size, arguments.batch_size, arguments.mode)
+        print(json.dumps(measure(job, arguments.processes, arguments.rounds)))
+    except InputError as error:
+        parser.error(str(error))
 
 
 def measure(job: Job, processes: int, rounds: int) -> dict[str, Any]:

@@ -36,3 +36,21 @@ def test_each_round_is_alone_and_then_beside(
     result = json.loads(capsys.readouterr().out)
     assert (result["alone_images_per_second"], result["beside_images_per_second"]) == (16, 4)
     assert (result["ratio"], result["ratio_spread"]) == (0.25, [0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet5"], "unknown architecture 'resnet5'"),
+        (["resnet18", "--rounds", "0"], "--rounds 0; expected at least 1"),
+        (["resnet18", "--processes", "-1"], "--processes -1; expected at least 1"),
+    ],
+)
+def test_bad_input_is_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(busy, "keep_memory", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["busy", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        busy.main()
+    assert message in capsys.readouterr().err
