@@ -7,9 +7,10 @@ import sys
 
 import jax
 
-# Parameters of glibc's mallopt: one heap for all threads, from which nothing returns to the system, and where small
-# blocks join the free memory around them: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, M_MXFAST.
-_SETTINGS = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 2**26, 1: 0}
+# Parameters of glibc's mallopt: a heap from which nothing returns to the system, and where small blocks join the free
+# memory around them: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, M_MXFAST. With one heap for all threads (M_ARENA_MAX)
+# XLA's threads wait for each other, and compilation takes a third longer.
+_SETTINGS = {-4: 0, -1: 2**31 - 1, -2: 2**26, 1: 0}
 _SLACK = 1 << 20
 
 
