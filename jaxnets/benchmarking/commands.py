@@ -88,7 +88,8 @@ def _seconds(command: Sequence[str]) -> float:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         last = (finished.stderr.strip() or "no message").splitlines()[-1]
-        raise InputError(f"{Path(command[1]).name} {command[2]} failed: {last}")
+        hint = "; install it with pip install 'jaxnets[peer]'" if "No module named 'torch" in last else ""
+        raise InputError(f"{Path(command[1]).name} {command[2]} failed: {last}{hint}")
     return time.perf_counter() - started
 
 

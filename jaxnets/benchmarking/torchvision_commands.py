@@ -27,8 +27,11 @@ def main(task: str, arch: str, weights: str, photos: str, cores: int) -> None:
         return
     model.load_state_dict(torch.load(weights, weights_only=True))
     model = model.eval().to(memory_format=torch.channels_last)
-    if task == "embed":
-        model.fc = torch.nn.Identity()
+    if task == "embed":  # the inputs of the classifier layer
+        if arch == "alexnet":
+            model.classifier[-1] = torch.nn.Identity()
+        else:
+            model.fc = torch.nn.Identity()
     right, outputs = 0, []
     with torch.inference_mode():
         for batch, labels in DataLoader(images, _BATCH, num_workers=cores):
