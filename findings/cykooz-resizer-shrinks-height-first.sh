@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # cykooz.resizer 4.0.1 (fast_image_resize) and Pillow 13.0.0: the same filter gives a fifth of the pixels another value.
 #
-# A good guess: both convolve with Pillow's antialiased filters in 8-bit numbers, so their images are equal, or differ in
-#   a few pixels at most.
+# A good guess: both convolve with Pillow's antialiased filters in 8-bit numbers, so their images are equal, or differ
+#   in a few pixels at most.
 # Seen: an image is resized in two passes, and the result of the first is rounded. Pillow changes the width first,
-#   cykooz.resizer the height. From 500x375 to 224x224, 19 % of the values of a random image differ by one grey level. In
-#   two calls, width first, 0.2 % differ.
+#   cykooz.resizer the height. From 500x375 to 224x224, 19 % of the values of a random image differ by one grey
+#   level. In two calls, width first, 0.2 % differ.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -31,7 +31,7 @@ pillow = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR)).astype(
 one_call = np.asarray(resized(image, 224, 224)).astype(int)
 width_first = np.asarray(resized(resized(image, 224, 375), 224, 224)).astype(int)
 height_first = np.asarray(resized(resized(image, 500, 224), 224, 224)).astype(int)
-shares = [float((pixels != pillow).mean()) for pixels in (one_call, width_first)]
+shares = [float((result != pillow).mean()) for result in (one_call, width_first)]
 largest = int(np.abs(one_call - pillow).max())
 print(
     f"cykooz.resizer {version('cykooz.resizer')}, pillow {version('pillow')}: other than Pillow's in one call "

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,9 @@ from typing import Any
 from jaxnets.data.pipeline import available_cores
 from jaxnets.errors import InputError
 from jaxnets.models.registry import create_model
+from jaxnets.training.progress import counting
 
+_TASKS = ("predict", "embed", "evaluate")
 _SCRIPT = Path(__file__).with_name("torchvision_commands.py")
 
 
@@ -37,15 +39,21 @@ def main() -> None:
         parser.error(f"{arguments.photos} has {len(classes)} folders; expected one of images for each class")
     try:
         create_model(arguments.arch)
-        with TemporaryDirectory() as folder:
-            for result in measure(arguments.arch, classes, Path(folder), arguments.rounds):
-                print(json.dumps(result), flush=True)
+        with TemporaryDirectory() as folder, counting("measuring", arguments.rounds * len(_TASKS)) as (done, _):
+            results = measure(arguments.arch, classes, Path(folder), arguments.rounds, done)
+        for result in results:
+            print(json.dumps(result))
     except InputError as error:
         parser.error(str(error))
 
 
-def measure(arch: str, classes: Sequence[Path], folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Seconds of each command on the images of `classes`, folders, and of torchvision; writes to `folder`."""
+def measure(
+    arch: str, classes: Sequence[Path], folder: Path, rounds: int, done: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Seconds of each command and of torchvision on the images in `classes`, which are folders.
+
+    Writes to the empty `folder`. `done` is called with the number of commands measured so far.
+    """
     photos = folder / "test"
     # The classes of a file of weights without metadata are called 0, 1, ...
     for part in ("test", "train"):
@@ -56,18 +64,20 @@ def measure(arch: str, classes: Sequence[Path], folder: Path, rounds: int) -> li
     peer = [arch, str(weights), str(photos), str(available_cores())]
     _seconds([sys.executable, str(_SCRIPT), "save", *peer])
     outputs = [folder / "predictions.csv", folder / "features.npz"]
-    tasks = {
+    options = {
         "predict": [str(photos), "--output", str(outputs[0])],
         "embed": [str(photos), "--output", str(outputs[1])],
         "evaluate": ["--dataset", str(folder)],
     }
-    seconds: dict[str, list[tuple[float, float]]] = {task: [] for task in tasks}
-    for _ in range(rounds):
-        for task, words in tasks.items():
+    seconds: dict[str, list[tuple[float, float]]] = {task: [] for task in _TASKS}
+    for number in range(rounds):
+        for place, task in enumerate(_TASKS, 1):
             for output in outputs:
                 output.unlink(missing_ok=True)
-            own = [sys.executable, "-m", f"experiments.{task}", "--arch", arch, "--weights", str(weights), *words]
+            own = [sys.executable, "-m", f"experiments.{task}", "--arch", arch, "--weights", str(weights)]
+            own += options[task]
             seconds[task].append((_seconds(own), _seconds([sys.executable, str(_SCRIPT), task, *peer])))
+            done(number * len(_TASKS) + place)
     return [_result(task, arch, pairs) for task, pairs in seconds.items()]
 
 
