@@ -47,10 +47,11 @@ _FEWEST_CHANNELS, _SIDE_CHANNELS = 32, 64
 _FEWEST_PRODUCTS = 6 * 2**20
 
 # Reading a plane of the kernel takes as long as multiplying it by this many tiles.
-_TILES_A_KERNEL = 16
+_TILES_A_KERNEL = 30
 
-# Planes of images are computed and multiplied in parts of about this many bytes, which stay in the cache.
-_PART = 16 * 2**20
+# Planes of images are computed and multiplied in parts of about this many bytes, which stay in the cache; in larger
+# parts if the kernel's planes, which each part reads, are larger.
+_PART = 4 * 2**20
 _NUMBER = 4
 
 
@@ -61,18 +62,22 @@ def suits(images: Images, kernel: Sequence[int], stride: int, padding: int, grou
         return False
     if min(channels, features) < _FEWEST_CHANNELS or max(channels, features) < _SIDE_CHANNELS:
         return False
-    products = math.prod(images[:3]) * channels * features
-    return products >= _FEWEST_PRODUCTS and computes_by_eight() and uses("winograd")
+    pixels = math.prod(images[:3])
+    if pixels * channels * features < _FEWEST_PRODUCTS or _cost(F2, images) > 9 * (pixels + _TILES_A_KERNEL):
+        return False
+    return computes_by_eight() and uses("winograd")
 
 
 def tiles_of_inference(images: Images) -> Tiles:
     """The tiles that are fastest in inference. Training uses `F2`, whose rounding errors are smaller."""
 
-    def cost(tiles: Tiles) -> int:
-        rows, columns = tiles.grid(images)
-        return tiles.planes * (rows * columns + _TILES_A_KERNEL)
+    return min(F2, F4, key=lambda tiles: _cost(tiles, images))
 
-    return min(F2, F4, key=cost)
+
+def _cost(tiles: Tiles, images: Images) -> int:
+    """Products of a pair of channels. The plain sum has one for each pixel and tap."""
+    rows, columns = tiles.grid(images)
+    return tiles.planes * (rows * columns + _TILES_A_KERNEL)
 
 
 def convolution(images: Images, kernel: Sequence[int]) -> Call:
@@ -117,7 +122,7 @@ def weight_gradient(images: Images, kernel: Sequence[int]) -> Call:
     outputs = (*images[:3], features)
     kernels = describe((F2.planes, channels, features), (channels * features, features, 1))
     source, gradient, result, planes, gradient_planes, kernel_planes, scratch = range(7)
-    parts, counts = _parts(F2, images, max(channels, features))
+    parts, counts = _parts(F2, images, channels, features)
     products = {}
     steps: list[Step] = []
     for (first, rows), count in zip(parts, counts, strict=True):
@@ -152,7 +157,7 @@ def _convolution(
     source, kernel = range(2)
     result = 2 if finish is None else 3 if finish.added is None else 4
     planes, output_planes, scratch, kernel_planes = range(result + 1, result + 5)
-    parts, counts = _parts(tiles, images, max(channels, features))
+    parts, counts = _parts(tiles, images, channels, features)
     products = {}
     steps: list[Step] = []
     if packed:
@@ -174,10 +179,12 @@ def _convolution(
     return Call(steps, [inputs_size, outputs_size, _scratch(products), *([] if packed else [kernel_size])])
 
 
-def _parts(tiles: Tiles, images: Images, channels: int) -> tuple[list[tuple[int, int]], list[int]]:
+def _parts(tiles: Tiles, images: Images, channels: int, features: int) -> tuple[list[tuple[int, int]], list[int]]:
     """The first row of tiles and the number of rows of each part; the number of tiles of each."""
     rows, columns = tiles.grid(images)
-    count = min(rows, math.ceil(rows * columns * channels * tiles.planes * _NUMBER / _PART))
+    plane = tiles.planes * _NUMBER
+    part = max(_PART, plane * channels * features)
+    count = min(rows, math.ceil(plane * rows * columns * max(channels, features) / part))
     bounds = [rows * i // count for i in range(count + 1)]
     parts = [(begin, end - begin) for begin, end in pairwise(bounds)]
     return parts, [rows * columns for _, rows in parts]
