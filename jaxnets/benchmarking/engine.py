@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from jaxnets.benchmarking.worker import MODES, Job, make_step
+from jaxnets.errors import InputError
 from jaxnets.ops import keep_memory
 from jaxnets.ops.cpu import availability, calls
 
@@ -35,14 +36,16 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds {arguments.rounds}; expected at least 2")
     keep_memory()
-    job = Job(arguments.arch, arguments.image_size, arguments.batch_size, arguments.mode)
-    print(
-        json.dumps(
-            {"arch": job.arch, "image_size": job.image_size, "batch_size": job.batch_size, "mode": job.mode}
-            | {"without_over_with": measure(job, arguments.parts, arguments.rounds)}
-        )
-    )
+    try:
+        job = Job(arguments.arch, arguments.image_size, arguments.batch_size, arguments.mode)
+        ratios = measure(job, arguments.parts, arguments.rounds)
+    except InputError as error:
+        parser.error(str(error))
+    about = {"arch": job.arch, "image_size": job.image_size, "batch_size": job.batch_size, "mode": job.mode}
+    print(json.dumps(about | {"without_over_with": ratios}))
 
 
 def measure(job: Job, parts: Sequence[str], rounds: int) -> dict[str, dict[str, list[float]]]:

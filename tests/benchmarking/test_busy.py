@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jaxnets.benchmarking import busy
+from jaxnets.benchmarking import busy, engine
 
 
 def test_each_round_is_alone_and_then_beside(
@@ -39,18 +39,25 @@ def test_each_round_is_alone_and_then_beside(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        (["resnet5"], "unknown architecture 'resnet5'"),
-        (["resnet18", "--rounds", "0"], "--rounds 0; expected at least 1"),
-        (["resnet18", "--processes", "-1"], "--processes -1; expected at least 1"),
+        (busy, ["resnet5"], "unknown architecture 'resnet5'"),
+        (busy, ["resnet18", "--rounds", "0"], "--rounds 0; expected at least 1"),
+        (busy, ["resnet18", "--processes", "-1"], "--processes -1; expected at least 1"),
+        (engine, ["resnet5"], "unknown architecture 'resnet5'"),
+        (engine, ["resnet18", "--rounds", "1"], "--rounds 1; expected at least 2"),
+        (engine, ["resnet18", "--batch-size", "0"], "batch_size=0; expected"),
     ],
 )
 def test_bad_input_is_refused(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Any,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(busy, "keep_memory", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["busy", *arguments])
+    monkeypatch.setattr(command, "keep_memory", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["measure", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        busy.main()
+        command.main()
     assert message in capsys.readouterr().err
