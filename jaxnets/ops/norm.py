@@ -92,7 +92,8 @@ def _moments(inputs: Any, axis_name: str | None) -> Moments:
     shifted = inputs - origin
     mean, square = shifted.mean(axes), jnp.square(shifted).mean(axes)
     var = jnp.maximum(square - jnp.square(mean), 0)
-    mean += origin
+    # Not in place: of a NumPy array, the square may still be computed.
+    mean = mean + origin
     if axis_name is None:
         return mean, var
     overall = checkpoint_name(lax.pmean(mean, axis_name), "moments")
