@@ -62,8 +62,8 @@ def suits(images: Images, kernel: Sequence[int], stride: int, padding: int, grou
         return False
     if min(channels, features) < _FEWEST_CHANNELS or max(channels, features) < _SIDE_CHANNELS:
         return False
-    pixels = math.prod(images[:3])
-    if pixels * channels * features < _FEWEST_PRODUCTS or _cost(F2, images) > 9 * (pixels + _TILES_A_KERNEL):
+    pixels, taps = math.prod(images[:3]), math.prod(kernel[:2])
+    if pixels * channels * features < _FEWEST_PRODUCTS or _cost(F2, images) > taps * (pixels + _TILES_A_KERNEL):
         return False
     return computes_by_eight() and uses("winograd")
 
@@ -75,7 +75,7 @@ def tiles_of_inference(images: Images) -> Tiles:
 
 
 def _cost(tiles: Tiles, images: Images) -> int:
-    """Products of a pair of channels. The plain sum has one for each pixel and tap."""
+    """Products for a pair of channels, with reading the kernel. The plain sum has one for each pixel and tap."""
     rows, columns = tiles.grid(images)
     return tiles.planes * (rows * columns + _TILES_A_KERNEL)
 
