@@ -92,7 +92,7 @@ def _moments(inputs: Any, axis_name: str | None) -> Moments:
     shifted = inputs - origin
     mean, square = shifted.mean(axes), jnp.square(shifted).mean(axes)
     var = jnp.maximum(square - jnp.square(mean), 0)
-    # Not in place: of a NumPy array, the square may still be computed.
+    # Not in place: if it is a NumPy array, JAX may still be reading it for the variance.
     mean = mean + origin
     if axis_name is None:
         return mean, var

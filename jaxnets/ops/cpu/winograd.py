@@ -70,7 +70,6 @@ def suits(images: Images, kernel: Sequence[int], stride: int, padding: int, grou
 
 def tiles_of_inference(images: Images) -> Tiles:
     """The tiles that are fastest in inference. Training uses `F2`, whose rounding errors are smaller."""
-
     return min(F2, F4, key=lambda tiles: _cost(tiles, images))
 
 
