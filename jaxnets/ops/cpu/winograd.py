@@ -74,7 +74,7 @@ def tiles_of_inference(images: Images) -> Tiles:
 
 
 def _cost(tiles: Tiles, images: Images) -> int:
-    """Products for a pair of channels, with reading the kernel. The plain sum has one for each pixel and tap."""
+    """The cost for a pair of channels, in products; reading the kernel counts as `_TILES_A_KERNEL` tiles."""
     rows, columns = tiles.grid(images)
     return tiles.planes * (rows * columns + _TILES_A_KERNEL)
 

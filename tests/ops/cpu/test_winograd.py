@@ -115,7 +115,9 @@ def test_outputs_are_finished(
     assert np.isnan(finished).all()
 
 
-@pytest.mark.parametrize("images", [(1, 14, 14, 256), (1, 16, 16, 256), (8, 28, 28, 128), (64, 56, 56, 64)])
+@pytest.mark.parametrize(
+    "images", [(1, 14, 14, 256), (1, 16, 16, 256), (2, 16, 16, 256), (8, 28, 28, 128), (64, 56, 56, 64)]
+)
 def test_inference_multiplies_least(images: tuple[int, ...]) -> None:
     count, height, width, _ = images
 
@@ -179,6 +181,7 @@ def test_others_are_not(
     monkeypatch.setattr(winograd, "computes_by_eight", lambda: True)
     assert not winograd.suits(images, kernel, stride, padding, groups)
     assert winograd.suits((8, 28, 28, 128), (3, 3, 128, 128), 1, 1, 1)
+    assert winograd.suits((16, 2, 2, 512), (3, 3, 512, 512), 1, 1, 1)
 
 
 def test_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
